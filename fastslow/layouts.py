@@ -1,0 +1,217 @@
+"""The layout of one packed row: what each token is, and what it may read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from fastslow._typing import Grid
+from fastslow.grids import tokens_per_frame
+from fastslow.positions import AfterVideo, after_video, video_positions
+
+Attention = Literal["frame_causal", "causal"]
+
+IGNORED_LABEL = -100
+"""Label of a token that is not trained, as in PyTorch and transformers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpan:
+    """A run of text.
+
+    Attributes:
+        token_ids: Token ids from the tokenizer.
+        trained: Whether the model learns to produce these tokens.
+    """
+
+    token_ids: tuple[int, ...]
+    trained: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSpan:
+    """A clip.
+
+    Attributes:
+        grid: Height and width of every frame before pooling, in merged tokens.
+        strides: Pooling stride of each frame, in the same tokens.
+    """
+
+    grid: Grid
+    strides: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check that the clip has a frame."""
+        if not self.strides:
+            raise ValueError("strides is empty; a clip has at least 1 frame")
+
+
+Span = TextSpan | VideoSpan
+"""One part of a sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLayout:
+    """Everything that follows from shapes alone about one packed row.
+
+    Attributes:
+        input_ids: Token ids; video tokens carry the placeholder id.
+        labels: The token itself where it is trained, else ``IGNORED_LABEL``; not
+            shifted.
+        segment_ids: Packed sample of each token; -1 is padding.
+        frame_ids: Frame of its sample that a video token belongs to; -1 is text.
+        causal_ranks: Order of each token in its sample.
+        position_ids: Four rows as Qwen2-VL takes them for packed samples: the place
+            in the sample, then time, height and width.
+        clips: The clips of the row, in order.
+    """
+
+    input_ids: Int[Tensor, " tokens"]
+    labels: Int[Tensor, " tokens"]
+    segment_ids: Int[Tensor, " tokens"]
+    frame_ids: Int[Tensor, " tokens"]
+    causal_ranks: Int[Tensor, " tokens"]
+    position_ids: Int[Tensor, "4 tokens"]
+    clips: tuple[VideoSpan, ...]
+
+
+def count_tokens(sample: Sequence[Span]) -> int:
+    """Count the tokens of a sample after pooling.
+
+    Args:
+        sample: The sample's spans in order.
+
+    Returns:
+        Its length in a packed row.
+
+    Laws:
+        matches_layout: equals the length of the layout of the sample alone
+
+    Example:
+        >>> clip = VideoSpan(grid=(4, 4), strides=(2, 4))
+        >>> count_tokens([TextSpan(token_ids=(7, 8)), clip])
+        7
+    """
+    return sum(sum(_run_lengths(span)) for span in sample)
+
+
+def build_layout(
+    samples: Sequence[Sequence[Span]],
+    *,
+    video_token_id: int,
+    attention: Attention = "frame_causal",
+    after_video_rule: AfterVideo = "all_axes",
+    multiple_of: int = 1,
+) -> TokenLayout:
+    """Lay samples end to end in one row.
+
+    Computed on the host before any pixel is read.
+
+    Args:
+        samples: The spans of each sample, in order; at least one token in all.
+        video_token_id: Id that stands for a video token in ``input_ids``.
+        attention: ``frame_causal`` gives the tokens of a frame one rank, ``causal``
+            gives every token its own.
+        after_video_rule: Where text goes on after a clip, see ``after_video``.
+        multiple_of: The row is padded to a multiple of this many tokens.
+
+    Returns:
+        The layout, on the CPU.
+
+    Raises:
+        ValueError: If the samples hold no token, or ``multiple_of`` is below 1.
+
+    Laws:
+        packs: without padding, the layout of a pack is its samples' layouts end to end
+        ranks_sorted: ranks never fall within a segment
+        frames_share_rank: two tokens share a rank when they share a frame of a clip
+        padding: padding is at the end, in no segment, unlabelled
+        matches_reference: equals the loop-written reference
+
+    Example:
+        >>> clip = VideoSpan(grid=(2, 2), strides=(1, 2))
+        >>> layout = build_layout([[TextSpan(token_ids=(5,)), clip]], video_token_id=9)
+        >>> layout.causal_ranks.tolist(), layout.frame_ids.tolist()
+        ([0, 1, 1, 1, 1, 2], [-1, 0, 0, 0, 0, 1])
+    """
+    parts = [
+        _lay_sample(sample, segment, video_token_id, attention, after_video_rule)
+        for segment, sample in enumerate(samples)
+    ]
+    if not sum(len(part.input_ids) for part in parts):
+        raise ValueError(f"samples has {len(parts)} samples and no token to lay out")
+    if multiple_of < 1:
+        raise ValueError(f"multiple_of is {multiple_of}; it must be at least 1")
+    rows = _FIELDS_PADDED_WITH.keys()
+    joined = {name: torch.cat([getattr(p, name) for p in parts], -1) for name in rows}
+    padding = -joined["input_ids"].shape[0] % multiple_of
+    padded = {
+        name: pad(joined[name], (0, padding), value=fill)
+        for name, fill in _FIELDS_PADDED_WITH.items()
+    }
+    return TokenLayout(**padded, clips=sum((part.clips for part in parts), ()))
+
+
+_FIELDS_PADDED_WITH = {
+    "input_ids": 0,
+    "labels": IGNORED_LABEL,
+    "segment_ids": -1,
+    "frame_ids": -1,
+    "causal_ranks": 0,
+    "position_ids": 0,
+}
+
+
+def _lay_sample(
+    sample: Sequence[Span],
+    segment: int,
+    video_token_id: int,
+    attention: Attention,
+    after_video_rule: AfterVideo,
+) -> TokenLayout:
+    """Lay out one sample; its frames count on through all of its clips."""
+    clips = tuple(span for span in sample if isinstance(span, VideoSpan))
+    ids, labels, frames, positions, runs = [], [], [], [], list[int]()
+    place, frame = 0, 0
+    for span in sample:
+        lengths = _run_lengths(span)
+        runs.extend(lengths)
+        if isinstance(span, TextSpan):
+            tokens = torch.tensor(span.token_ids, dtype=torch.long)
+            ids.append(tokens)
+            labels.append(
+                tokens if span.trained else torch.full_like(tokens, IGNORED_LABEL)
+            )
+            frames.append(torch.full_like(tokens, -1))
+            positions.append((torch.arange(len(tokens)) + place).expand(3, -1))
+            place += len(tokens)
+        else:
+            frame_ids = torch.repeat_interleave(torch.tensor(lengths)) + frame
+            ids.append(torch.full_like(frame_ids, video_token_id))
+            labels.append(torch.full_like(frame_ids, IGNORED_LABEL))
+            frames.append(frame_ids)
+            positions.append(video_positions(span.grid, span.strides, start=place))
+            place += after_video(span.grid, len(span.strides), rule=after_video_rule)
+            frame += len(span.strides)
+    index = torch.arange(sum(runs))
+    ranks = torch.repeat_interleave(torch.tensor(runs, dtype=torch.long))
+    return TokenLayout(
+        input_ids=torch.cat(ids),
+        labels=torch.cat(labels),
+        segment_ids=torch.full_like(index, segment),
+        frame_ids=torch.cat(frames),
+        causal_ranks=ranks if attention == "frame_causal" else index,
+        position_ids=torch.cat([index[None], torch.cat(positions, dim=1)]),
+        clips=clips,
+    )
+
+
+def _run_lengths(span: Span) -> tuple[int, ...]:
+    """Count the tokens of each run that shares a causal rank."""
+    if isinstance(span, VideoSpan):
+        return tokens_per_frame(span.grid, span.strides)
+    return (1,) * len(span.token_ids)

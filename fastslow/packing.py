@@ -1,0 +1,97 @@
+"""Which samples share a bin: integers in, integers out."""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+
+def best_fit_decreasing(
+    lengths: Sequence[int], capacity: int
+) -> tuple[tuple[int, ...], ...]:
+    """Pack all items, longest first, each into the fullest bin that still holds it.
+
+    Args:
+        lengths: Tokens of each item, at least 1.
+        capacity: Tokens that a bin holds at most.
+
+    Returns:
+        Bins as item numbers, ascending in each bin.
+
+    Raises:
+        ValueError: If an item is empty or longer than ``capacity``; nothing is dropped.
+
+    Laws:
+        partition: every item lies in exactly one bin
+        capacity: no bin holds more than its capacity
+        bound: at least ceil(sum / capacity) bins and at most 11/9 of the fewest
+            possible plus 6/9
+        scale: scaling lengths and capacity together changes nothing
+
+    Example:
+        >>> best_fit_decreasing([5, 4, 3, 2, 2], 8)
+        ((0, 2), (1, 3, 4))
+
+    References:
+        Johnson et al., "Worst-case performance bounds for simple one-dimensional
+        packing algorithms" (SIAM J. Comput. 3, 1974).
+    """
+    _check_lengths(lengths, capacity)
+    bins: list[list[int]] = []
+    spaces: list[tuple[int, int]] = []
+    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fit = bisect_left(spaces, (lengths[item], 0))
+        if fit < len(spaces):
+            free, chosen = spaces.pop(fit)
+            bins[chosen].append(item)
+        else:
+            free, chosen = capacity, len(bins)
+            bins.append([item])
+        insort(spaces, (free - lengths[item], chosen))
+    return tuple(tuple(sorted(items)) for items in bins)
+
+
+def take_bin(lengths: Sequence[int], capacity: int) -> tuple[int, ...]:
+    """Choose the next bin of a stream from the items that wait.
+
+    The item that has waited longest always goes; the others fill the bin, longest
+    first. A packer over a stream is this function and a buffer: its whole state is
+    the list of waiting items.
+
+    Args:
+        lengths: Tokens of each waiting item, oldest first, each at least 1.
+        capacity: Tokens that the bin holds at most.
+
+    Returns:
+        The chosen items' numbers, ascending.
+
+    Raises:
+        ValueError: If nothing waits, or an item is empty or longer than ``capacity``.
+
+    Laws:
+        oldest_first: item 0 is always chosen, so no item waits for ever
+        capacity: the bin holds at most its capacity
+        maximal: no item that stays behind would still fit
+
+    Example:
+        >>> take_bin([3, 6, 5, 2], 8)
+        (0, 2)
+    """
+    _check_lengths(lengths, capacity)
+    if not lengths:
+        raise ValueError("lengths is empty; a bin holds at least one item")
+    free = capacity - lengths[0]
+    chosen = [0]
+    for item in sorted(range(1, len(lengths)), key=lambda i: -lengths[i]):
+        if lengths[item] <= free:
+            chosen.append(item)
+            free -= lengths[item]
+    return tuple(sorted(chosen))
+
+
+def _check_lengths(lengths: Sequence[int], capacity: int) -> None:
+    """Raise a ValueError that names the first item that cannot be packed."""
+    for item, length in enumerate(lengths):
+        if not 1 <= length <= capacity:
+            raise ValueError(
+                f"item {item} has {length} tokens; it must have between 1 and the "
+                f"capacity of {capacity}"
+            )

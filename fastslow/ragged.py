@@ -1,0 +1,194 @@
+"""Sequences of unequal length, end to end in one tensor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int, Int32, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ragged:
+    """Sequences of unequal length, end to end.
+
+    Sequence ``i`` is ``values[cu_seqlens[i]:cu_seqlens[i + 1]]``; it may be empty.
+
+    Attributes:
+        values: All items, sequence after sequence.
+        cu_seqlens: Cumulative lengths, from 0 to the number of items.
+    """
+
+    values: Shaped[Tensor, "items *feature"]
+    cu_seqlens: Int32[Tensor, " bounds"]
+
+
+def pack_ragged(sequences: Sequence[Shaped[Tensor, "_ *feature"]]) -> Ragged:
+    """Lay sequences end to end.
+
+    Args:
+        sequences: Tensors that agree in dtype, device and all axes but the first;
+            at least one.
+
+    Returns:
+        One ragged tensor; gradients flow back to every sequence.
+
+    Raises:
+        ValueError: If ``sequences`` is empty.
+
+    Laws:
+        round_trip: ``unpack_ragged(pack_ragged(xs))`` gives back xs exactly
+        associative: packing packs equals packing all their sequences
+
+    Example:
+        >>> pack_ragged([torch.tensor([1, 2]), torch.tensor([3])]).cu_seqlens
+        tensor([0, 2, 3], dtype=torch.int32)
+    """
+    if not sequences:
+        raise ValueError("sequences is empty; at least one fixes dtype and shape")
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    return Ragged(
+        values=torch.cat(list(sequences)),
+        cu_seqlens=cu_seqlens_from_lengths(lengths).to(sequences[0].device),
+    )
+
+
+def unpack_ragged(ragged: Ragged) -> tuple[Shaped[Tensor, "_ *feature"], ...]:
+    """Give the sequences of a ragged tensor, as views.
+
+    Reads ``cu_seqlens`` on the host, so it waits for a GPU.
+
+    Args:
+        ragged: Sequences end to end.
+
+    Returns:
+        One tensor per sequence.
+
+    Laws:
+        round_trip: ``pack_ragged(unpack_ragged(r))`` gives back r exactly
+
+    Example:
+        >>> ragged = pack_ragged([torch.tensor([1, 2]), torch.tensor([3])])
+        >>> unpack_ragged(ragged)
+        (tensor([1, 2]), tensor([3]))
+    """
+    lengths = lengths_from_cu_seqlens(ragged.cu_seqlens).tolist()
+    return torch.split(ragged.values, lengths)
+
+
+def cu_seqlens_from_lengths(
+    lengths: Int[Tensor, " sequences"],
+) -> Int32[Tensor, " bounds"]:
+    """Add lengths up, beginning with 0.
+
+    Args:
+        lengths: Items of each sequence, at least 0.
+
+    Returns:
+        ``sequences + 1`` bounds, as FlashAttention expects them.
+
+    Laws:
+        round_trip: ``lengths_from_cu_seqlens`` undoes it
+        bounds: begins with 0, never falls, ends with the total
+
+    Example:
+        >>> cu_seqlens_from_lengths(torch.tensor([2, 0, 3]))
+        tensor([0, 2, 2, 5], dtype=torch.int32)
+    """
+    return torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+
+
+def lengths_from_cu_seqlens(
+    cu_seqlens: Int[Tensor, " bounds"],
+) -> Int[Tensor, " sequences"]:
+    """Give the length of each sequence.
+
+    Args:
+        cu_seqlens: Cumulative lengths, beginning with 0.
+
+    Returns:
+        Differences of neighbouring bounds.
+
+    Laws:
+        round_trip: ``cu_seqlens_from_lengths`` undoes it
+
+    Example:
+        >>> lengths_from_cu_seqlens(torch.tensor([0, 2, 2, 5]))
+        tensor([2, 0, 3])
+    """
+    return cu_seqlens.diff()
+
+
+def segment_ids_from_cu_seqlens(
+    cu_seqlens: Int[Tensor, " bounds"], num_items: int
+) -> Int[Tensor, " items"]:
+    """Tell for each item which sequence it belongs to.
+
+    Args:
+        cu_seqlens: Cumulative lengths, beginning with 0.
+        num_items: Items in all; known on the host, so that no device is waited for.
+            Items past the last bound are padding.
+
+    Returns:
+        0-based sequence of each item, -1 for padding.
+
+    Laws:
+        round_trip: ``lengths_from_segment_ids`` gives the lengths back
+        sorted: ids never fall within the sequences
+        padding: items past the last bound are -1
+
+    Example:
+        >>> segment_ids_from_cu_seqlens(torch.tensor([0, 2, 2, 5]), 6)
+        tensor([ 0,  0,  2,  2,  2, -1])
+    """
+    items = torch.arange(num_items, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    ids = torch.searchsorted(cu_seqlens, items, right=True) - 1
+    return ids.masked_fill(items >= cu_seqlens[-1], -1)
+
+
+def lengths_from_segment_ids(
+    segment_ids: Int[Tensor, " items"], num_segments: int
+) -> Int[Tensor, " num_segments"]:
+    """Count the items of each sequence.
+
+    Args:
+        segment_ids: 0-based sequence of each item, -1 for padding.
+        num_segments: Sequences in all; empty ones at the end leave no trace in
+            ``segment_ids``.
+
+    Returns:
+        One length per sequence; padding is not counted.
+
+    Laws:
+        round_trip: ``segment_ids_from_cu_seqlens`` of the lengths gives the ids back
+
+    Example:
+        >>> lengths_from_segment_ids(torch.tensor([0, 0, 2, -1]), 4)
+        tensor([2, 0, 1, 0])
+    """
+    counts = segment_ids.new_zeros(num_segments + 1)
+    return counts.index_add_(0, segment_ids + 1, torch.ones_like(segment_ids))[1:]
+
+
+def position_ids_from_cu_seqlens(
+    cu_seqlens: Int[Tensor, " bounds"], num_items: int
+) -> Int[Tensor, " items"]:
+    """Count the items of each sequence from 0.
+
+    Args:
+        cu_seqlens: Cumulative lengths, beginning with 0.
+        num_items: Items in all, as for ``segment_ids_from_cu_seqlens``.
+
+    Returns:
+        Position of each item in its sequence; padding counts from 0 as well.
+
+    Laws:
+        restarts: each sequence and the padding begin at 0 and step by 1
+
+    Example:
+        >>> position_ids_from_cu_seqlens(torch.tensor([0, 2, 2, 5]), 6)
+        tensor([0, 1, 0, 1, 2, 0])
+    """
+    items = torch.arange(num_items, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    first = torch.searchsorted(cu_seqlens, items, right=True) - 1
+    return items - cu_seqlens[first]
