@@ -35,7 +35,7 @@ from fastslow.masks import (
     interval_mask,
     visible_intervals,
 )
-from fastslow.packing import best_fit_decreasing, take_bin
+from fastslow.packing import StreamState, best_fit_decreasing, next_bin, take_bin
 from fastslow.pooling import PoolPlan, plan_pooling, pool_frames, pool_tokens
 from fastslow.positions import after_video, video_positions
 from fastslow.ragged import (
@@ -62,6 +62,7 @@ __all__ = [
     "PoolPlan",
     "Ragged",
     "Span",
+    "StreamState",
     "TextSpan",
     "TokenLayout",
     "VideoSpan",
@@ -80,6 +81,7 @@ __all__ = [
     "lengths_from_segment_ids",
     "merged_grid",
     "merged_stride",
+    "next_bin",
     "next_frame_loss",
     "pack_ragged",
     "plan_labels",

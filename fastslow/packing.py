@@ -2,6 +2,10 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
 
 
 def best_fit_decreasing(
@@ -85,6 +89,79 @@ def take_bin(lengths: Sequence[int], capacity: int) -> tuple[int, ...]:
             chosen.append(item)
             free -= lengths[item]
     return tuple(sorted(chosen))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamState:
+    """Where an endless, shuffled stream of packed items stands.
+
+    Attributes:
+        epoch: Passes over the items that have been begun before the current one.
+        position: Items of the current pass that have left the shuffled order.
+        waiting: Items that have left the order but are in no bin yet, oldest first.
+    """
+
+    epoch: int = 0
+    position: int = 0
+    waiting: tuple[int, ...] = ()
+
+
+def next_bin(
+    lengths: Sequence[int], capacity: int, state: StreamState, *, window: int, seed: int
+) -> tuple[tuple[int, ...], StreamState]:
+    """Draw the next bin of an endless, shuffled stream.
+
+    Items wait in a window, refilled from the shuffled order of the current pass, and
+    leave it as ``take_bin`` chooses. The state is all that there is to resume: the
+    same state always gives the same bins, and a larger window gives fuller ones.
+
+    Args:
+        lengths: Tokens of every item, each at least 1.
+        capacity: Tokens that a bin holds at most.
+        state: Where the stream stands; ``StreamState()`` is its beginning.
+        window: Items that wait, at least 1.
+        seed: Shuffles every pass; another seed gives another order.
+
+    Returns:
+        The bin as item numbers, oldest first, and the state after it.
+
+    Raises:
+        ValueError: If there are no items, ``window`` is below 1, or an item does not
+            fit a bin.
+
+    Laws:
+        once_per_pass: within a pass every item comes exactly once
+        bounded_wait: an item leaves within ``window`` bins after it begins to wait
+        resumes: continuing from any state gives the bins of an uninterrupted stream
+
+    Example:
+        >>> bins, state = next_bin([3, 6, 5, 2], 8, StreamState(), window=4, seed=0)
+        >>> sorted(bins + state.waiting)
+        [0, 1, 2, 3]
+    """
+    if not lengths or window < 1:
+        raise ValueError(
+            f"lengths has {len(lengths)} items and window is {window}; both must be at "
+            "least 1"
+        )
+    epoch, position = state.epoch, state.position
+    waiting = list(state.waiting)
+    while len(waiting) < window:
+        if position == len(lengths):
+            epoch, position = epoch + 1, 0
+        waiting.append(_shuffled(len(lengths), seed, epoch)[position])
+        position += 1
+    chosen = take_bin([lengths[item] for item in waiting], capacity)
+    left = tuple(item for i, item in enumerate(waiting) if i not in chosen)
+    after = StreamState(epoch=epoch, position=position, waiting=left)
+    return tuple(waiting[i] for i in chosen), after
+
+
+@lru_cache(maxsize=4)
+def _shuffled(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """Give the order of one pass."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return tuple(torch.randperm(count, generator=generator).tolist())
 
 
 def _check_lengths(lengths: Sequence[int], capacity: int) -> None:

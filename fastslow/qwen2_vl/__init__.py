@@ -1,0 +1,25 @@
+"""Qwen2-VL on fast/slow frames: the only part that imports transformers."""
+
+from fastslow.qwen2_vl.attention import ATTENTION_NAME
+from fastslow.qwen2_vl.chat import encode_conversation
+from fastslow.qwen2_vl.model import FastSlowOutput, FastSlowQwen2VL
+from fastslow.qwen2_vl.plan import RowPlan, plan_row
+from fastslow.qwen2_vl.preprocess import (
+    VisionGeometry,
+    clip_grid,
+    patchify_clip,
+    smart_resize,
+)
+
+__all__ = [
+    "ATTENTION_NAME",
+    "FastSlowOutput",
+    "FastSlowQwen2VL",
+    "RowPlan",
+    "VisionGeometry",
+    "clip_grid",
+    "encode_conversation",
+    "patchify_clip",
+    "plan_row",
+    "smart_resize",
+]

@@ -1,0 +1,95 @@
+"""Qwen2-VL as one root module: tower, pooling, language model and heads."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import Qwen2VLForConditionalGeneration
+
+from fastslow.pooling import pool_tokens
+from fastslow.qwen2_vl.attention import ATTENTION_NAME, attention_mask
+from fastslow.qwen2_vl.plan import RowPlan
+from fastslow.ragged import Ragged
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastSlowOutput:
+    """What the losses need, and nothing of the size of the whole row's vocabulary.
+
+    Attributes:
+        logits: Scores of the next token, at the rows of the plan's ``labels``.
+        predictions: Predicted features of the next frame, at the rows of the plan's
+            ``next_frame``.
+        targets: What the tower saw in the next frame, ragged by frame.
+        copies: What it saw in the frame itself: the prediction of a copier.
+    """
+
+    logits: Float[Tensor, "labelled vocabulary"]
+    predictions: Float[Tensor, "tokens features"]
+    targets: Ragged
+    copies: Float[Tensor, "tokens features"]
+
+
+class FastSlowQwen2VL(nn.Module):
+    """The whole training step's forward pass in one module.
+
+    FSDP2 gathers parameters around the root's ``forward``, so tower, pooling, language
+    model and heads are called inside it. The tower is called once.
+
+    Attributes:
+        backbone: transformers' own model; its language model attends under the
+            layout's mask.
+        next_frame_head: From the language model's last hidden states to the tower's
+            features.
+    """
+
+    def __init__(self, backbone: Qwen2VLForConditionalGeneration) -> None:
+        """Wrap ``backbone`` and add a freshly initialised next-frame head."""
+        super().__init__()
+        backbone.set_attn_implementation({"text_config": ATTENTION_NAME})
+        hidden = backbone.config.text_config.hidden_size
+        features = backbone.config.vision_config.embed_dim
+        self.backbone = backbone
+        self.next_frame_head = nn.Sequential(
+            nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, features)
+        )
+        self.next_frame_head.to(dtype=backbone.dtype, device=backbone.device)
+
+    def freeze_tower(self) -> None:
+        """Stop training the vision blocks; the merger that follows them is trained.
+
+        The features that the next-frame loss predicts then stay what they are.
+        """
+        self.backbone.model.visual.requires_grad_(False)
+        self.backbone.model.visual.merger.requires_grad_(True)
+
+    def forward(
+        self, patches: Float[Tensor, "patches pixels"], plan: RowPlan
+    ) -> FastSlowOutput:
+        """Run one packed row.
+
+        Args:
+            patches: The patches of the row's clips in order, see ``patchify_clip``.
+            plan: The row's plan, on the same device.
+
+        Returns:
+            What the losses need; targets and copies carry no gradient.
+        """
+        model = self.backbone.model
+        vision = model.visual(patches, grid_thw=plan.grid_thw)
+        video = pool_tokens(vision.pooler_output, plan.pool).values
+        text = model.language_model.embed_tokens(plan.layout.input_ids)
+        hidden = model.language_model(
+            inputs_embeds=text.index_copy(0, plan.video_rows, video.to(text))[None],
+            position_ids=plan.layout.position_ids[:, None],
+            attention_mask={"full_attention": attention_mask(plan.start, plan.stop)},
+            use_cache=False,
+        ).last_hidden_state[0]
+        seen = vision.last_hidden_state.detach()
+        merged = seen.unflatten(0, (-1, model.visual.spatial_merge_size**2)).mean(1)
+        return FastSlowOutput(
+            logits=self.backbone.lm_head(hidden[plan.labels.rows]),
+            predictions=self.next_frame_head(hidden[plan.next_frame.rows]),
+            targets=pool_tokens(merged, plan.next_frame.targets),
+            copies=pool_tokens(merged, plan.next_frame.copies).values,
+        )

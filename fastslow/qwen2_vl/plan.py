@@ -1,0 +1,96 @@
+"""Every integer that a training step of one packed row needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int, Int32
+from torch import Tensor
+
+from fastslow.layouts import Attention, Span, TokenLayout, build_layout
+from fastslow.losses import LabelPlan, NextFramePlan, plan_labels, plan_next_frame
+from fastslow.masks import visible_intervals
+from fastslow.pooling import PoolPlan, plan_pooling
+from fastslow.positions import AfterVideo
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowPlan:
+    """What is known about a packed row before its pixels are decoded.
+
+    Attributes:
+        layout: What each token is.
+        start: First key that each query may read.
+        stop: One past the last key that each query may read.
+        grid_thw: Patch grid of each clip, before merging.
+        pool: From the tower's merged tokens to the row's video tokens.
+        video_rows: Where in the row those tokens go.
+        labels: Which tokens predict a trained token.
+        next_frame: Where the next frame is predicted, and what from.
+    """
+
+    layout: TokenLayout
+    start: Int32[Tensor, " tokens"]
+    stop: Int32[Tensor, " tokens"]
+    grid_thw: Int[Tensor, "clips 3"]
+    pool: PoolPlan
+    video_rows: Int[Tensor, " pooled"]
+    labels: LabelPlan
+    next_frame: NextFramePlan
+
+
+def plan_row(
+    samples: Sequence[Sequence[Span]],
+    *,
+    video_token_id: int,
+    attention: Attention = "frame_causal",
+    after_video_rule: AfterVideo = "all_axes",
+    multiple_of: int = 1,
+    merge_size: int = 2,
+) -> RowPlan:
+    """Plan one packed row.
+
+    Args:
+        samples: The spans of each sample; their grids and strides count merged tokens.
+        video_token_id: Id that stands for a video token.
+        attention: Whether the tokens of a frame share one rank, see ``build_layout``.
+        after_video_rule: Where text goes on after a clip, see ``after_video``.
+        multiple_of: The row is padded to a multiple of this many tokens.
+        merge_size: Patches along each side of a merged token.
+
+    Returns:
+        The plan, on the CPU; ``to_device`` moves it.
+
+    Raises:
+        ValueError: As ``build_layout`` does.
+
+    Laws:
+        counts_agree: pooled tokens, placeholders and video rows are equally many
+    """
+    layout = build_layout(
+        samples,
+        video_token_id=video_token_id,
+        attention=attention,
+        after_video_rule=after_video_rule,
+        multiple_of=multiple_of,
+    )
+    start, stop = visible_intervals(layout.causal_ranks, layout.segment_ids)
+    return RowPlan(
+        layout=layout,
+        start=start,
+        stop=stop,
+        grid_thw=torch.tensor(
+            [
+                (len(clip.strides), *(side * merge_size for side in clip.grid))
+                for clip in layout.clips
+            ],
+            dtype=torch.long,
+        ).reshape(-1, 3),
+        pool=plan_pooling(
+            [clip.grid for clip in layout.clips for _ in clip.strides],
+            [stride for clip in layout.clips for stride in clip.strides],
+        ),
+        video_rows=(layout.frame_ids >= 0).nonzero()[:, 0],
+        labels=plan_labels(layout),
+        next_frame=plan_next_frame(layout),
+    )

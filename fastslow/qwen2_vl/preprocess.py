@@ -1,0 +1,167 @@
+"""From decoded frames to the patches that Qwen2-VL's vision tower takes.
+
+The arithmetic is that of transformers' ``Qwen2VLVideoProcessor``, without its need for
+torchvision: sizes and token counts follow from a clip's metadata alone.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from fastslow.grids import temporal_patches
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionGeometry:
+    """How pixels become patches; the defaults are those of the published weights.
+
+    Attributes:
+        patch_size: Side of a patch, in pixels.
+        temporal_patch_size: Raw frames merged into one.
+        merge_size: Patches along each side of a merged token.
+        min_pixels: Fewest pixels of a resized frame.
+        max_pixels: Most pixels of a resized frame.
+        mean: Mean of each colour, on a scale from 0 to 1.
+        std: Standard deviation of each colour, on the same scale.
+    """
+
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    min_pixels: int = 128 * 28 * 28
+    max_pixels: int = 768 * 28 * 28
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+def smart_resize(
+    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Choose the size to which a frame is resized.
+
+    Both sides become multiples of ``factor``, the area comes to lie between the two
+    bounds where that is possible, and the aspect ratio changes as little as it can.
+
+    Args:
+        height: Height of the decoded frame, in pixels, at least 1.
+        width: Width of the decoded frame, in pixels, at least 1.
+        factor: Side of a merged token, in pixels.
+        min_pixels: Fewest pixels of the resized frame.
+        max_pixels: Most pixels of the resized frame.
+
+    Returns:
+        Height and width after resizing, in pixels.
+
+    Raises:
+        ValueError: If a side is below 1, one is over 200 times the other, or the
+            bounds are crossed.
+
+    Laws:
+        multiples: both sides are positive multiples of ``factor``
+        matches_transformers: equals transformers' function of the same name
+
+    Example:
+        >>> smart_resize(360, 640, factor=28, min_pixels=100352, max_pixels=602112)
+        (364, 644)
+    """
+    if min(height, width) < 1 or max(height, width) > 200 * min(height, width):
+        raise ValueError(
+            f"frame is {height} x {width} pixels; both sides must be at least 1 and "
+            "neither over 200 times the other"
+        )
+    if min_pixels > max_pixels:
+        raise ValueError(
+            f"min_pixels {min_pixels} is above max_pixels {max_pixels}; no size fits"
+        )
+    sides = [round(side / factor) * factor for side in (height, width)]
+    if math.prod(sides) > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        sides = [
+            max(factor, math.floor(side / shrink / factor) * factor)
+            for side in (height, width)
+        ]
+    elif math.prod(sides) < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        sides = [math.ceil(side * grow / factor) * factor for side in (height, width)]
+    return sides[0], sides[1]
+
+
+def clip_grid(
+    num_video_frames: int, height: int, width: int, geometry: VisionGeometry
+) -> tuple[int, int, int]:
+    """Give the patch grid of a clip from its metadata, before a pixel is decoded.
+
+    Args:
+        num_video_frames: Raw frames that are sampled from the clip, at least 1.
+        height: Height of the video, in pixels.
+        width: Width of the video, in pixels.
+        geometry: How pixels become patches.
+
+    Returns:
+        ``(frames, height, width)`` in patches, before merging, as ``grid_thw``.
+
+    Raises:
+        ValueError: As ``smart_resize`` and ``temporal_patches`` do.
+
+    Laws:
+        matches_patchify: the product is the number of patches of ``patchify_clip``
+
+    Example:
+        >>> clip_grid(16, 448, 448, VisionGeometry())
+        (8, 32, 32)
+    """
+    new_height, new_width = smart_resize(
+        height,
+        width,
+        factor=geometry.patch_size * geometry.merge_size,
+        min_pixels=geometry.min_pixels,
+        max_pixels=geometry.max_pixels,
+    )
+    frames = temporal_patches(
+        num_video_frames, temporal_patch_size=geometry.temporal_patch_size
+    )
+    return frames, new_height // geometry.patch_size, new_width // geometry.patch_size
+
+
+def patchify_clip(
+    frames: UInt8[Tensor, "frames 3 height width"], geometry: VisionGeometry
+) -> Float[Tensor, "patches pixels"]:
+    """Resize, normalise and cut a decoded clip into patches.
+
+    The last raw frame is repeated when the clip does not fill its last temporal patch.
+
+    Args:
+        frames: Raw RGB frames on the CPU, 0 to 255.
+        geometry: How pixels become patches.
+
+    Returns:
+        Patches as the tower takes them: frames in order, merged tokens in raster
+        order, the patches of a merged token next to each other; float32.
+
+    Raises:
+        ValueError: As ``clip_grid`` does.
+
+    Laws:
+        matches_transformers: equals the values of transformers' own processor
+    """
+    grid = clip_grid(len(frames), *frames.shape[2:], geometry)
+    size = [side * geometry.patch_size for side in grid[1:]]
+    missing = -len(frames) % geometry.temporal_patch_size
+    frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
+    resized = F.interpolate(frames, size, mode="bicubic", antialias=True)
+    mean = 255 * torch.tensor(geometry.mean)[:, None, None]
+    std = 255 * torch.tensor(geometry.std)[:, None, None]
+    return rearrange(
+        (resized.float() - mean) / std,
+        "(t n) c (h m p) (w l q) -> (t h w m l) (c n p q)",
+        n=geometry.temporal_patch_size,
+        m=geometry.merge_size,
+        l=geometry.merge_size,
+        p=geometry.patch_size,
+        q=geometry.patch_size,
+    )

@@ -1,0 +1,295 @@
+"""Hypothesis strategies for everything that the library takes, for your own tests too.
+
+Integers and lists are drawn, tensors are built from them, and values come from a
+generator that is seeded with a drawn integer, so failures shrink and replay.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+from hypothesis import strategies as st
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fastslow._typing import Grid
+from fastslow.layouts import Attention, Span, TextSpan, TokenLayout, VideoSpan
+from fastslow.layouts import build_layout
+from fastslow.positions import AfterVideo
+from fastslow.schedules import FrameSchedule, Strategy, build_schedule
+
+Row = tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]
+"""``causal_ranks`` and ``segment_ids`` of one packed row."""
+
+VIDEO_TOKEN_ID = 9
+"""Id of a video token in drawn layouts; drawn text may hold it too."""
+
+
+def grids(*, min_side: int = 1, max_side: int = 6) -> st.SearchStrategy[Grid]:
+    """Draw the height and width of a frame, in tokens."""
+    sides = st.integers(min_side, max_side)
+    return st.tuples(sides, sides)
+
+
+def strides(*, max_stride: int = 5) -> st.SearchStrategy[int]:
+    """Draw a pooling stride, in tokens; it may be larger than the grid."""
+    return st.integers(1, max_stride)
+
+
+def stride_lists(
+    *, min_size: int = 1, max_size: int = 5, max_stride: int = 5
+) -> st.SearchStrategy[list[int]]:
+    """Draw one stride for each frame of a clip."""
+    return st.lists(
+        strides(max_stride=max_stride), min_size=min_size, max_size=max_size
+    )
+
+
+def slow_ratios(*, max_denominator: int = 12) -> st.SearchStrategy[Fraction]:
+    """Draw an exact share of slow frames, 0 and 1 included."""
+    return st.fractions(0, 1, max_denominator=max_denominator)
+
+
+def frame_strategies() -> st.SearchStrategy[Strategy]:
+    """Draw the name of a way to choose slow frames."""
+    return st.sampled_from(("interleave", "first_slow", "uniform"))
+
+
+def schedules(
+    *, max_frames: int = 12, max_stride: int = 5
+) -> st.SearchStrategy[FrameSchedule]:
+    """Draw a schedule that ``build_schedule`` makes."""
+    stride_pairs = st.tuples(
+        strides(max_stride=max_stride), strides(max_stride=max_stride)
+    )
+    return st.builds(
+        lambda num_frames, strategy, ratio, pair: build_schedule(
+            num_frames,
+            strategy=strategy,
+            slow_ratio=ratio,
+            slow_stride=min(pair),
+            fast_stride=max(pair),
+        ),
+        st.integers(1, max_frames),
+        frame_strategies(),
+        slow_ratios(),
+        stride_pairs,
+    )
+
+
+def lengths(
+    *, min_size: int = 0, max_size: int = 6, min_value: int = 0, max_value: int = 5
+) -> st.SearchStrategy[list[int]]:
+    """Draw the lengths of sequences, empty ones among them by default."""
+    values = st.integers(min_value, max_value)
+    return st.lists(values, min_size=min_size, max_size=max_size)
+
+
+def packing_problems(
+    *, min_items: int = 1, max_items: int = 12, max_capacity: int = 20
+) -> st.SearchStrategy[tuple[list[int], int]]:
+    """Draw the lengths of items and a capacity that holds each of them."""
+    return st.integers(1, max_capacity).flatmap(
+        lambda capacity: st.tuples(
+            lengths(
+                min_size=min_items, max_size=max_items, min_value=1, max_value=capacity
+            ),
+            st.just(capacity),
+        )
+    )
+
+
+def text_spans(
+    *, min_tokens: int = 0, max_tokens: int = 4, max_token_id: int = 20
+) -> st.SearchStrategy[TextSpan]:
+    """Draw a run of text, trained or not."""
+    ids = st.lists(
+        st.integers(0, max_token_id), min_size=min_tokens, max_size=max_tokens
+    )
+    return st.builds(TextSpan, token_ids=ids.map(tuple), trained=st.booleans())
+
+
+def video_spans(
+    *, max_side: int = 4, max_frames: int = 4, max_stride: int = 5
+) -> st.SearchStrategy[VideoSpan]:
+    """Draw a clip with any mixture of strides."""
+    frames = stride_lists(max_size=max_frames, max_stride=max_stride)
+    return st.builds(
+        VideoSpan, grid=grids(max_side=max_side), strides=frames.map(tuple)
+    )
+
+
+def samples(
+    *,
+    max_spans: int = 4,
+    texts: st.SearchStrategy[TextSpan] | None = None,
+    videos: st.SearchStrategy[VideoSpan] | None = None,
+) -> st.SearchStrategy[list[Span]]:
+    """Draw the spans of a sample, with at least one token.
+
+    Args:
+        max_spans: Spans at most.
+        texts: Strategy of the runs of text; ``text_spans()`` by default.
+        videos: Strategy of the clips; ``video_spans()`` by default.
+    """
+    texts = text_spans() if texts is None else texts
+    videos = video_spans() if videos is None else videos
+    spans = st.lists(st.one_of(texts, videos), min_size=1, max_size=max_spans)
+    return spans.filter(_holds_token)
+
+
+def packed_samples(
+    *, max_samples: int = 3, sample: st.SearchStrategy[list[Span]] | None = None
+) -> st.SearchStrategy[list[list[Span]]]:
+    """Draw the samples of one packed row.
+
+    Args:
+        max_samples: Samples at most.
+        sample: Strategy of one sample; ``samples()`` by default.
+    """
+    sample = samples() if sample is None else sample
+    return st.lists(sample, min_size=1, max_size=max_samples)
+
+
+def layouts(
+    *,
+    rows: st.SearchStrategy[list[list[Span]]] | None = None,
+    attention: Attention = "frame_causal",
+    max_multiple_of: int = 8,
+) -> st.SearchStrategy[TokenLayout]:
+    """Draw the layout of a packed row, padded or not.
+
+    Args:
+        rows: Strategy of the packed samples; ``packed_samples()`` by default.
+        attention: As for ``build_layout``.
+        max_multiple_of: The row is padded to a multiple of at most this many tokens.
+    """
+    return st.builds(
+        lambda row, multiple_of, rule: build_layout(
+            row,
+            video_token_id=VIDEO_TOKEN_ID,
+            attention=attention,
+            after_video_rule=rule,
+            multiple_of=multiple_of,
+        ),
+        packed_samples() if rows is None else rows,
+        st.integers(1, max_multiple_of),
+        after_video_rules(),
+    )
+
+
+def after_video_rules() -> st.SearchStrategy[AfterVideo]:
+    """Draw the name of a rule for the text that follows a clip."""
+    return st.sampled_from(("all_axes", "spatial_axes"))
+
+
+def ranked_rows(
+    *,
+    padding: bool = True,
+    max_segments: int = 3,
+    max_runs: int = 4,
+    max_run: int = 4,
+) -> st.SearchStrategy[Row]:
+    """Draw a row with sorted ranks in contiguous segments: all that intervals need.
+
+    Segments may carry any distinct ids and ranks any sorted integers; with padding
+    they may be parted by it, and the row may be padding alone.
+
+    Args:
+        padding: Whether there may be padding before, between and after segments.
+        max_segments: Segments at most.
+        max_runs: Runs of equal rank in a segment at most.
+        max_run: Tokens in such a run at most.
+    """
+    runs = st.lists(
+        st.tuples(st.integers(1, 3), st.integers(1, max_run)),
+        min_size=1,
+        max_size=max_runs,
+    )
+    gaps = st.lists(st.integers(-3, 3), max_size=3 if padding else 0)
+    segments = st.lists(
+        st.tuples(st.integers(0, 9), st.integers(-3, 3), runs, gaps),
+        min_size=0 if padding else 1,
+        max_size=max_segments,
+        unique_by=lambda segment: segment[0],
+    )
+    return st.builds(_build_row, gaps, segments).filter(lambda row: len(row[0]) > 0)
+
+
+def unordered_rows(
+    *, max_tokens: int = 12, max_segments: int = 3
+) -> st.SearchStrategy[Row]:
+    """Draw a row with ranks, segments and padding in any order."""
+    tokens = st.tuples(st.integers(-3, 3), st.integers(-1, max_segments - 1))
+    return st.lists(tokens, min_size=1, max_size=max_tokens).map(_columns)
+
+
+def seeds() -> st.SearchStrategy[int]:
+    """Draw a seed for a ``torch.Generator``."""
+    return st.integers(0, 2**32 - 1)
+
+
+def float_tensors(
+    shape: Sequence[int], *, dtype: torch.dtype = torch.float32
+) -> st.SearchStrategy[Float[Tensor, "..."]]:
+    """Draw a tensor of normal values; only its seed is drawn.
+
+    Args:
+        shape: Shape of the tensor.
+        dtype: Floating type; values are drawn in float32 and float64 alone.
+    """
+    return seeds().map(lambda seed: random_values(shape, seed=seed, dtype=dtype))
+
+
+def clips(
+    *,
+    max_side: int = 5,
+    max_frames: int = 4,
+    dim: int = 3,
+    dtype: torch.dtype = torch.float64,
+) -> st.SearchStrategy[tuple[Float[Tensor, "frames height width dim"], list[int]]]:
+    """Draw the tokens of a clip and one stride per frame."""
+    return st.builds(
+        lambda grid, frames, seed: (
+            random_values((len(frames), *grid, dim), seed=seed, dtype=dtype),
+            frames,
+        ),
+        grids(max_side=max_side),
+        stride_lists(max_size=max_frames),
+        seeds(),
+    )
+
+
+def random_values(
+    shape: Sequence[int], *, seed: int, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "..."]:
+    """Give normal values that depend on the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.promote_types(dtype, torch.float32)
+    return torch.randn(tuple(shape), generator=generator, dtype=wide).to(dtype)
+
+
+def _holds_token(sample: list[Span]) -> bool:
+    """Tell whether a sample has a token."""
+    return any(isinstance(span, VideoSpan) or span.token_ids for span in sample)
+
+
+_Segment = tuple[int, int, list[tuple[int, int]], list[int]]
+
+
+def _build_row(first_gap: list[int], segments: list[_Segment]) -> Row:
+    """Write segments out token by token; a gap lists the ranks of padding."""
+    tokens = [(rank, -1) for rank in first_gap]
+    for segment, first_rank, runs, gap in segments:
+        rank = first_rank
+        for step, length in runs:
+            rank += step
+            tokens.extend([(rank, segment)] * length)
+        tokens.extend((rank, -1) for rank in gap)
+    return _columns(tokens)
+
+
+def _columns(tokens: list[tuple[int, int]]) -> Row:
+    """Turn (rank, segment) pairs into two tensors."""
+    ranks, segments = torch.tensor(tokens, dtype=torch.long).reshape(-1, 2).T
+    return ranks.clone(), segments.clone()

@@ -1,0 +1,1 @@
+"""Complete trainings, each one readable file."""

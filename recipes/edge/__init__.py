@@ -1,0 +1,1 @@
+"""Effects: files, network, process groups, randomness and logs."""

@@ -1,0 +1,202 @@
+"""The process group of a run, and the few things that ranks tell each other."""
+
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The ranks of a run, seen from one of them.
+
+    Attributes:
+        rank: This process, from 0 to ``size - 1``.
+        size: Number of processes, at least 1.
+        device: Where this rank computes.
+        mesh: All ranks in one row, along the axis ``data``; for ``fully_shard``.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that writes logs."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_group() -> Iterator[World]:
+    """Join the run's process group, and leave it at the end.
+
+    Under ``torchrun`` the group is the one that its environment describes; without
+    it, this process is the whole group, so ``python recipe.py`` works as well. With
+    CUDA each rank takes the GPU of its ``LOCAL_RANK`` and ranks talk over NCCL, else
+    they compute on the CPU and talk over gloo.
+
+    An exception leaves the group and goes on: ``torchrun`` then ends the other ranks.
+    Under NCCL their unfinished collectives are aborted first, because an orderly
+    goodbye would wait for ranks that wait for this one.
+
+    Yields:
+        The world as this rank sees it.
+
+    Raises:
+        ValueError: If there are fewer GPUs than ranks on this machine.
+
+    Example:
+        >>> with process_group() as world:
+        ...     (world.rank, world.size, world.is_main)
+        (0, 1, True)
+    """
+    device = _choose_device()
+    if device.type == "cuda":
+        backend, device_id = "nccl", device
+    else:
+        backend, device_id = "gloo", None
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, device_id=device_id)
+    else:
+        dist.init_process_group(
+            backend,
+            store=dist.HashStore(),  # type: ignore[attr-defined]
+            rank=0,
+            world_size=1,
+            device_id=device_id,
+        )
+    try:
+        size = dist.get_world_size()
+        mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("data",))
+        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh)
+    except BaseException:
+        group = dist.group.WORLD
+        if device.type == "cuda" and group is not None:
+            group.abort()
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(values: Mapping[str, float], world: World) -> dict[str, float]:
+    """Add up named numbers over all ranks, in float64 and one all-reduce.
+
+    A checksum of the names travels along, so ranks that pass the same number of
+    other names find out. Ranks that pass another number of names fail in the
+    backend.
+
+    Args:
+        values: This rank's numbers; the same names in the same order on all ranks.
+        world: The ranks.
+
+    Returns:
+        The sums, the same on all ranks, under the same names.
+
+    Raises:
+        ValueError: If another rank passed other names, or another order.
+
+    Laws:
+        linear: sums of sums are sums, up to rounding
+        names_kept: names and their order come back unchanged
+
+    Example:
+        >>> with process_group() as world:
+        ...     sum_over_ranks({"loss": 1.5, "tokens": 3.0}, world)
+        {'loss': 1.5, 'tokens': 3.0}
+    """
+    checksum = zlib.crc32("\0".join(values).encode())
+    total = torch.tensor(
+        [*values.values(), checksum], dtype=torch.float64, device=world.device
+    )
+    dist.all_reduce(total)
+    *sums, checksums = total.tolist()
+    if checksums != checksum * world.size:
+        raise ValueError(
+            f"values of rank {world.rank} has the names {', '.join(values)}, which "
+            "differ from another rank's; all ranks pass the same in the same order"
+        )
+    return dict(zip(values, sums, strict=True))
+
+
+def broadcast_from_main(make: Callable[[], _T], world: World) -> _T:
+    """Run ``make`` on the main rank and give its result to every rank.
+
+    For what must be done once (make a folder, write a data set) or must be the same
+    everywhere (which checkpoint to resume from). Every rank waits for the main rank.
+
+    Args:
+        make: Called on the main rank only; its result can be pickled.
+        world: The ranks.
+
+    Returns:
+        The result; the main rank gets the object itself, the others a copy.
+
+    Raises:
+        RuntimeError: On every rank, with the same words, if ``make`` raises.
+
+    Example:
+        >>> with process_group() as world:
+        ...     broadcast_from_main(lambda: "run-7", world)
+        'run-7'
+    """
+    failure: Exception | None = None
+    box: list[Any] = [None, None]
+    if world.is_main:
+        try:
+            box[0] = make()
+        except Exception as error:
+            failure = error
+            box[1] = f"{type(error).__name__}: {error}"
+    dist.broadcast_object_list(box, src=0)
+    result, reason = box
+    if reason is not None:
+        raise RuntimeError(
+            f"the main rank failed with {reason}; every rank needs its result"
+        ) from failure
+    answer: _T = result
+    return answer
+
+
+def gather_from_ranks(value: _T, world: World) -> list[_T]:
+    """Give every rank the values of all ranks.
+
+    Args:
+        value: This rank's value; it can be pickled.
+        world: The ranks.
+
+    Returns:
+        Copies of all values; entry ``i`` is rank ``i``'s.
+
+    Example:
+        >>> with process_group() as world:
+        ...     gather_from_ranks("clip.mp4", world)
+        ['clip.mp4']
+    """
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _choose_device() -> torch.device:
+    """Take this rank's GPU and make it the current one, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"LOCAL_RANK is {local_rank} but {torch.cuda.device_count()} GPUs are "
+            "visible; every rank on a machine needs a GPU of its own"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device

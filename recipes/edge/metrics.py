@@ -1,0 +1,254 @@
+"""What a run writes while it trains: a log, a table of metrics, curves, a bar."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from recipes.edge.distributed import World
+
+_RESERVED = ("step", "event")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outputs:
+    """The open files of the main rank."""
+
+    log: TextIO
+    metrics: TextIO
+    curves: SummaryWriter
+    bar: "tqdm[Any]"
+
+
+class RunLog:
+    """The records of one run, written by the main rank; other ranks write nothing.
+
+    =================  ============================================================
+    ``train.log``      one time-stamped line per step and per message
+    ``metrics.jsonl``  one JSON object per step; evaluations have an ``event`` field
+    ``logs/``          TensorBoard curves, ``train/...`` and ``evaluation/...``
+    standard error     a progress bar, if it is a terminal
+    =================  ============================================================
+
+    Lines are flushed as they are written. A metric that is not finite is written as
+    null in ``metrics.jsonl``, so that every line is valid JSON, and as ``nan`` or
+    ``inf`` in ``train.log``.
+
+    A run that starts at step 1 starts the files anew. A resumed run appends to them
+    and drops the lines of ``metrics.jsonl`` from ``first_step`` on, which the
+    interrupted run wrote after its last checkpoint, so no step stands twice;
+    TensorBoard hides those points too.
+
+    Args:
+        output_dir: Folder of the run; made if it does not exist.
+        total_steps: Step at which the run ends, at least ``first_step - 1``.
+        first_step: First step that this process will do: 1 for a new run, the
+            checkpoint's step plus one for a resumed one. Steps count from 1.
+        world: The ranks.
+
+    Raises:
+        ValueError: If ``first_step`` is below 1 or beyond ``total_steps + 1``.
+    """
+
+    def __init__(
+        self, *, output_dir: Path, total_steps: int, first_step: int, world: World
+    ) -> None:
+        """Open the files."""
+        if first_step < 1:
+            raise ValueError(f"first_step is {first_step}; steps count from 1")
+        if first_step > total_steps + 1:
+            raise ValueError(
+                f"first_step is {first_step} but total_steps is {total_steps}; "
+                "a run cannot start after its end"
+            )
+        self._total_steps = total_steps
+        self._open = ExitStack()
+        self._outputs: _Outputs | None = None
+        if not world.is_main:
+            return
+        output_dir.mkdir(parents=True, exist_ok=True)
+        unreadable = _drop_lines(output_dir / "metrics.jsonl", first_step)
+        with ExitStack() as opening:
+            self._outputs = _open_outputs(opening, output_dir, total_steps, first_step)
+            self._open = opening.pop_all()
+        if unreadable:
+            self.message(f"metrics.jsonl: dropped {unreadable} unreadable lines")
+
+    def __enter__(self) -> "RunLog":
+        """Give the log itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the files; an exception goes on."""
+        self._open.close()
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record one optimizer step.
+
+        Args:
+            step: Its number, from ``first_step`` to ``total_steps``.
+            metrics: What it measured, by name, in the order of the log line.
+
+        Raises:
+            ValueError: If a metric is called ``step`` or ``event``.
+        """
+        outputs = self._outputs
+        if outputs is None:
+            return
+        values = _plain_values(metrics)
+        words = " ".join(f"{name} {_format(value)}" for name, value in values.items())
+        _write_line(outputs.log, f"{_now()} step {step}/{self._total_steps} {words}")
+        _write_line(outputs.metrics, _json_line({"step": step, **values}))
+        for name, value in values.items():
+            outputs.curves.add_scalar(f"train/{name}", value, step)
+        if "loss" in values:
+            outputs.bar.set_postfix(loss=_format(values["loss"]), refresh=False)
+        outputs.bar.update(step - outputs.bar.n)
+
+    def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record an evaluation, in the curves and in ``metrics.jsonl``.
+
+        Args:
+            step: Optimizer steps done before the evaluation; 0 is the untrained model.
+            metrics: What it measured, by name.
+
+        Raises:
+            ValueError: If a metric is called ``step`` or ``event``.
+        """
+        outputs = self._outputs
+        if outputs is None:
+            return
+        values = _plain_values(metrics)
+        line = {"step": step, "event": "evaluation", **values}
+        _write_line(outputs.metrics, _json_line(line))
+        for name, value in values.items():
+            outputs.curves.add_scalar(f"evaluation/{name}", value, step)
+
+    def message(self, text: str) -> None:
+        """Write words to ``train.log`` and to standard output.
+
+        Args:
+            text: One or more lines.
+        """
+        outputs = self._outputs
+        if outputs is None:
+            return
+        for line in text.splitlines():
+            _write_line(outputs.log, f"{_now()} {line}")
+        outputs.bar.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _open_outputs(
+    opening: ExitStack, output_dir: Path, total_steps: int, first_step: int
+) -> _Outputs:
+    """Open all outputs; what ``opening`` holds is closed if one of them fails."""
+    is_new = first_step == 1
+    log = opening.enter_context(_open_text(output_dir / "train.log", is_new))
+    metrics = opening.enter_context(_open_text(output_dir / "metrics.jsonl", is_new))
+    curves = SummaryWriter(
+        str(output_dir / "logs"), purge_step=0 if is_new else first_step
+    )
+    opening.callback(curves.close)
+    bar = tqdm(total=total_steps, initial=first_step - 1, unit="step", disable=None)
+    opening.callback(bar.close)
+    return _Outputs(log=log, metrics=metrics, curves=curves, bar=bar)
+
+
+def _open_text(path: Path, is_new: bool) -> TextIO:
+    """Open a file at its end, or empty if it is to be new."""
+    return path.open("w" if is_new else "a", encoding="utf-8")
+
+
+def _drop_lines(path: Path, first_step: int) -> int:
+    """Drop the lines of steps that will be done again; return how many had no step.
+
+    A process that dies while it writes leaves half a line, which goes too.
+    """
+    if first_step == 1 or not path.exists():
+        return 0
+    kept: list[str] = []
+    unreadable = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        step = _step_of(line)
+        if step is None:
+            unreadable += 1
+        elif step < first_step:
+            kept.append(f"{line}\n")
+    shortened = path.with_suffix(".jsonl.partial")
+    shortened.write_text("".join(kept), encoding="utf-8")
+    os.replace(shortened, path)
+    return unreadable
+
+
+def _step_of(line: str) -> int | None:
+    """Read the step of a line of ``metrics.jsonl``; None if it has none."""
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return None
+    step = content.get("step") if isinstance(content, dict) else None
+    return step if isinstance(step, int) else None
+
+
+def _plain_values(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Turn metrics into numbers of Python; integers stay integers."""
+    for name in _RESERVED:
+        if name in metrics:
+            raise ValueError(
+                f"metrics has the name {name}; {name} is a field of its own"
+            )
+    return {
+        name: value if isinstance(value, int) else float(value)
+        for name, value in metrics.items()
+    }
+
+
+def _format(value: float) -> str:
+    """Write a number in few characters.
+
+    Example:
+        >>> [_format(v) for v in (8, 1.23456, 5123.4, 2e-5, 0.0, float("nan"))]
+        ['8', '1.2346', '5123', '2.000e-05', '0.0000', 'nan']
+    """
+    if isinstance(value, int):
+        return str(value)
+    size = abs(value)
+    if 0 < size < 1e-3 or size >= 1e9:
+        return f"{value:.3e}"
+    return f"{value:.0f}" if size >= 1e3 else f"{value:.4f}"
+
+
+def _json_line(content: Mapping[str, Any]) -> str:
+    """Write one JSON object; numbers that are not finite become null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in content.items()
+    }
+    return json.dumps(finite, allow_nan=False)
+
+
+def _write_line(file: TextIO, line: str) -> None:
+    """Write a line and hand it to the system at once."""
+    file.write(f"{line}\n")
+    file.flush()
+
+
+def _now() -> str:
+    """Give the local time with its offset, to the second."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
