@@ -1,6 +1,7 @@
-"""The built-in demonstration data: short clips in which one of two shapes moves."""
+"""The built-in demonstration data: short clips of a coloured shape that moves."""
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ COLOURS: Mapping[str, tuple[int, int, int]] = {
     "blue": (50, 80, 235),
     "yellow": (235, 215, 40),
 }
-"""RGB value of each colour a shape can have."""
+"""RGB value of each colour that the shape can have."""
 
 DIRECTIONS: Mapping[str, tuple[int, int]] = {
     "left": (0, -1),
@@ -26,10 +27,9 @@ DIRECTIONS: Mapping[str, tuple[int, int]] = {
 }
 """Step of each direction, as ``(down, right)``."""
 
-QUESTION = "Which colour moves, and which way?"
+QUESTION = "Which colour is the shape, and which way does it move?"
 """What every clip is asked; the answer is a colour and a direction."""
 
-_KINDS = ("square", "circle", "triangle")
 _BACKGROUND = (16, 16, 20)
 
 
@@ -76,17 +76,16 @@ def render_clip(
     num_frames: int = 16,
     size: tuple[int, int] = (112, 112),
 ) -> UInt8[Tensor, "frames channels height width"]:
-    """Draw one shape that moves, and another of another colour that stands still.
+    """Draw a square or a disc that moves over a dark background.
 
-    The moving shape crosses half of the room that its centre has, about two fifths of
-    the side, and starts anywhere that leaves room for that. So every single frame
-    fits at least two directions, one along each axis, and either shape may be the one
-    that moves. The shapes never touch: the still one keeps off the path.
+    The shape crosses half of the room that its centre has, about a third of the side,
+    and starts anywhere that leaves room for that. So every single frame shows the
+    colour but fits at least two directions, one along each axis.
 
     Args:
-        colour: Colour of the moving shape, a key of ``COLOURS``.
+        colour: Colour of the shape, a key of ``COLOURS``.
         direction: Where it moves, a key of ``DIRECTIONS``.
-        generator: Source of the shapes, sizes, places and the other colour.
+        generator: Source of its form, size and place.
         num_frames: Frames to draw, at least 2.
         size: Height and width in pixels, both even and at least 32.
 
@@ -97,31 +96,21 @@ def render_clip(
         ValueError: If an argument is out of its range.
 
     Laws:
-        still_background: without the moving shape all frames are equal
-        travel: the moving shape keeps its lane and crosses half of its room
+        travel: the shape keeps its lane and crosses half of its room
         deterministic: equal generator states give equal clips
     """
     _check_clip(colour, direction, num_frames, size)
-    kinds = [_KINDS[i] for i in torch.randperm(len(_KINDS), generator=generator)]
-    others = [name for name in COLOURS if name != colour]
-    other = others[int(torch.randint(len(others), (), generator=generator))]
-    radii = min(size) * (0.09 + 0.03 * torch.rand(2, generator=generator))
-    room = torch.tensor(size) - 1 - 2 * radii[:, None]
-
-    travel = torch.tensor(DIRECTIONS[direction]) * room[0] / 2
-    spare = room[0] - travel.abs()
-    start = radii[0] - travel.clamp(max=0) + spare * torch.rand(2, generator=generator)
+    is_disc, *place, scale = torch.rand(4, generator=generator).unbind()
+    radius = min(size) * (0.16 + 0.02 * scale)
+    room = torch.tensor(size) - 1 - 2 * radius
+    travel = torch.tensor(DIRECTIONS[direction]) * room / 2
+    spare = room - travel.abs()
+    start = radius - travel.clamp(max=0) + spare * torch.stack(place)
     path = start + torch.linspace(0, 1, num_frames)[:, None] * travel
-    gap = radii.sum() + 2
-    place = radii[1] + room[1] * torch.rand(2, generator=generator)
-    while bool(((path - place).abs().amax(dim=1) <= gap).any()):
-        place = radii[1] + room[1] * torch.rand(2, generator=generator)
-
-    frames = torch.tensor(_BACKGROUND, dtype=torch.uint8)[:, None, None]
-    frames = frames.expand(num_frames, 3, *size)
-    still = _inside(kinds[1], place.expand(num_frames, 2), radii[1], size)
-    frames = _paint(frames, still, COLOURS[other])
-    return _paint(frames, _inside(kinds[0], path, radii[0], size), COLOURS[colour])
+    inside = _inside(path, radius, size, is_disc=bool(is_disc < 0.5))
+    shape = torch.tensor(COLOURS[colour], dtype=torch.uint8)[:, None, None]
+    background = torch.tensor(_BACKGROUND, dtype=torch.uint8)[:, None, None]
+    return torch.where(inside[:, None], shape, background)
 
 
 def make_clips(
@@ -136,7 +125,7 @@ def make_clips(
     """Make a folder of clips with questions and answers, once.
 
     The folder holds ``videos/``, the rows of ``train.jsonl`` and ``held_out.jsonl``,
-    and the settings in ``clips.json``. It is written aside and renamed at the end, so
+    and the settings in ``made_with.txt``. It is written aside and renamed at the end, so
     it is complete whenever it exists. One made with the same settings is kept.
 
     Args:
@@ -182,7 +171,7 @@ def make_clips(
             rows.append(_row(f"{number:05d}", video, f"{colour} {direction}"))
         (made / "train.jsonl").write_text("".join(rows[:num_clips]))
         (made / "held_out.jsonl").write_text("".join(rows[num_clips:]))
-        (made / "clips.json").write_text(settings)
+        (made / "made_with.txt").write_text(settings)
         try:
             made.rename(folder)
         except OSError:
@@ -207,29 +196,19 @@ def _check_clip(
 
 
 def _inside(
-    kind: str,
     centres: Float[Tensor, "frames 2"],
     radius: Float[Tensor, ""],
     size: tuple[int, int],
+    *,
+    is_disc: bool,
 ) -> Bool[Tensor, "frames height width"]:
-    """Mark the pixels of a shape, for each place of its centre."""
+    """Mark the pixels of the shape at each place; both forms have the same area."""
     down = torch.arange(size[0])[:, None] - centres[:, 0, None, None]
     right = torch.arange(size[1]) - centres[:, 1, None, None]
-    if kind == "circle":
+    if is_disc:
         return down.square() + right.square() <= radius.square()
-    if kind == "square":
-        return torch.maximum(down.abs(), right.abs()) <= 0.9 * radius
-    return (down.abs() <= radius) & (2 * right.abs() <= down + radius)
-
-
-def _paint(
-    frames: UInt8[Tensor, "frames 3 height width"],
-    inside: Bool[Tensor, "frames height width"],
-    rgb: tuple[int, int, int],
-) -> UInt8[Tensor, "frames 3 height width"]:
-    """Give the marked pixels one colour."""
-    colour = torch.tensor(rgb, dtype=torch.uint8)[:, None, None]
-    return torch.where(inside[:, None], colour, frames)
+    side = radius * math.sqrt(math.pi)
+    return torch.maximum(down.abs(), right.abs()) <= side / 2
 
 
 def _balanced_answers(
@@ -260,10 +239,10 @@ def _is_made(folder: Path, settings: str) -> bool:
     occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if not occupied:
         return False
-    marker = folder / "clips.json"
+    marker = folder / "made_with.txt"
     if not marker.is_file():
         raise ValueError(
-            f"{folder} exists and has no clips.json; it must be absent, empty or made "
+            f"{folder} exists and has no made_with.txt; it must be absent, empty or made "
             "by make_clips"
         )
     found = marker.read_text()

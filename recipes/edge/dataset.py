@@ -142,7 +142,7 @@ def _read_rows(file: Path) -> Iterator[tuple[int, object]]:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield number, _read_line(line)
+                    yield number, _read_line(line.strip())
     else:
         yield from enumerate(_read_parquet(file), start=1)
 
@@ -154,7 +154,7 @@ def _read_json(file: Path) -> list[object]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not readable as JSON: {error}") from error
     if not isinstance(rows, list):
-        raise ValueError(f"{file} holds a {_name(rows)}; it must hold an array of rows")
+        raise ValueError(f"{file} holds {_name(rows)}; it must hold an array of rows")
     return rows
 
 
@@ -168,9 +168,14 @@ def _read_line(line: bytes) -> object:
 
 
 def _read_parquet(file: Path) -> Iterator[object]:
-    """Yield the rows of a .parquet file, without decoding media columns."""
+    """Yield the rows of a .parquet file, without decoding media columns.
+
+    By default ``datasets`` reports every ``load_dataset`` to its makers over the
+    network; that is switched off, since the file is local.
+    """
     import datasets  # type: ignore[import-untyped]
 
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         yield from datasets.load_dataset(
             "parquet",
@@ -188,7 +193,7 @@ def _row_object(row: object) -> dict[str, object]:
     if isinstance(row, _RowError):
         raise row
     if not isinstance(row, dict):
-        raise _RowError(f"the row is a {_name(row)}; it must be an object")
+        raise _RowError(f"the row is {_name(row)}; it must be an object")
     return row
 
 
@@ -218,7 +223,7 @@ def _parse_turns(row: dict[str, object]) -> list[Turn]:
         raise _RowError(f"the row has no conversation; it needs {known}")
     items = row[layout]
     if not isinstance(items, list):
-        raise _RowError(f"{layout} is a {_name(items)}; it must be a list of turns")
+        raise _RowError(f"{layout} is {_name(items)}; it must be a list of turns")
     role_key, text_key = _LAYOUTS[layout]
     turns = [
         _parse_turn(item, f"turn {number}", role_key, text_key)
@@ -239,7 +244,7 @@ def _parse_turns(row: dict[str, object]) -> list[Turn]:
 def _parse_turn(item: object, name: str, role_key: str, text_key: str) -> Turn:
     """Read one turn."""
     if not isinstance(item, dict):
-        raise _RowError(f"{name} is a {_name(item)}; it must be an object")
+        raise _RowError(f"{name} is {_name(item)}; it must be an object")
     speaker = item.get(role_key)
     role = _ROLES.get(speaker) if isinstance(speaker, str) else None
     if role is None:
@@ -277,7 +282,7 @@ def _place_video(turns: Sequence[Turn]) -> tuple[Turn, ...]:
 def _string(name: str, value: object) -> str:
     """Give a value that must be a string of valid characters."""
     if not isinstance(value, str):
-        raise _RowError(f"{name} is a {_name(value)}; it must be a string")
+        raise _RowError(f"{name} is {_name(value)}; it must be a string")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -289,6 +294,9 @@ def _string(name: str, value: object) -> str:
 
 
 def _name(value: object) -> str:
-    """Name the type of a JSON value in JSON's words."""
-    names = {dict: "object", list: "array", str: "string", bool: "boolean"}
-    return names.get(type(value), "null" if value is None else "number")
+    """Name the type of a value, in the words of JSON where it has any."""
+    if value is None:
+        return "null"
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
+    number = "a number" if isinstance(value, int | float) else None
+    return names.get(type(value)) or number or f"a {type(value).__name__}"

@@ -88,7 +88,7 @@ def process_group() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def sum_over_ranks(values: Mapping[str, float], world: World) -> dict[str, float]:
+def sum_over_ranks(values: Mapping[str, float | int], world: World) -> dict[str, float]:
     """Add up named numbers over all ranks, in float64 and one all-reduce.
 
     A checksum of the names travels along, so ranks that pass the same number of

@@ -97,7 +97,7 @@ class RunLog:
         """Close the files; an exception goes on."""
         self._open.close()
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+    def step(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Record one optimizer step.
 
         Args:
@@ -120,7 +120,7 @@ class RunLog:
             outputs.bar.set_postfix(loss=_format(values["loss"]), refresh=False)
         outputs.bar.update(step - outputs.bar.n)
 
-    def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
+    def scalars(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Record an evaluation, in the curves and in ``metrics.jsonl``.
 
         Args:
@@ -206,7 +206,7 @@ def _step_of(line: str) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def _plain_values(metrics: Mapping[str, float]) -> dict[str, float]:
+def _plain_values(metrics: Mapping[str, float | int]) -> dict[str, float | int]:
     """Turn metrics into numbers of Python; integers stay integers."""
     for name in _RESERVED:
         if name in metrics:
@@ -219,7 +219,7 @@ def _plain_values(metrics: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _format(value: float) -> str:
+def _format(value: float | int) -> str:
     """Write a number in few characters.
 
     Example:

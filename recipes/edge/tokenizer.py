@@ -1,9 +1,12 @@
 """A small byte-level tokenizer, for models that start from nothing."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from fastslow.qwen2_vl.chat import SYSTEM_PROMPT
 
 END_OF_TURN = "<|im_end|>"
 VIDEO_TOKEN = "<|video_pad|>"
@@ -25,7 +28,7 @@ def train_tokenizer(
     """Learn byte pairs from texts; any other text still encodes, byte by byte.
 
     Args:
-        texts: What the tokenizer should encode well.
+        texts: What the tokenizer should encode well, beside the chat format itself.
         vocabulary_size: Most tokens, special tokens and all 256 bytes included.
 
     Returns:
@@ -40,7 +43,8 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    format_words = (f"system\n{SYSTEM_PROMPT}\n", "user\n", "assistant\n")
+    tokenizer.train_from_iterator(chain(texts, format_words), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TURN,

@@ -1,0 +1,474 @@
+"""Checkpoints of an FSDP2 model, on two real gloo ranks and on one.
+
+The file is its own worker: ``torchrun`` runs it with a case and a folder. The oracle
+of a resumed run is the same run without any checkpoint, compared bit for bit.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from recipes.edge.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from recipes.edge.distributed import World, process_group
+
+ROOT = Path(__file__).parents[2]
+STATE = {"position": 7, "buffer": [[3, 0.1], []], "settings": {"name": "tiny"}}
+
+
+class Block(nn.Module):
+    """One layer, with random draws inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.dropout = nn.Dropout(0.2)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        update: Tensor = self.dropout(torch.tanh(self.linear(hidden)))
+        return hidden + update
+
+
+class Model(nn.Module):
+    """Frozen tower, tied embedding and head, an uneven and an unused parameter."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.tower = nn.Linear(width, 8).requires_grad_(False)
+        self.embed = nn.Embedding(7, 8)
+        self.layers = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(8, 7, bias=False)
+        self.head.weight = self.embed.weight
+        self.score = nn.Linear(8, 1)
+        self.unused = nn.Linear(8, 3)
+        self.register_buffer("scale", torch.rand(()))
+        self.scale: Tensor
+
+    def forward(self, clip: Tensor, tokens: Tensor) -> Tensor:
+        hidden = self.embed(tokens) + self.tower(clip) * self.scale
+        for layer in self.layers:
+            hidden = layer(hidden)
+        loss = nn.functional.cross_entropy(self.head(hidden[:-1]), tokens[1:])
+        score: Tensor = self.score(hidden)
+        return loss + score.square().mean()
+
+
+Built = tuple[Model, torch.optim.AdamW]
+
+
+def build(world: World, *, seed: int, width: int = 4) -> Built:
+    """Make a sharded model and its fresh optimizer, and seed the rank's draws."""
+    torch.manual_seed(seed)
+    model = Model(width)
+    for layer in model.layers:
+        fully_shard(layer, mesh=world.mesh)
+    fully_shard(model, mesh=world.mesh)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if p.ndim > 1]},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    random.seed(seed + world.rank)
+    np.random.seed(seed + world.rank)
+    torch.manual_seed(seed + world.rank)
+    return model, torch.optim.AdamW(groups, lr=0.05, weight_decay=0.1)
+
+
+def train(built: Built, steps: int) -> None:
+    """Do steps whose data come from all three global generators."""
+    model, optimizer = built
+    model.train()
+    for _ in range(steps):
+        start = random.randrange(7)
+        tokens = (torch.from_numpy(np.random.permutation(7)) + start) % 7
+        model(torch.randn(7, 4), tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def local(value: Tensor) -> Tensor:
+    """Give this rank's shard of a tensor."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def fingerprint(built: Built) -> dict[str, str]:
+    """Name every bit of a rank: shards, optimizer state, the next draws."""
+    model, optimizer = built
+    tensors = dict(model.state_dict())
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}.{key}"] = value
+    tensors["rate"] = torch.tensor([group["lr"] for group in optimizer.param_groups])
+    tensors["draws"] = torch.cat([torch.rand(3), torch.from_numpy(np.random.rand(3))])
+    tensors["gauss"] = torch.tensor(
+        [np.random.normal(), random.gauss(0, 1), random.random()], dtype=torch.float64
+    )
+    return {
+        name: hashlib.sha256(local(value.detach()).numpy().tobytes()).hexdigest()
+        for name, value in tensors.items()
+    }
+
+
+def full_tensors(built: Built) -> dict[str, Tensor]:
+    """Gather weights and first moments to all ranks."""
+    model, optimizer = built
+    found = dict(model.state_dict())
+    for name, parameter in model.named_parameters():
+        if parameter in optimizer.state:
+            found[f"{name}.exp_avg"] = optimizer.state[parameter]["exp_avg"]
+    return {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach()
+        for name, value in found.items()
+    }
+
+
+def error_of(call: Callable[[], object]) -> str:
+    """Run a call that must raise; give the error in words."""
+    try:
+        call()
+    except (RuntimeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
+
+
+def write(folder: Path, world: World) -> dict[str, Any]:
+    """Worker: the undisturbed run, and the same run with checkpoints on the way."""
+    built = build(world, seed=1)
+    train(built, 6)
+    undisturbed = fingerprint(built)
+
+    built = model, optimizer = build(world, seed=1)
+
+    def save(step: int, **change: Any) -> Path:
+        return save_checkpoint(
+            change.pop("output_dir", folder / "run"),
+            step,
+            model=model,
+            optimizer=optimizer,
+            state={**STATE, **change},
+            world=world,
+        )
+
+    save(0)
+    train(built, 3)
+    save(3, settings="an earlier attempt")
+    with torch.no_grad():
+        model.eval()(torch.zeros(7, 4), torch.arange(7))
+    saved = save(3)
+    full = full_tensors(built)
+    (folder / "file").touch()
+    by_rank = error_of(lambda: save(4, position=world.rank))
+    no_folder = error_of(lambda: save(5, output_dir=folder / "file"))
+    train(built, 3)
+    if world.is_main:
+        torch.save(full, folder / "full.pt")
+    return {
+        "undisturbed": undisturbed,
+        "saved": fingerprint(built),
+        "path": str(saved),
+        "by_rank": by_rank,
+        "no_folder": no_folder,
+    }
+
+
+def resume(folder: Path, world: World) -> dict[str, Any]:
+    """Worker: a new process that goes on from each checkpoint."""
+    seen: dict[str, Any] = {}
+    for step in (3, 0):
+        model, optimizer = build(world, seed=50 + step)
+        optimizer.param_groups[0]["lr"] = 9.0
+        seen[f"state {step}"] = load_checkpoint(
+            folder / "run" / f"checkpoint-{step}",
+            model=model,
+            optimizer=optimizer,
+            world=world,
+        )
+        seen[f"tied {step}"] = model.head.weight is model.embed.weight
+        moments = [optimizer.state[p] for p in model.unused.parameters()]
+        seen[f"unused {step}"] = [
+            float(local(value).abs().sum()) for m in moments for value in m.values()
+        ]
+        train((model, optimizer), 6 - step)
+        seen[f"resumed {step}"] = fingerprint((model, optimizer))
+    return seen
+
+
+Ranks = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that both runs of two ranks use."""
+    return tmp_path_factory.mktemp("two_ranks")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> Ranks:
+    """What each rank saw in ``write`` and, in new processes, in ``resume``."""
+    seen: Ranks = {}
+    for case in ("write", "resume"):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", "2", __file__, case, str(folder)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=100
+        )
+        assert done.returncode == 0, done.stderr
+        seen[case] = [
+            json.loads((folder / f"{case}-{rank}.json").read_text())
+            for rank in range(2)
+        ]
+    return seen
+
+
+def test_ranks_differ_so_that_the_oracle_can_fail(ranks: Ranks) -> None:
+    first, second = (seen["undisturbed"] for seen in ranks["write"])
+    assert first["draws"] != second["draws"]
+    assert first["layers.0.linear.weight"] != second["layers.0.linear.weight"]
+
+
+def test_saving_changes_nothing(ranks: Ranks) -> None:
+    for seen in ranks["write"]:
+        assert seen["undisturbed"].items() <= seen["saved"].items()
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_resume_is_bit_identical(ranks: Ranks, step: int) -> None:
+    for wrote, resumed in zip(ranks["write"], ranks["resume"], strict=True):
+        assert resumed[f"resumed {step}"] == wrote["saved"]
+        assert resumed[f"tied {step}"]
+        assert not any(resumed[f"unused {step}"])
+        assert resumed[f"state {step}"] == {**STATE, "step": step}
+
+
+def test_state_must_be_the_same_on_all_ranks(ranks: Ranks, folder: Path) -> None:
+    for seen in ranks["write"]:
+        assert seen["by_rank"] == (
+            "ValueError: state of rank 1 differs from rank 0's; "
+            "one state is written for all ranks"
+        )
+    assert not (folder / "run" / "checkpoint-4").exists()
+
+
+def test_all_ranks_hear_that_the_folder_cannot_be_made(ranks: Ranks) -> None:
+    first, second = (seen["no_folder"] for seen in ranks["write"])
+    assert first == second
+    assert first.startswith(
+        "RuntimeError: the main rank failed with NotADirectoryError"
+    )
+
+
+def test_state_json_is_readable_without_this_library(
+    ranks: Ranks, folder: Path
+) -> None:
+    saved = Path(ranks["write"][0]["path"])
+    assert saved == folder / "run" / "checkpoint-3"
+    content = json.loads((saved / "state.json").read_text())
+    assert content["format_version"] == 1
+    assert (content["step"], content["world_size"]) == (3, 2)
+    assert content["state"] == STATE
+    assert [sorted(entry) for entry in content["random_states"]] == [
+        ["cuda", "numpy", "python", "torch"]
+    ] * 2
+    assert sorted(path.name for path in (folder / "run").iterdir()) == [
+        "checkpoint-0",
+        "checkpoint-3",
+    ]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """This process alone."""
+    monkeypatch.delenv("RANK", raising=False)
+    with process_group() as alone:
+        yield alone
+
+
+def test_two_ranks_load_on_one(ranks: Ranks, folder: Path, world: World) -> None:
+    built = model, optimizer = build(world, seed=9)
+    saved = Path(ranks["write"][0]["path"])
+    load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
+    expected = torch.load(folder / "full.pt")
+    loaded = full_tensors(built)
+    assert loaded.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(loaded[name].cpu(), value), name
+
+
+def test_a_rank_without_random_states_keeps_its_own(
+    ranks: Ranks, folder: Path, tmp_path: Path, world: World
+) -> None:
+    assert ranks
+    saved = shutil.copytree(folder / "run" / "checkpoint-3", tmp_path / "checkpoint-3")
+    content = json.loads((saved / "state.json").read_text())
+    content["random_states"] = []
+    (saved / "state.json").write_text(json.dumps(content))
+    model, optimizer = build(world, seed=9)
+    before = (random.getstate(), torch.get_rng_state().tolist())
+    load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
+    assert (random.getstate(), torch.get_rng_state().tolist()) == before
+
+
+def save_one(folder: Path, step: int, world: World, **state: Any) -> Path:
+    """Save a small model of one rank."""
+    model, optimizer = build(world, seed=2)
+    return save_checkpoint(
+        folder, step, model=model, optimizer=optimizer, state=state, world=world
+    )
+
+
+def test_latest_is_the_highest_complete_one(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+    assert latest_checkpoint(tmp_path) is None
+    for step in range(12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "state.json").write_text("{}")
+        assert latest_checkpoint(tmp_path) == tmp_path / f"checkpoint-{step}"
+
+
+def test_latest_ignores_what_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-20").mkdir()
+    (tmp_path / "checkpoint-21").mkdir()
+    (tmp_path / "checkpoint-21" / "state.json").write_text('{"step": 2')
+    others = (".checkpoint-30.partial", "checkpoint-x", "checkpoint-4-copy")
+    for name in (*others, "checkpoint-041"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").write_text("{}")
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_a_leftover_is_removed(tmp_path: Path, world: World) -> None:
+    leftover = tmp_path / "run" / ".checkpoint-1.partial"
+    leftover.mkdir(parents=True)
+    (leftover / "__7_0.distcp").write_text("half a file")
+    saved = save_one(tmp_path / "run", 1, world)
+    assert not leftover.exists()
+    assert not (saved / "__7_0.distcp").exists()
+    assert latest_checkpoint(tmp_path / "run") == saved
+
+
+def test_an_old_checkpoint_stays_until_the_new_one_is_complete(
+    tmp_path: Path, world: World
+) -> None:
+    saved = save_one(tmp_path, 1, world, attempt=1)
+
+    class Broken(Model):
+        def get_extra_state(self) -> object:
+            raise OSError("the disk is full")
+
+    broken = Broken()
+    optimizer = torch.optim.AdamW(broken.parameters())
+    with pytest.raises(OSError, match="the disk is full"):
+        save_checkpoint(
+            tmp_path, 1, model=broken, optimizer=optimizer, state={}, world=world
+        )
+    assert latest_checkpoint(tmp_path) == saved
+    model, optimizer = build(world, seed=3)
+    loaded = load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
+    assert loaded == {"attempt": 1, "step": 1}
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "words"),
+    [
+        ({"loss": float("nan")}, ValueError, "not JSON compliant"),
+        ({"clips": {1, 2}}, TypeError, "set is not JSON serializable"),
+    ],
+)
+def test_state_must_be_json(
+    tmp_path: Path, world: World, state: Any, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        save_one(tmp_path, 1, world, **state)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_step_must_not_be_negative(tmp_path: Path, world: World) -> None:
+    with pytest.raises(ValueError, match="step is -1; it must be at least 0"):
+        save_one(tmp_path, -1, world)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format_version": 2}, "has format_version 2; it must be 1"),
+        ({"format_version": None}, "has format_version None; it must be 1"),
+        ({"state": None}, "has a state.json without state; it must hold step, "),
+        ({"random_states": None}, "has a state.json without random_states; "),
+    ],
+)
+def test_load_names_what_is_wrong_in_state_json(
+    tmp_path: Path, world: World, change: dict[str, Any], words: str
+) -> None:
+    saved = save_one(tmp_path, 1, world)
+    content = json.loads((saved / "state.json").read_text()) | change
+    kept = {key: value for key, value in content.items() if value is not None}
+    (saved / "state.json").write_text(json.dumps(kept))
+    model, optimizer = build(world, seed=2)
+    with pytest.raises(ValueError, match=f"checkpoint-1 {words}"):
+        load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
+
+
+@pytest.mark.parametrize("text", [None, "[1]", '{"step":'])
+def test_load_needs_a_readable_state_json(
+    tmp_path: Path, world: World, text: str | None
+) -> None:
+    if text is not None:
+        (tmp_path / "state.json").write_text(text)
+    model, optimizer = build(world, seed=2)
+    with pytest.raises(ValueError, match=r"has no readable state\.json"):
+        load_checkpoint(tmp_path, model=model, optimizer=optimizer, world=world)
+
+
+def test_load_names_a_tensor_of_another_shape(tmp_path: Path, world: World) -> None:
+    saved = save_one(tmp_path, 1, world)
+    model, optimizer = build(world, seed=2, width=5)
+    with pytest.raises(
+        ValueError,
+        match=r"model\.tower\.weight of shape \(8, 4\) but the run's is \(8, 5\)",
+    ):
+        load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
+
+
+def test_load_names_a_tensor_that_one_side_lacks(tmp_path: Path, world: World) -> None:
+    saved = save_one(tmp_path, 1, world)
+    model, optimizer = build(world, seed=2)
+    model.tower.bias.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"lacks optimizer\.state\.tower\.bias"):
+        load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
+    model, optimizer = build(world, seed=2)
+    model.score.bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"holds optimizer\.state\.score\.bias"):
+        load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
+    model, _ = build(world, seed=2)
+    one_group = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match=r"holds optimizer\.param_groups\.1\.params"):
+        load_checkpoint(saved, model=model, optimizer=one_group, world=world)
+
+
+def worker(case: str, folder: Path) -> None:
+    """Run a case as one rank and write what it saw."""
+    with process_group() as world:
+        seen = {"write": write, "resume": resume}[case](folder, world)
+        (folder / f"{case}-{world.rank}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    worker(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,328 @@
+"""Probing and decoding of real video files, whole and broken."""
+
+import itertools
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from recipes.edge.video import (
+    VideoError,
+    VideoInfo,
+    decode_frames,
+    probe_video,
+    sample_frame_indices,
+)
+
+HEIGHT, WIDTH, FRAMES, FPS = 48, 64, 12, 6
+
+
+def grey_level(index: int) -> int:
+    """Give the grey that frame ``index`` of every test file shows."""
+    return 20 + 18 * index
+
+
+def write_video(
+    path: Path,
+    *,
+    num_frames: int = FRAMES,
+    container: str = "mp4",
+    noise: bool = False,
+    options: dict[str, str] | None = None,
+) -> None:
+    """Write frames of one grey each (or of noise), without the code under test."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w", format=container, options=options or {}) as output:
+        stream = output.add_stream("libx264", rate=FPS, options={"crf": "5"})
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        for index in range(num_frames):
+            picture = np.full((HEIGHT, WIDTH, 3), grey_level(index), dtype=np.uint8)
+            if noise:
+                picture = rng.integers(0, 256, picture.shape, dtype=np.uint8)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        output.mux(stream.encode())
+
+
+def cut_by_edit_list(source: Path, target: Path, hidden: int) -> None:
+    """Copy packets so that an edit list hides the first ``hidden`` frames."""
+    with av.open(str(source)) as given_, av.open(str(target), "w") as output:
+        stream = given_.streams.video[0]
+        copy = output.add_stream_from_template(stream)
+        for packet in given_.demux(stream):
+            if packet.pts is not None and packet.dts is not None:
+                shift = int(hidden / FPS / packet.time_base)
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                packet.stream = copy
+                output.mux(packet)
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.mp4"
+    write_video(path)
+    return path
+
+
+@pytest.fixture
+def cut_video(tmp_path: Path) -> Path:
+    """Make a file whose header promises every frame but whose end is missing."""
+    path = tmp_path / "cut.mp4"
+    write_video(path, noise=True, options={"movflags": "faststart"})
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("container", "options"),
+    [
+        ("mp4", {}),
+        ("mp4", {"movflags": "frag_keyframe+empty_moov"}),
+        ("matroska", {}),
+        ("mpegts", {}),
+    ],
+)
+def test_probe_equals_what_was_written(
+    tmp_path: Path, container: str, options: dict[str, str]
+) -> None:
+    path = tmp_path / "clip"
+    write_video(path, container=container, options=options)
+    expected = VideoInfo(num_frames=FRAMES, fps=float(FPS), height=HEIGHT, width=WIDTH)
+    assert probe_video(path) == expected
+    assert len(decode_frames(path, range(FRAMES))) == FRAMES
+
+
+def test_probe_of_a_single_frame(tmp_path: Path) -> None:
+    write_video(tmp_path / "one.mp4", num_frames=1)
+    assert probe_video(tmp_path / "one.mp4").num_frames == 1
+
+
+def test_probe_reads_only_the_header(cut_video: Path) -> None:
+    assert probe_video(cut_video).num_frames == FRAMES
+
+
+def test_frames_hidden_by_an_edit_list_are_not_promised(
+    video: Path, tmp_path: Path
+) -> None:
+    trimmed = tmp_path / "trimmed.mp4"
+    cut_by_edit_list(video, trimmed, hidden=5)
+    assert probe_video(trimmed).num_frames == FRAMES - 5
+    frames = decode_frames(trimmed, [0, FRAMES - 6])
+    assert abs(frames[0].float().mean() - grey_level(5)) < 3
+    assert abs(frames[1].float().mean() - grey_level(FRAMES - 1)) < 3
+
+
+def test_a_name_with_a_colon_is_a_file_and_no_protocol(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(video.parent)
+    renamed = video.rename("pipe:clip.mp4")
+    assert probe_video(renamed).num_frames == FRAMES
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match=r"none\.mp4 cannot be opened: No such file"):
+        probe_video(tmp_path / "none.mp4")
+
+
+@pytest.mark.parametrize("name", ["a\0b.mp4", "\ud800.mp4", "x" * 300 + ".mp4"])
+def test_impossible_names(tmp_path: Path, name: str) -> None:
+    with pytest.raises(VideoError, match="cannot be opened"):
+        probe_video(tmp_path / name)
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match="is a folder; it must be a video file"):
+        probe_video(tmp_path)
+
+
+@pytest.mark.parametrize("read", [probe_video, lambda path: decode_frames(path, [0])])
+def test_empty_file(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(VideoError, match=r"empty\.mp4 is an empty file"):
+        read(tmp_path / "empty.mp4")
+
+
+def test_text_file(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("this is no video\n" * 50)
+    with pytest.raises(
+        VideoError, match=r"text\.mp4 cannot be opened as a video: Invalid data"
+    ) as caught:
+        probe_video(tmp_path / "text.mp4")
+    assert isinstance(caught.value.__cause__, av.FFmpegError)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+def test_file_cut_before_its_index(video: Path, share: float) -> None:
+    data = video.read_bytes()
+    video.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(VideoError, match=r"clip\.mp4 cannot be opened as a video"):
+        probe_video(video)
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("aac", rate=16000)
+        samples = np.zeros((1, 1024), dtype=np.float32)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    with pytest.raises(VideoError, match=r"sound\.mp4 has no video stream"):
+        probe_video(path)
+
+
+def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as output:
+        cover = output.add_stream("mjpeg", rate=1)
+        cover.height, cover.width, cover.pix_fmt = HEIGHT, WIDTH, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        output.mux(cover.encode(av.VideoFrame(WIDTH, HEIGHT, "yuvj420p")))
+        output.mux(cover.encode())
+    with av.open(str(path)) as check:
+        assert check.streams.video[0].disposition == cover.disposition
+    with pytest.raises(VideoError, match=r"song\.mp4 has no video stream"):
+        probe_video(path)
+
+
+def test_unknown_codec(video: Path) -> None:
+    video.write_bytes(video.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(VideoError, match="no decoder here can read"):
+        probe_video(video)
+
+
+def test_zero_frames(tmp_path: Path) -> None:
+    path = tmp_path / "header.mp4"
+    write_video(path, options={"movflags": "frag_keyframe+empty_moov"})
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"moof") - 4])
+    with pytest.raises(VideoError, match=r"header\.mp4 has .* with zero frames"):
+        probe_video(path)
+
+
+def test_zero_size(tmp_path: Path) -> None:
+    path = tmp_path / "flat.avi"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("rawvideo", rate=FPS)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        output.mux(stream.encode(av.VideoFrame(WIDTH, HEIGHT, "yuv420p")))
+        output.mux(stream.encode())
+    data = path.read_bytes()
+    stored = struct.pack("<Iii", 40, WIDTH, HEIGHT)
+    assert data.count(stored) == 1
+    path.write_bytes(data.replace(stored, struct.pack("<Iii", 40, WIDTH, 0)))
+    with pytest.raises(VideoError, match=r"frame size of 0 x 0; both sides must be"):
+        probe_video(path)
+
+
+@given(st.integers(1, 300), st.integers(1, 80))
+@example(17, 16)
+@example(2, 1)
+@example(1000, 2)
+def test_sampled_indices(num_frames: int, max_frames: int) -> None:
+    indices = sample_frame_indices(num_frames, max_frames)
+    assert len(indices) == min(num_frames, max_frames)
+    gaps = {after - before for before, after in itertools.pairwise(indices)}
+    assert all(gap >= 1 for gap in gaps)
+    assert indices[0] == 0
+    assert len(indices) < 2 or indices[-1] == num_frames - 1
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "max_frames", "message"),
+    [
+        (0, 4, "num_frames is 0; it must be at least 1"),
+        (4, 0, "max_frames is 0; it must be at least 1"),
+    ],
+)
+def test_sampling_needs_frames(num_frames: int, max_frames: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample_frame_indices(num_frames, max_frames)
+
+
+def test_decoded_frames_are_the_wanted_ones(video: Path) -> None:
+    indices = [0, 3, 4, 9, 11]
+    frames = decode_frames(video, indices)
+    assert frames.shape == (len(indices), 3, HEIGHT, WIDTH)
+    assert frames.dtype == torch.uint8
+    assert frames.is_contiguous()
+    for frame, index in zip(frames, indices, strict=True):
+        assert (frame.float() - grey_level(index)).abs().max() < 4
+
+
+def test_any_choice_equals_the_same_frames_of_all(tmp_path: Path) -> None:
+    path = tmp_path / "noise.mp4"
+    write_video(path, noise=True)
+    every = decode_frames(path, range(FRAMES))
+    for indices in ([0], [11], [2, 5], [1, 2, 3, 10]):
+        assert torch.equal(decode_frames(path, indices), every[indices])
+
+
+def test_decoding_stops_after_the_last_wanted_frame(cut_video: Path) -> None:
+    assert len(decode_frames(cut_video, [0, 1])) == 2
+    with pytest.raises(
+        VideoError, match=r"cut\.mp4 breaks before frame 11, after \d+ decoded frames"
+    ) as caught:
+        decode_frames(cut_video, [0, 11])
+    assert isinstance(caught.value.__cause__, av.FFmpegError)
+
+
+def test_fewer_frames_than_wanted(video: Path) -> None:
+    with pytest.raises(
+        VideoError,
+        match=rf"clip\.mp4 has no frame {FRAMES}; it ends after {FRAMES} decoded",
+    ):
+        decode_frames(video, [0, FRAMES])
+
+
+def test_concealed_damage_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.mp4"
+    write_video(path, noise=True)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 2000] = b"\x55" * 2000
+    path.write_bytes(data)
+    assert probe_video(path).num_frames == FRAMES
+    with pytest.raises(VideoError, match=r"damaged\.mp4 breaks before frame 11"):
+        decode_frames(path, [0, 11])
+
+
+def test_a_frame_size_that_changes(tmp_path: Path) -> None:
+    path = tmp_path / "two_sizes.ts"
+    with path.open("wb") as joined:
+        for width in (64, 96):
+            part = tmp_path / f"{width}.ts"
+            with av.open(str(part), "w", format="mpegts") as output:
+                stream = output.add_stream("mpeg2video", rate=25)
+                stream.height, stream.width, stream.pix_fmt = 64, width, "yuv420p"
+                for _ in range(5):
+                    output.mux(stream.encode(av.VideoFrame(width, 64, "yuv420p")))
+                output.mux(stream.encode())
+            joined.write(part.read_bytes())
+    assert probe_video(path).width == 64
+    assert decode_frames(path, [0]).shape == (1, 3, 64, 64)
+    with pytest.raises(VideoError, match=r"frame \d of size 64 x 96; the container"):
+        decode_frames(path, range(8))
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([], "indices is empty; it must name at least one frame"),
+        ([-1, 2], "indices begins with -1; it must be at least 0"),
+        ([1, 1], "indices has 1 after 1; it must be strictly increasing"),
+        ([0, 4, 3], "indices has 3 after 4; it must be strictly increasing"),
+    ],
+)
+def test_indices_must_increase(video: Path, indices: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode_frames(video, indices)
