@@ -10,21 +10,19 @@ checkpoint.
 """
 
 import dataclasses
-import hashlib
 import math
 import os
 import time
-from collections import Counter
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import tyro
+from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from fastslow import (
@@ -40,11 +38,10 @@ from fastslow.qwen2_vl import FastSlowQwen2VL, VisionGeometry
 from fastslow.schedules import Strategy
 from recipes.edge.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from recipes.edge.clips import make_clips
-from recipes.edge.dataset import BadSample, Sample, read_samples
+from recipes.edge.dataset import BadSample, most_common_share, read_samples
 from recipes.edge.distributed import (
     World,
     broadcast_from_main,
-    gather_from_ranks,
     process_group,
     sum_over_ranks,
 )
@@ -53,11 +50,15 @@ from recipes.edge.loader import (
     PackedRows,
     PlannedSample,
     Row,
+    count_rows,
+    fingerprint,
     plan_samples,
     stream_rows,
 )
 from recipes.edge.metrics import RunLog
+from recipes.edge.optimization import clip_gradients, warmup_cosine
 from recipes.edge.quarantine import Quarantine
+from recipes.edge.settings import check_same_settings, settings_as_json
 from recipes.edge.tokenizer import VIDEO_TOKEN, train_tokenizer
 
 
@@ -110,6 +111,27 @@ class Config:
     seed: int = 0
     """Seeds weights, clips and the order of the samples."""
 
+    def __post_init__(self) -> None:
+        """Check what no later step would name as clearly."""
+        for name in (
+            "tokens_per_row",
+            "packing_window",
+            "gradient_accumulation_steps",
+            "max_steps",
+            "save_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be at least 1"
+                )
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(
+                f"max_bad_share is {self.max_bad_share}; it must lie between 0 and 1"
+            )
+
+
+TERMS = ("language_loss", "autoregressive_loss", "copy_loss")
+"""What is summed over the rows of a step."""
 
 FREE_TO_CHANGE = {"output_dir", "max_steps", "save_steps", "dataloader_num_workers"}
 """Settings that may differ when a run goes on from a checkpoint."""
@@ -136,72 +158,85 @@ class Data:
     video_token_id: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run consists of, on one rank."""
+
+    config: Config
+    data: Data
+    model: FastSlowQwen2VL
+    optimizer: torch.optim.AdamW
+    quarantine: Quarantine
+    world: World
+
+
+@record
 def main(config: Config) -> None:
     """Plan, build, shard, train, save, and ask the held-out questions."""
     with process_group() as world:
         data = broadcast_from_main(lambda: plan_data(config, world), world)
         model = build_model(config, data, world)
-        optimizer = torch.optim.AdamW(
-            [weight for weight in model.parameters() if weight.requires_grad],
-            betas=(0.9, 0.95),
-        )
-        quarantine = Quarantine(
-            config.output_dir,
-            num_samples=len(data.train) + len(data.held_out) + len(data.bad),
-            max_share=config.max_bad_share,
+        run = Run(
+            config=config,
+            data=data,
+            model=model,
+            optimizer=torch.optim.AdamW(
+                [weight for weight in model.parameters() if weight.requires_grad],
+                betas=(0.9, 0.95),
+            ),
+            quarantine=Quarantine(
+                config.output_dir,
+                num_samples=len(data.train) + len(data.held_out) + len(data.bad),
+                max_share=config.max_bad_share,
+                world=world,
+            ),
             world=world,
         )
-        quarantine.add(data.bad)
-        done, stream = resume(config, data, model, optimizer, quarantine, world)
-        rows = PackedRows(data.train, clip_settings(config, world), data.video_token_id)
-        batches = stream_rows(
-            rows,
-            stream,
-            rank=world.rank,
-            world_size=world.size,
-            window=config.packing_window,
-            seed=config.seed,
-            num_workers=config.dataloader_num_workers,
-        )
+        run.quarantine.add(data.bad)
+        done, stream = resume(run)
         with RunLog(
             output_dir=config.output_dir,
             total_steps=config.max_steps,
             first_step=done + 1,
             world=world,
         ) as log:
-            log.message(describe(config, data, model, done, world))
-            for step in range(done + 1, config.max_steps + 1):
-                started = time.perf_counter()
-                micro = list(islice(batches, config.gradient_accumulation_steps))
-                counts = sum_over_ranks(count(micro), world)
-                if counts["skipped"]:
-                    share_bad_samples(micro, quarantine, world)
-                losses = train_step(
-                    config, step, model, optimizer, micro, counts, world
-                )
-                seconds = time.perf_counter() - started
-                log.step(step, losses | throughput(config, counts, seconds, world))
-                if step % config.save_steps == 0 or step == config.max_steps:
-                    state = run_state(config, data, micro[-1].state, quarantine)
-                    folder = save_checkpoint(
-                        config.output_dir,
-                        step,
-                        model=model,
-                        optimizer=optimizer,
-                        state=state,
-                        world=world,
-                    )
-                    log.message(f"saved {folder}")
-            if data.held_out:
-                held_out = PackedRows(data.held_out, rows.settings, data.video_token_id)
-                accuracy, answered = evaluate(model, held_out, world)
-                log.scalars(
-                    config.max_steps, {"accuracy": accuracy, "chance": data.chance}
-                )
-                log.message(
-                    f"held-out accuracy {accuracy:.3f} on {answered} questions "
-                    f"(chance {data.chance:.3f})"
-                )
+            log.message(describe(run, done))
+            if done < config.max_steps:
+                train(run, done, stream, log)
+                ask_held_out(run, log)
+
+
+def train(run: Run, done: int, stream: StreamState, log: RunLog) -> None:
+    """Take the steps that are left; save now and then, and at the end."""
+    config, data, world = run.config, run.data, run.world
+    batches = stream_rows(
+        PackedRows(data.train, clip_settings(config, world), data.video_token_id),
+        stream,
+        rank=world.rank,
+        world_size=world.size,
+        window=config.packing_window,
+        seed=config.seed,
+        num_workers=config.dataloader_num_workers,
+    )
+    for step in range(done + 1, config.max_steps + 1):
+        started = time.perf_counter()
+        rows = list(islice(batches, config.gradient_accumulation_steps))
+        counts = sum_over_ranks(count_rows(rows), world)
+        if counts["skipped"]:
+            run.quarantine.share(bad for row in rows for bad in row.bad)
+        losses = train_step(config, step, run.model, run.optimizer, rows, counts, world)
+        seconds = time.perf_counter() - started
+        log.step(step, losses | throughput(config, counts, seconds))
+        if step % config.save_steps == 0 or step == config.max_steps:
+            folder = save_checkpoint(
+                config.output_dir,
+                step,
+                model=run.model,
+                optimizer=run.optimizer,
+                state=state_beside_tensors(run, rows[-1].state),
+                world=world,
+            )
+            log.message(f"saved {folder}")
 
 
 def plan_data(config: Config, world: World) -> Data:
@@ -237,19 +272,6 @@ def plan_data(config: Config, world: World) -> Data:
         vocabulary_size=len(tokenizer),
         video_token_id=tokenizer.convert_tokens_to_ids(VIDEO_TOKEN),
     )
-
-
-def most_common_share(train: list[Sample], held_out: list[Sample]) -> float:
-    """Tell how often the most common answer of the training set is right."""
-    answers = Counter(answer_of(sample) for sample in train)
-    guess = answers.most_common(1)[0][0]
-    right = sum(answer_of(sample) == guess for sample in held_out)
-    return right / max(len(held_out), 1)
-
-
-def answer_of(sample: Sample) -> tuple[str, ...]:
-    """Give everything that the assistant says in a sample."""
-    return tuple(turn.text for turn in sample.turns if turn.role == "assistant")
 
 
 def clip_settings(config: Config, world: World) -> ClipSettings:
@@ -306,78 +328,36 @@ def build_model(config: Config, data: Data, world: World) -> FastSlowQwen2VL:
     return model
 
 
-def resume(
-    config: Config,
-    data: Data,
-    model: FastSlowQwen2VL,
-    optimizer: torch.optim.AdamW,
-    quarantine: Quarantine,
-    world: World,
-) -> tuple[int, StreamState]:
+def resume(run: Run) -> tuple[int, StreamState]:
     """Go on from the last checkpoint of the output folder, if there is one."""
-    folder = broadcast_from_main(lambda: latest_checkpoint(config.output_dir), world)
+    config = run.config
+    folder = broadcast_from_main(
+        lambda: latest_checkpoint(config.output_dir), run.world
+    )
     if folder is None:
         return 0, StreamState()
-    state = load_checkpoint(folder, model=model, optimizer=optimizer, world=world)
-    for name, now in settings_as_json(config).items():
-        before = state["settings"].get(name)
-        if before != now and name not in FREE_TO_CHANGE:
-            raise ValueError(
-                f"{name} is {now!r} but {folder} was trained with {before!r}; a run "
-                "goes on with the settings that it began with"
-            )
-    if state["data"] != fingerprint(data):
+    state = load_checkpoint(
+        folder, model=run.model, optimizer=run.optimizer, world=run.world
+    )
+    check_same_settings(state["settings"], config, free=FREE_TO_CHANGE)
+    if state["data"] != fingerprint(run.data.train):
         raise ValueError(
             f"the samples differ from those that {folder} was trained on; a run goes "
             "on with the data that it began with"
         )
-    quarantine.add(BadSample(**sample) for sample in state["quarantine"])
+    run.quarantine.add(BadSample(**sample) for sample in state["quarantine"])
     stream = state["stream"]
     return state["step"], StreamState(**stream | {"waiting": tuple(stream["waiting"])})
 
 
-def run_state(
-    config: Config, data: Data, stream: StreamState, quarantine: Quarantine
-) -> dict[str, Any]:
+def state_beside_tensors(run: Run, stream: StreamState) -> dict[str, Any]:
     """Gather what a checkpoint needs beside tensors and random states."""
     return {
-        "settings": settings_as_json(config),
-        "data": fingerprint(data),
+        "settings": settings_as_json(run.config),
+        "data": fingerprint(run.data.train),
         "stream": dataclasses.asdict(stream),
-        "quarantine": [dataclasses.asdict(sample) for sample in quarantine],
+        "quarantine": [dataclasses.asdict(sample) for sample in run.quarantine],
     }
-
-
-def settings_as_json(config: Config) -> dict[str, Any]:
-    """Give the settings in the form that a checkpoint keeps."""
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(config).items()
-    }
-
-
-def fingerprint(data: Data) -> str:
-    """Sum up which samples there are, in which order and how long."""
-    planned = [(each.sample.sample_id, each.num_tokens) for each in data.train]
-    return hashlib.sha256(repr(planned).encode()).hexdigest()
-
-
-def count(rows: list[Row]) -> dict[str, float]:
-    """Count what this rank's rows hold; all of it is known before the forward pass."""
-    return {
-        "labels": sum(len(row.plan.labels.rows) for row in rows),
-        "pairs": sum(len(row.plan.next_frame.targets.cu_seqlens) - 1 for row in rows),
-        "tokens": sum(row.num_tokens for row in rows),
-        "frames": sum(row.num_frames for row in rows),
-        "rows": len(rows),
-        "skipped": sum(len(row.bad) for row in rows),
-    }
-
-
-def share_bad_samples(rows: list[Row], quarantine: Quarantine, world: World) -> None:
-    """Tell every rank which samples any rank could not decode."""
-    found = gather_from_ranks([bad for row in rows for bad in row.bad], world)
-    quarantine.add(chain.from_iterable(found))
 
 
 def train_step(
@@ -391,7 +371,7 @@ def train_step(
 ) -> dict[str, float]:
     """Take one optimizer step; every loss is divided by its count over all ranks."""
     model.train()
-    sums = dict.fromkeys(("language", "autoregressive", "copy"), 0.0)
+    sums = torch.zeros(3, dtype=torch.float64, device=world.device)
     labels, pairs = max(counts["labels"], 1), max(counts["pairs"], 1)
     for row in rows:
         plan = to_device(row.plan, world.device)
@@ -403,22 +383,25 @@ def train_step(
         copying, _ = next_frame_loss(output.copies, output.targets)
         loss = language / labels + config.loss_weight * ahead / pairs
         (loss * world.size).backward()  # FSDP divides gradients by the number of ranks
-        sums["language"] += language.item()
-        sums["autoregressive"] += ahead.item()
-        sums["copy"] += copying.item()
-    norm = float(clip_gradients(model, config.max_grad_norm))
-    if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient norm is {norm} at step {step}")
-    rate = learning_rate(config, step)
+        sums += torch.stack([language, ahead, copying]).detach()
+    norm = clip_gradients(model, config.max_grad_norm)
+    rate = warmup_cosine(
+        step,
+        peak=config.learning_rate,
+        warmup=config.warmup_steps,
+        total=config.max_steps,
+    )
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad()
-    total = sum_over_ranks(sums, world)
-    ahead_loss, copy_loss = total["autoregressive"] / pairs, total["copy"] / pairs
+    total = sum_over_ranks(dict(zip(TERMS, sums.tolist(), strict=True)), world)
+    language_loss = total["language_loss"] / labels
+    ahead_loss = total["autoregressive_loss"] / pairs
+    copy_loss = total["copy_loss"] / pairs
     return {
-        "loss": total["language"] / labels + config.loss_weight * ahead_loss,
-        "language_loss": total["language"] / labels,
+        "loss": language_loss + config.loss_weight * ahead_loss,
+        "language_loss": language_loss,
         "autoregressive_loss": ahead_loss,
         "copy_loss": copy_loss,
         "skill": 1 - ahead_loss / copy_loss if copy_loss else math.nan,
@@ -427,22 +410,8 @@ def train_step(
     }
 
 
-def clip_gradients(model: FastSlowQwen2VL, max_norm: float) -> float:
-    """Scale gradients down to ``max_norm``; give the norm that they had."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-def learning_rate(config: Config, step: int) -> float:
-    """Warm up linearly, then follow a cosine to zero."""
-    if step <= config.warmup_steps:
-        return config.learning_rate * step / config.warmup_steps
-    progress = (step - config.warmup_steps) / (config.max_steps - config.warmup_steps)
-    return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
-
-
 def throughput(
-    config: Config, counts: dict[str, float], seconds: float, world: World
+    config: Config, counts: dict[str, float], seconds: float
 ) -> dict[str, float]:
     """Measure the whole step's wall clock, data wait included."""
     return {
@@ -454,47 +423,56 @@ def throughput(
 
 
 @torch.no_grad()
-def evaluate(
-    model: FastSlowQwen2VL, rows: PackedRows, world: World
-) -> tuple[float, int]:
+def ask_held_out(run: Run, log: RunLog) -> None:
     """Ask every held-out question; an answer counts when all of its tokens are right.
 
     All tokens are scored in one pass under the true answer. Greedy decoding gives that
     answer exactly when each of its tokens is the most likely one after those before.
     """
-    model.eval()
-    lengths = [planned.num_tokens for planned in rows.samples]
-    bins = best_fit_decreasing(lengths, rows.settings.capacity)
-    right = asked = 0
-    for turn in range(0, len(bins), world.size):
-        mine = bins[turn + world.rank] if turn + world.rank < len(bins) else ()
-        row = rows[mine, StreamState()]
+    config, data, world = run.config, run.data, run.world
+    samples = PackedRows(
+        data.held_out, clip_settings(config, world), data.video_token_id
+    )
+    lengths = [planned.num_tokens for planned in data.held_out]
+    bins = best_fit_decreasing(lengths, config.tokens_per_row)
+    run.model.eval()
+    asked, right, bad = 0, 0, list[BadSample]()
+    for first in range(0, len(bins), world.size):
+        dealt = (*bins[first : first + world.size], *[()] * world.size)
+        row = samples[dealt[world.rank], StreamState()]
         plan = to_device(row.plan, world.device)
-        logits = model(row.patches.to(world.device), plan).logits
+        logits = run.model(row.patches.to(world.device), plan).logits
         wrong = logits.argmax(-1) != plan.labels.targets
-        segments = plan.layout.segment_ids[plan.labels.rows]
+        missed = plan.layout.segment_ids[plan.labels.rows][wrong].unique()
         asked += len(row.sample_ids)
-        right += len(row.sample_ids) - len(segments[wrong].unique())
+        right += len(row.sample_ids) - len(missed)
+        bad.extend(row.bad)
+    run.quarantine.share(bad)
     total = sum_over_ranks({"right": right, "asked": asked}, world)
-    return total["right"] / max(total["asked"], 1), int(total["asked"])
+    if total["asked"]:
+        accuracy = total["right"] / total["asked"]
+        log.scalars(config.max_steps, {"accuracy": accuracy, "chance": data.chance})
+        log.message(
+            f"held-out accuracy {accuracy:.3f} on {total['asked']:.0f} questions, "
+            f"chance {data.chance:.3f} (always the most common answer)"
+        )
 
 
-def describe(
-    config: Config, data: Data, model: FastSlowQwen2VL, done: int, world: World
-) -> str:
+def describe(run: Run, done: int) -> str:
     """Say what will be trained, on what, and from where."""
+    data, world = run.data, run.world
     clip = next(s for s in data.train[0].spans if isinstance(s, VideoSpan))
     schedule = "".join("S" if s == min(clip.strides) else "." for s in clip.strides)
     before = len(clip.strides) * clip.grid[0] * clip.grid[1]
     after = sum(tokens_per_frame(clip.grid, clip.strides))
-    weights = sum(weight.numel() for weight in model.parameters())
-    begin = f"goes on after step {done}" if done else "begins"
+    weights = sum(weight.numel() for weight in run.model.parameters())
+    begin = f"goes on after step {done}" if done else "begins with step 1"
     return (
         f"{weights:,} parameters on {world.size} ranks ({world.device.type})\n"
         f"{len(data.train)} samples to train on, {len(data.held_out)} held out, "
         f"{len(data.bad)} unusable\n"
         f"first clip {schedule}: {after} tokens after pooling, {before} before\n"
-        f"the run {begin} and ends with step {config.max_steps}"
+        f"the run {begin} and ends with step {run.config.max_steps}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import glob
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,29 @@ def read_samples(data_path: Path) -> tuple[list[Sample], list[BadSample]]:
                 seen.add(sample_id)
                 samples.append(sample)
     return samples, bad
+
+
+def most_common_share(train: Sequence[Sample], held_out: Sequence[Sample]) -> float:
+    """Tell how often the most common answer of the training set is right.
+
+    What a model reaches that has learnt the answers but looks at no clip.
+
+    Args:
+        train: Samples whose answers are counted; of a conversation, all its answers.
+        held_out: Samples that are asked.
+
+    Returns:
+        Share of the held-out samples, 0 if there are none.
+    """
+    answers = Counter(_answers(sample) for sample in train)
+    guess = answers.most_common(1)[0][0] if answers else ()
+    right = sum(_answers(sample) == guess for sample in held_out)
+    return right / max(len(held_out), 1)
+
+
+def _answers(sample: Sample) -> tuple[str, ...]:
+    """Give everything that the assistant says in a sample."""
+    return tuple(turn.text for turn in sample.turns if turn.role == "assistant")
 
 
 def _data_files(data_path: Path) -> list[Path]:

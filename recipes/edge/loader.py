@@ -1,5 +1,6 @@
 """From samples to packed rows: every integer is planned before a pixel is decoded."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -264,8 +265,38 @@ def stream_rows(
             yield dealt[rank], now
 
     yield from DataLoader(
-        dataset, batch_size=None, sampler=requests(), num_workers=num_workers
+        dataset,
+        batch_size=None,
+        sampler=requests(),
+        num_workers=num_workers,
+        generator=torch.Generator(),
     )
+
+
+def fingerprint(samples: Sequence[PlannedSample]) -> str:
+    """Sum up which samples there are, in which order and how long."""
+    planned = [(each.sample.sample_id, each.num_tokens) for each in samples]
+    return hashlib.sha256(repr(planned).encode()).hexdigest()
+
+
+def count_rows(rows: Sequence[Row]) -> dict[str, float]:
+    """Count what this rank's rows hold; all of it is known before the forward pass.
+
+    Args:
+        rows: The rows of one optimizer step.
+
+    Returns:
+        ``labels`` and ``pairs`` to divide the losses by, and what was loaded:
+        ``tokens``, raw ``frames``, ``rows``, ``skipped`` samples.
+    """
+    return {
+        "labels": sum(len(row.plan.labels.rows) for row in rows),
+        "pairs": sum(len(row.plan.next_frame.targets.cu_seqlens) - 1 for row in rows),
+        "tokens": sum(row.num_tokens for row in rows),
+        "frames": sum(row.num_frames for row in rows),
+        "rows": len(rows),
+        "skipped": sum(len(row.bad) for row in rows),
+    }
 
 
 def _patchify_as_planned(

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from recipes.edge.dataset import BadSample
-from recipes.edge.distributed import World
+from recipes.edge.distributed import World, gather_from_ranks
 
 
 class Quarantine:
@@ -40,6 +41,17 @@ class Quarantine:
     def __iter__(self) -> Iterator[BadSample]:
         """Give the samples that were left out."""
         return iter(self._samples.values())
+
+    def share(self, found: Iterable[BadSample]) -> None:
+        """Leave out what any rank has found; all ranks call this together.
+
+        Args:
+            found: The samples that this rank could not use.
+
+        Raises:
+            ValueError: On every rank, as ``add`` does.
+        """
+        self.add(chain.from_iterable(gather_from_ranks(list(found), self._world)))
 
     def add(self, bad: Iterable[BadSample]) -> None:
         """Leave samples out; a sample that already is counts once.
