@@ -45,9 +45,10 @@ class VideoSpan:
     strides: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Check that the clip has a frame."""
+        """Check that the clip has a frame, and every frame a token."""
         if not self.strides:
             raise ValueError("strides is empty; a clip has at least 1 frame")
+        tokens_per_frame(self.grid, self.strides)
 
 
 Span = TextSpan | VideoSpan
@@ -175,39 +176,47 @@ def _lay_sample(
 ) -> TokenLayout:
     """Lay out one sample; its frames count on through all of its clips."""
     clips = tuple(span for span in sample if isinstance(span, VideoSpan))
-    ids, labels, frames, positions, runs = [], [], [], [], list[int]()
-    place, frame = 0, 0
+    table = [torch.empty(6, 0, dtype=torch.long)]
+    place = frame = 0
     for span in sample:
-        lengths = _run_lengths(span)
-        runs.extend(lengths)
         if isinstance(span, TextSpan):
-            tokens = torch.tensor(span.token_ids, dtype=torch.long)
-            ids.append(tokens)
-            labels.append(
-                tokens if span.trained else torch.full_like(tokens, IGNORED_LABEL)
-            )
-            frames.append(torch.full_like(tokens, -1))
-            positions.append((torch.arange(len(tokens)) + place).expand(3, -1))
-            place += len(tokens)
+            table.append(_text_columns(span, place))
+            place += len(span.token_ids)
         else:
-            frame_ids = torch.repeat_interleave(torch.tensor(lengths)) + frame
-            ids.append(torch.full_like(frame_ids, video_token_id))
-            labels.append(torch.full_like(frame_ids, IGNORED_LABEL))
-            frames.append(frame_ids)
-            positions.append(video_positions(span.grid, span.strides, start=place))
+            table.append(_video_columns(span, place, frame, video_token_id))
             place += after_video(span.grid, len(span.strides), rule=after_video_rule)
             frame += len(span.strides)
-    index = torch.arange(sum(runs))
+    input_ids, labels, frame_ids, *coordinates = torch.cat(table, dim=1)
+    index = torch.arange(len(input_ids))
+    runs = [length for span in sample for length in _run_lengths(span)]
     ranks = torch.repeat_interleave(torch.tensor(runs, dtype=torch.long))
     return TokenLayout(
-        input_ids=torch.cat(ids),
-        labels=torch.cat(labels),
+        input_ids=input_ids,
+        labels=labels,
         segment_ids=torch.full_like(index, segment),
-        frame_ids=torch.cat(frames),
+        frame_ids=frame_ids,
         causal_ranks=ranks if attention == "frame_causal" else index,
-        position_ids=torch.cat([index[None], torch.cat(positions, dim=1)]),
+        position_ids=torch.stack([index, *coordinates]),
         clips=clips,
     )
+
+
+def _text_columns(span: TextSpan, place: int) -> Int[Tensor, "6 tokens"]:
+    """Give id, label, frame, time, height and width of each token of a text."""
+    ids = torch.tensor(span.token_ids, dtype=torch.long)
+    labels = ids if span.trained else torch.full_like(ids, IGNORED_LABEL)
+    position = torch.arange(len(ids)) + place
+    return torch.stack([ids, labels, torch.full_like(ids, -1), *[position] * 3])
+
+
+def _video_columns(
+    span: VideoSpan, place: int, first_frame: int, video_token_id: int
+) -> Int[Tensor, "6 tokens"]:
+    """Give id, label, frame, time, height and width of each token of a clip."""
+    positions = video_positions(span.grid, span.strides, start=place)
+    frames = positions[0] - place + first_frame
+    ids = torch.full_like(frames, video_token_id)
+    return torch.stack([ids, torch.full_like(ids, IGNORED_LABEL), frames, *positions])
 
 
 def _run_lengths(span: Span) -> tuple[int, ...]:

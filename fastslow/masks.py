@@ -270,10 +270,10 @@ def _check_sorted(causal_ranks: Tensor, segment_ids: Tensor) -> None:
     first_ids = segment_ids[new_segment & (segment_ids >= 0)]
     values, counts = first_ids.unique(return_counts=True)
     if (counts > 1).any():
-        segment = int(values[counts > 1][0])
+        first = int((counts > 1).nonzero()[0])
         raise ValueError(
-            f"segment {segment} has tokens in {int(counts.max())} separate runs; the "
-            "tokens of a segment must be contiguous"
+            f"segment {int(values[first])} has tokens in {int(counts[first])} separate "
+            "runs; the tokens of a segment must be contiguous"
         )
     falls = ~new_segment & (causal_ranks < causal_ranks.roll(1)) & (segment_ids >= 0)
     if falls.any():

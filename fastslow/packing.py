@@ -149,7 +149,9 @@ def next_bin(
     while len(waiting) < window:
         if position == len(lengths):
             epoch, position = epoch + 1, 0
-        waiting.append(_shuffled(len(lengths), seed, epoch)[position])
+        item = _shuffled(len(lengths), seed, epoch)[position]
+        _check_length(item, lengths[item], capacity)
+        waiting.append(item)
         position += 1
     chosen = take_bin([lengths[item] for item in waiting], capacity)
     left = tuple(item for i, item in enumerate(waiting) if i not in chosen)
@@ -167,8 +169,13 @@ def _shuffled(count: int, seed: int, epoch: int) -> tuple[int, ...]:
 def _check_lengths(lengths: Sequence[int], capacity: int) -> None:
     """Raise a ValueError that names the first item that cannot be packed."""
     for item, length in enumerate(lengths):
-        if not 1 <= length <= capacity:
-            raise ValueError(
-                f"item {item} has {length} tokens; it must have between 1 and the "
-                f"capacity of {capacity}"
-            )
+        _check_length(item, length, capacity)
+
+
+def _check_length(item: int, length: int, capacity: int) -> None:
+    """Raise a ValueError unless the item fits an empty bin."""
+    if not 1 <= length <= capacity:
+        raise ValueError(
+            f"item {item} has {length} tokens; it must have between 1 and the "
+            f"capacity of {capacity}"
+        )

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fastslow._typing import Grid
+from fastslow.grids import tokens_per_frame
 
 AfterVideo = Literal["all_axes", "spatial_axes"]
 
@@ -32,6 +33,9 @@ def video_positions(
     Returns:
         Rows time, height and width; frames in order, each in raster order.
 
+    Raises:
+        ValueError: If a side or a stride is below 1.
+
     Laws:
         stride_one: stride 1 gives Qwen2-VL's own positions
         inside_window: every coordinate lies inside the window that it stands for
@@ -48,10 +52,8 @@ def video_positions(
         Wang et al., "Qwen2-VL" (arXiv:2409.12191), section 2.1: multimodal rotary
         position embedding.
     """
+    time = torch.repeat_interleave(torch.tensor(tokens_per_frame(grid, strides)))
     planes = {stride: _frame_plane(grid, stride) for stride in set(strides)}
-    time = torch.repeat_interleave(
-        torch.tensor([planes[stride].shape[1] for stride in strides])
-    )
     plane = torch.cat([planes[stride] for stride in strides], dim=1)
     return torch.cat([time[None], plane]) + start
 

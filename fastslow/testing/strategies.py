@@ -13,8 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastslow._typing import Grid
-from fastslow.layouts import Attention, Span, TextSpan, TokenLayout, VideoSpan
-from fastslow.layouts import build_layout
+from fastslow.layouts import (
+    Attention,
+    Span,
+    TextSpan,
+    TokenLayout,
+    VideoSpan,
+    build_layout,
+)
 from fastslow.positions import AfterVideo
 from fastslow.schedules import FrameSchedule, Strategy, build_schedule
 
