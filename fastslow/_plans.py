@@ -1,7 +1,7 @@
 """Moving plans: what is planned on the host meets tensors on a device."""
 
 import dataclasses
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ def to_device(plan: P, device: torch.device | str) -> P:
         device(type='meta')
     """
     if isinstance(plan, Tensor):
-        return plan.to(device, non_blocking=True)
+        return cast(P, plan.to(device, non_blocking=True))
     if not dataclasses.is_dataclass(plan) or isinstance(plan, type):
         return plan
     moved = {

@@ -68,7 +68,9 @@ def plan_next_frame(layout: TokenLayout) -> NextFramePlan:
     grids = [clip.grid for clip in layout.clips for _ in clip.strides]
     strides = [stride for clip in layout.clips for stride in clip.strides]
     has_next = [
-        t + 1 < len(clip.strides) for clip in layout.clips for t in range(len(clip.strides))
+        t + 1 < len(clip.strides)
+        for clip in layout.clips
+        for t in range(len(clip.strides))
     ]
     sources = [frame for frame, paired in enumerate(has_next) if paired]
     source_strides = [strides[frame] for frame in sources]

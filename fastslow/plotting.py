@@ -55,6 +55,7 @@ def render_mask(mask_mod: MaskMod, num_tokens: int) -> str:
         round_trip: reading ``#`` as True and ``.`` as False gives ``dense_mask`` back
 
     Example:
+        >>> import torch
         >>> from fastslow import frame_causal_mask
         >>> print(render_mask(frame_causal_mask(torch.tensor([0, 1, 1, 2])), 4))
         #...

@@ -145,7 +145,8 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
             f"tokens has {len(tokens)} cells but the plan is for "
             f"{len(plan.cell_starts)}; both describe the same frames"
         )
-    return Ragged(values=_WindowMean.apply(tokens, plan), cu_seqlens=plan.cu_seqlens)
+    values: Tensor = _WindowMean.apply(tokens, plan)  # type: ignore[no-untyped-call]
+    return Ragged(values=values, cu_seqlens=plan.cu_seqlens)
 
 
 def pool_frames(
@@ -205,6 +206,4 @@ class _WindowMean(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         plan: PoolPlan = ctx.plan
         shares = grads[0] / plan.window_sizes[:, None]
-        return F.embedding_bag(
-            plan.windows, shares, plan.cell_starts, mode="sum"
-        ), None
+        return F.embedding_bag(plan.windows, shares, plan.cell_starts, mode="sum"), None

@@ -58,9 +58,7 @@ def video_positions(
     return torch.cat([time[None], plane]) + start
 
 
-def after_video(
-    grid: Grid, num_frames: int, *, rule: AfterVideo = "all_axes"
-) -> int:
+def after_video(grid: Grid, num_frames: int, *, rule: AfterVideo = "all_axes") -> int:
     """Tell how far a clip moves the position of the text that follows it.
 
     Args:

@@ -19,11 +19,11 @@ class Ragged:
         cu_seqlens: Cumulative lengths, from 0 to the number of items.
     """
 
-    values: Shaped[Tensor, "items *feature"]
+    values: Shaped[Tensor, " items *feature"]
     cu_seqlens: Int32[Tensor, " bounds"]
 
 
-def pack_ragged(sequences: Sequence[Shaped[Tensor, "_ *feature"]]) -> Ragged:
+def pack_ragged(sequences: Sequence[Shaped[Tensor, " _ *feature"]]) -> Ragged:
     """Lay sequences end to end.
 
     Args:
@@ -53,7 +53,7 @@ def pack_ragged(sequences: Sequence[Shaped[Tensor, "_ *feature"]]) -> Ragged:
     )
 
 
-def unpack_ragged(ragged: Ragged) -> tuple[Shaped[Tensor, "_ *feature"], ...]:
+def unpack_ragged(ragged: Ragged) -> tuple[Shaped[Tensor, " _ *feature"], ...]:
     """Give the sequences of a ragged tensor, as views.
 
     Reads ``cu_seqlens`` on the host, so it waits for a GPU.

@@ -1,7 +1,7 @@
 """Train a tiny, random Qwen2-VL on fast/slow frames, on any CPU.
 
-    torchrun --standalone --nproc-per-node 2 recipes/qwen2vl_tiny.py --output-dir runs/tiny
-    torchrun --standalone --nproc-per-node 2 recipes/qwen2vl_tiny.py --data-path my/clips
+    torchrun --standalone --nproc-per-node 2 recipes/qwen2vl_tiny.py
+    torchrun --standalone --nproc-per-node 2 recipes/qwen2vl_tiny.py --data-path FILE
     python recipes/qwen2vl_tiny.py --help
 
 Without ``--data-path`` it makes its own mp4 clips of a moving shape and asks for its
@@ -270,7 +270,7 @@ def plan_data(config: Config, world: World) -> Data:
         bad=[*bad, *bad_held_out, *unplanned, *unplanned_held_out],
         chance=most_common_share(train, held_out),
         vocabulary_size=len(tokenizer),
-        video_token_id=tokenizer.convert_tokens_to_ids(VIDEO_TOKEN),
+        video_token_id=tokenizer.get_vocab()[VIDEO_TOKEN],
     )
 
 

@@ -47,8 +47,8 @@ class FastSlowQwen2VL(nn.Module):
         """Wrap ``backbone`` and add a freshly initialised next-frame head."""
         super().__init__()
         backbone.set_attn_implementation({"text_config": ATTENTION_NAME})
-        hidden = backbone.config.text_config.hidden_size
-        features = backbone.config.vision_config.embed_dim
+        hidden = backbone.model.language_model.config.hidden_size
+        features = backbone.model.visual.config.embed_dim
         self.backbone = backbone
         self.next_frame_head = nn.Sequential(
             nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, features)

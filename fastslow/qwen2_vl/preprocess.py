@@ -149,7 +149,8 @@ def patchify_clip(
     Laws:
         matches_transformers: equals the values of transformers' own processor
     """
-    grid = clip_grid(len(frames), *frames.shape[2:], geometry)
+    height, width = frames.shape[2:]
+    grid = clip_grid(len(frames), height, width, geometry)
     size = [side * geometry.patch_size for side in grid[1:]]
     missing = -len(frames) % geometry.temporal_patch_size
     frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])

@@ -125,8 +125,8 @@ def make_clips(
     """Make a folder of clips with questions and answers, once.
 
     The folder holds ``videos/``, the rows of ``train.jsonl`` and ``held_out.jsonl``,
-    and the settings in ``made_with.txt``. It is written aside and renamed at the end, so
-    it is complete whenever it exists. One made with the same settings is kept.
+    and the settings in ``made_with.txt``. It is written aside and renamed at the end,
+    so it is complete whenever it exists. One made with the same settings is kept.
 
     Args:
         folder: Folder to make; it must be absent, empty or made here before.
@@ -202,7 +202,7 @@ def _inside(
     *,
     is_disc: bool,
 ) -> Bool[Tensor, "frames height width"]:
-    """Mark the pixels of the shape at each place; both forms have the same area."""
+    """Mark the pixels of the shape at each place; both forms have one area."""
     down = torch.arange(size[0])[:, None] - centres[:, 0, None, None]
     right = torch.arange(size[1]) - centres[:, 1, None, None]
     if is_disc:
@@ -242,8 +242,8 @@ def _is_made(folder: Path, settings: str) -> bool:
     marker = folder / "made_with.txt"
     if not marker.is_file():
         raise ValueError(
-            f"{folder} exists and has no made_with.txt; it must be absent, empty or made "
-            "by make_clips"
+            f"{folder} exists and has no made_with.txt; it must be absent, empty or "
+            "made by make_clips"
         )
     found = marker.read_text()
     if found != settings:

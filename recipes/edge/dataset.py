@@ -197,7 +197,7 @@ def _read_parquet(file: Path) -> Iterator[object]:
     By default ``datasets`` reports every ``load_dataset`` to its makers over the
     network; that is switched off, since the file is local.
     """
-    import datasets  # type: ignore[import-untyped]
+    import datasets  # type: ignore[import-untyped]  # noqa: PLC0415
 
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -192,7 +191,7 @@ def _drop_lines(path: Path, first_step: int) -> int:
             kept.append(f"{line}\n")
     shortened = path.with_suffix(".jsonl.partial")
     shortened.write_text("".join(kept), encoding="utf-8")
-    os.replace(shortened, path)
+    shortened.replace(path)
     return unreadable
 
 

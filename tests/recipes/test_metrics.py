@@ -64,8 +64,10 @@ def test_a_step_is_one_line_of_each_kind(tmp_path: Path, world: World) -> None:
             },
         )
         assert log_lines(folder) == [
-            "step 1/200 loss 1.2346 autoregressive_loss 0.9312 "
-            "learning_rate 2.000e-05 samples 16 tokens_per_second 5123"
+            (
+                "step 1/200 loss 1.2346 autoregressive_loss 0.9312 "
+                "learning_rate 2.000e-05 samples 16 tokens_per_second 5123"
+            )
         ]
         assert rows(folder) == [
             {

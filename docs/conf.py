@@ -1,0 +1,39 @@
+"""How Sphinx builds the pages; it needs no network."""
+
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "fastslow"
+project_copyright = "fastslow contributors"
+release = version = installed_version("fastslow")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.napoleon",
+    "laws",
+]
+exclude_patterns = ["_build"]
+
+html_theme = "furo"
+html_title = f"fastslow {release}"
+html_static_path = ["_static"]
+
+autodoc_member_order = "bysource"
+
+nitpicky = True
+nitpick_ignore_regex = [
+    # What only the pages of other projects could resolve.
+    ("py:.*", r"(collections|fractions|hypothesis|jaxtyping|pathlib|typing)\..*"),
+    ("py:.*", r"(torch|transformers)\..*|Tensor"),
+    # Type variables in signatures.
+    ("py:class", r"fastslow\._plans\.P"),
+]
+
+# Signatures show the types already.
+napoleon_attr_annotations = False
+napoleon_use_rtype = False

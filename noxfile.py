@@ -1,0 +1,66 @@
+"""Tasks of the project: ``nox -l`` lists them, ``nox -s lint`` runs one.
+
+Each session makes a virtual environment with pip. Where an environment with the
+``dev`` extra is active already, ``nox --no-venv --no-install`` uses that one.
+"""
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["lint", "types", "tests"]
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run all tests, with every annotation checked."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def compile(session: nox.Session) -> None:
+    """Run the tests of torch.compile, which cannot see through checked functions."""
+    session.install("-e", ".[dev]")
+    command = ["pytest", "tests/models", "-k", "compile", *session.posargs]
+    session.run(*command, env={"JAXTYPING_DISABLE": "1"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.install("-e", ".[dev]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types."""
+    session.install("-e", ".[dev]")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the pages without a warning, and run their examples."""
+    session.install("-e", ".[docs]")
+    for builder in ("html", "doctest"):
+        output = f"docs/_build/{builder}"
+        session.run("sphinx-build", "-n", "-W", "-b", builder, "docs", output)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure; no test of another session asserts a time."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", "tests/benchmarks", *session.posargs)
+
+
+@nox.session
+def recipes(session: nox.Session) -> None:
+    """Train the tiny recipe on two ranks."""
+    session.install("-e", ".[recipes]")
+    output = f"{session.create_tmp()}/qwen2vl_tiny"
+    torchrun = ["torchrun", "--standalone", "--nproc-per-node", "2"]
+    recipe = ["recipes/qwen2vl_tiny.py", "--output-dir", output]
+    session.run(*torchrun, *recipe, *session.posargs)

@@ -1,0 +1,195 @@
+"""Laws of ``fastslow.layouts``."""
+
+from collections.abc import Sequence
+from dataclasses import astuple
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fastslow import (
+    IGNORED_LABEL,
+    Span,
+    TextSpan,
+    TokenLayout,
+    VideoSpan,
+    build_layout,
+    count_tokens,
+)
+from fastslow.layouts import Attention
+from fastslow.positions import AfterVideo
+from fastslow.testing import reference
+from fastslow.testing import strategies as fst
+
+FIELDS = (
+    "input_ids",
+    "labels",
+    "segment_ids",
+    "frame_ids",
+    "causal_ranks",
+    "position_ids",
+)
+VIDEO = fst.VIDEO_TOKEN_ID
+
+attentions = st.sampled_from(("frame_causal", "causal"))
+multiples = st.integers(1, 16)
+
+
+def plain(samples: Sequence[Sequence[Span]]) -> list[list[reference.Span]]:
+    return [[astuple(span) for span in sample] for sample in samples]
+
+
+@given(fst.samples())
+def test_count_tokens__matches_layout(sample: list[Span]) -> None:
+    layout = build_layout([sample], video_token_id=VIDEO)
+    assert count_tokens(sample) == len(layout.input_ids)
+
+
+@given(fst.packed_samples(), attentions, fst.after_video_rules())
+def test_build_layout__packs(
+    samples: list[list[Span]], attention: Attention, rule: AfterVideo
+) -> None:
+    settings: dict[str, Any] = {"attention": attention, "after_video_rule": rule}
+    packed = build_layout(samples, video_token_id=VIDEO, **settings)
+    alone = [build_layout([s], video_token_id=VIDEO, **settings) for s in samples]
+    for name in FIELDS:
+        parts = [getattr(layout, name) for layout in alone]
+        if name == "segment_ids":
+            parts = [part + segment for segment, part in enumerate(parts)]
+        assert torch.equal(getattr(packed, name), torch.cat(parts, -1)), name
+    assert packed.clips == tuple(clip for layout in alone for clip in layout.clips)
+
+
+@given(fst.packed_samples(), attentions)
+def test_build_layout__ranks_sorted(
+    samples: list[list[Span]], attention: Attention
+) -> None:
+    layout = build_layout(samples, video_token_id=VIDEO, attention=attention)
+    for segment in range(len(samples)):
+        ranks = layout.causal_ranks[layout.segment_ids == segment]
+        assert ranks[0] == 0
+        steps = ranks.diff()
+        assert ((steps == 0) | (steps == 1)).all()
+
+
+@given(fst.packed_samples())
+def test_build_layout__frames_share_rank(samples: list[list[Span]]) -> None:
+    layout = build_layout(samples, video_token_id=VIDEO)
+    frame, segment = layout.frame_ids, layout.segment_ids
+    same_frame = (frame[:, None] == frame) & (frame >= 0)
+    same_segment = segment[:, None] == segment
+    itself = torch.eye(len(frame), dtype=torch.bool)
+    same_rank = layout.causal_ranks[:, None] == layout.causal_ranks
+    assert torch.equal(same_rank & same_segment, (same_frame | itself) & same_segment)
+
+    causal = build_layout(samples, video_token_id=VIDEO, attention="causal")
+    same_rank = causal.causal_ranks[:, None] == causal.causal_ranks
+    assert torch.equal(same_rank & same_segment, itself)
+
+
+@given(fst.packed_samples(), multiples)
+def test_build_layout__padding(samples: list[list[Span]], multiple_of: int) -> None:
+    layout = build_layout(samples, video_token_id=VIDEO, multiple_of=multiple_of)
+    real = sum(map(count_tokens, samples))
+    total = len(layout.input_ids)
+    assert total % multiple_of == 0
+    assert 0 <= total - real < multiple_of
+    assert (layout.segment_ids[:real] >= 0).all()
+    assert (layout.segment_ids[real:] == -1).all()
+    assert (layout.frame_ids[real:] == -1).all()
+    assert (layout.labels[real:] == IGNORED_LABEL).all()
+    bare = build_layout(samples, video_token_id=VIDEO)
+    for name in FIELDS:
+        assert torch.equal(getattr(layout, name)[..., :real], getattr(bare, name))
+
+
+@given(fst.packed_samples(), attentions, fst.after_video_rules(), multiples)
+@example(
+    [[VideoSpan(grid=(2, 3), strides=(1,) * 5), TextSpan(token_ids=(7,))]],
+    "frame_causal",
+    "spatial_axes",
+    1,
+)
+def test_build_layout__matches_reference(
+    samples: list[list[Span]], attention: Attention, rule: AfterVideo, multiple_of: int
+) -> None:
+    settings: dict[str, Any] = {
+        "video_token_id": VIDEO,
+        "attention": attention,
+        "after_video_rule": rule,
+        "multiple_of": multiple_of,
+    }
+    layout = build_layout(samples, **settings)
+    for name, expected in reference.layout(plain(samples), **settings).items():
+        assert getattr(layout, name).tolist() == expected, name
+    assert layout.clips == tuple(
+        span for sample in samples for span in sample if isinstance(span, VideoSpan)
+    )
+
+
+@given(fst.layouts())
+def test_every_tensor_is_int64_on_the_cpu(layout: TokenLayout) -> None:
+    for name in FIELDS:
+        tensor = getattr(layout, name)
+        assert (tensor.dtype, tensor.device.type) == (torch.int64, "cpu"), name
+
+
+@given(fst.packed_samples())
+def test_only_trained_text_is_labelled(samples: list[list[Span]]) -> None:
+    layout = build_layout(samples, video_token_id=VIDEO)
+    spans = [span for sample in samples for span in sample]
+    trained = [span for span in spans if isinstance(span, TextSpan) and span.trained]
+    labels = layout.labels[layout.labels != IGNORED_LABEL]
+    assert labels.tolist() == [i for span in trained for i in span.token_ids]
+    assert (layout.input_ids[layout.frame_ids >= 0] == VIDEO).all()
+
+
+def test_frames_count_on_through_the_clips_of_a_sample() -> None:
+    clip = VideoSpan(grid=(1, 1), strides=(1, 1))
+    layout = build_layout([[clip, clip], [clip]], video_token_id=VIDEO)
+    assert layout.frame_ids.tolist() == [0, 1, 2, 3, 0, 1]
+    assert layout.causal_ranks.tolist() == [0, 1, 2, 3, 0, 1]
+
+
+def test_a_sample_without_spans_takes_no_room() -> None:
+    text = TextSpan(token_ids=(5, 6))
+    layout = build_layout([[], [text], []], video_token_id=VIDEO)
+    assert layout.input_ids.tolist() == [5, 6]
+    assert layout.segment_ids.tolist() == [1, 1]
+    assert count_tokens([]) == 0
+
+
+@pytest.mark.parametrize("samples", [[], [[]], [[], []], [[TextSpan(token_ids=())]]])
+def test_nothing_to_lay_out_is_an_error(samples: list[list[Span]]) -> None:
+    with pytest.raises(ValueError) as error:
+        build_layout(samples, video_token_id=VIDEO)
+    assert str(error.value) == (
+        f"samples has {len(samples)} samples and no token to lay out"
+    )
+
+
+@pytest.mark.parametrize("multiple_of", [0, -4])
+def test_rows_are_padded_to_a_multiple_of_at_least_1(multiple_of: int) -> None:
+    text = TextSpan(token_ids=(5,))
+    with pytest.raises(ValueError) as error:
+        build_layout([[text]], video_token_id=VIDEO, multiple_of=multiple_of)
+    assert str(error.value) == (f"multiple_of is {multiple_of}; it must be at least 1")
+
+
+def test_a_clip_has_a_frame() -> None:
+    with pytest.raises(ValueError) as error:
+        VideoSpan(grid=(2, 2), strides=())
+    assert str(error.value) == "strides is empty; a clip has at least 1 frame"
+
+
+@pytest.mark.parametrize(("grid", "stride"), [((0, 2), 1), ((2, 2), 0)])
+def test_a_clip_that_keeps_no_token_is_an_error(
+    grid: tuple[int, int], stride: int
+) -> None:
+    with pytest.raises(ValueError) as error:
+        VideoSpan(grid=grid, strides=(1, stride))
+    assert str(error.value) == (
+        f"grid is {grid} and stride is {stride}; all must be at least 1"
+    )

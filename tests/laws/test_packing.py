@@ -1,0 +1,254 @@
+"""Laws of ``fastslow.packing``."""
+
+from collections import Counter, defaultdict
+from dataclasses import asdict
+from fractions import Fraction
+from math import ceil, floor
+from random import Random
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fastslow import StreamState, best_fit_decreasing, next_bin, take_bin
+from fastslow.testing import reference
+from fastslow.testing import strategies as fst
+
+Problem = tuple[list[int], int]
+Bins = list[tuple[int, ...]]
+
+problems = fst.packing_problems(max_items=15)
+small_problems = fst.packing_problems(max_items=7)
+windows = st.integers(1, 6)
+stream_seeds = st.integers(-5, 2**62)
+
+
+def run(
+    problem: Problem, state: StreamState, count: int, *, window: int, seed: int
+) -> tuple[Bins, list[StreamState]]:
+    """Draw ``count`` bins; the states are those after each bin."""
+    bins, states = [], []
+    for _ in range(count):
+        chosen, state = next_bin(*problem, state, window=window, seed=seed)
+        bins.append(chosen)
+        states.append(state)
+    return bins, states
+
+
+@given(problems)
+def test_best_fit_decreasing__partition(problem: Problem) -> None:
+    bins = best_fit_decreasing(*problem)
+    assert sorted(item for items in bins for item in items) == list(
+        range(len(problem[0]))
+    )
+    assert all(items == tuple(sorted(items)) and items for items in bins)
+
+
+@given(problems)
+def test_best_fit_decreasing__capacity(problem: Problem) -> None:
+    lengths, capacity = problem
+    for items in best_fit_decreasing(lengths, capacity):
+        assert sum(lengths[item] for item in items) <= capacity
+
+
+@given(small_problems)
+@example(([5, 4, 3, 2, 2], 8))
+def test_best_fit_decreasing__bound(problem: Problem) -> None:
+    lengths, capacity = problem
+    bins = len(best_fit_decreasing(lengths, capacity))
+    fewest = reference.fewest_bins(lengths, capacity)
+    assert ceil(Fraction(sum(lengths), capacity)) <= fewest <= bins
+    assert bins <= floor(Fraction(11 * fewest + 6, 9))
+
+
+@given(problems, st.integers(1, 9))
+def test_best_fit_decreasing__scale(problem: Problem, factor: int) -> None:
+    lengths, capacity = problem
+    scaled = best_fit_decreasing([factor * n for n in lengths], factor * capacity)
+    assert scaled == best_fit_decreasing(lengths, capacity)
+
+
+@given(problems)
+@example(([12, 9, 9, 2], 20))
+def test_the_fullest_bin_that_fits_is_chosen(problem: Problem) -> None:
+    expected = reference.best_fit_decreasing(*problem)
+    assert [list(items) for items in best_fit_decreasing(*problem)] == expected
+
+
+@given(problems, st.randoms(use_true_random=False))
+def test_the_order_of_items_does_not_matter(problem: Problem, random: Random) -> None:
+    lengths, capacity = problem
+    order = list(range(len(lengths)))
+    random.shuffle(order)
+    shuffled = [lengths[item] for item in order]
+
+    def loads(values: list[int]) -> Counter[tuple[int, ...]]:
+        bins = best_fit_decreasing(values, capacity)
+        return Counter(tuple(sorted(values[i] for i in items)) for items in bins)
+
+    assert loads(shuffled) == loads(lengths)
+
+
+def test_no_items_need_no_bins() -> None:
+    assert best_fit_decreasing([], 4) == ()
+
+
+@given(problems)
+def test_take_bin__oldest_first(problem: Problem) -> None:
+    chosen = take_bin(*problem)
+    assert chosen[0] == 0
+    assert list(chosen) == sorted(set(chosen))
+
+
+@given(problems)
+def test_take_bin__capacity(problem: Problem) -> None:
+    lengths, capacity = problem
+    assert sum(lengths[item] for item in take_bin(lengths, capacity)) <= capacity
+
+
+@given(problems)
+def test_take_bin__maximal(problem: Problem) -> None:
+    lengths, capacity = problem
+    chosen = take_bin(lengths, capacity)
+    free = capacity - sum(lengths[item] for item in chosen)
+    assert all(
+        length > free for item, length in enumerate(lengths) if item not in chosen
+    )
+
+
+@given(problems)
+@example(([1, 1, 7], 8))
+def test_a_bin_fills_longest_first(problem: Problem) -> None:
+    lengths, capacity = problem
+    chosen = take_bin(lengths, capacity)
+    for item, length in enumerate(lengths):
+        longer = [other for other in chosen if other == 0 or lengths[other] > length]
+        if item not in chosen:
+            equal = [o for o in chosen if lengths[o] == length and 0 < o < item]
+            load = sum(lengths[other] for other in [*longer, *equal])
+            assert load + length > capacity
+
+
+@given(problems, windows, stream_seeds)
+def test_next_bin__once_per_pass(problem: Problem, window: int, seed: int) -> None:
+    lengths, _ = problem
+    bins, states = run(problem, StreamState(), 12, window=window, seed=seed)
+    left: Counter[int] = Counter()
+    for chosen, state in zip(bins, states, strict=True):
+        left.update(chosen)
+        begun = left + Counter(state.waiting)
+        assert begun.total() == state.epoch * len(lengths) + state.position
+        assert 0 <= state.position <= len(lengths)
+        assert max(begun.values()) <= state.epoch + 1
+        assert all(begun[item] >= state.epoch for item in range(len(lengths)))
+
+
+@given(problems, windows, stream_seeds)
+def test_next_bin__bounded_wait(problem: Problem, window: int, seed: int) -> None:
+    bins, states = run(problem, StreamState(), 15, window=window, seed=seed)
+    begun_at: defaultdict[int, list[int]] = defaultdict(list)
+    before: tuple[int, ...] = ()
+    for number, (chosen, state) in enumerate(zip(bins, states, strict=True)):
+        assert len(state.waiting) < window
+        for item in (Counter(chosen + state.waiting) - Counter(before)).elements():
+            begun_at[item].append(number)
+        for item in chosen:
+            assert number - begun_at[item].pop(0) < window
+        before = state.waiting
+
+
+@given(problems, windows, stream_seeds, st.integers(0, 8), st.integers(0, 8))
+def test_next_bin__resumes(
+    problem: Problem, window: int, seed: int, first: int, second: int
+) -> None:
+    whole, _ = run(problem, StreamState(), first + second, window=window, seed=seed)
+    before, states = run(problem, StreamState(), first, window=window, seed=seed)
+    run(problem, StreamState(), 5, window=window, seed=seed + 1)
+    saved = StreamState(**asdict([StreamState(), *states][-1]))
+    after, _ = run(problem, saved, second, window=window, seed=seed)
+    assert before + after == whole
+
+
+@given(problems, windows, stream_seeds)
+def test_the_oldest_item_leads_the_bin_and_the_window_is_full(
+    problem: Problem, window: int, seed: int
+) -> None:
+    lengths, capacity = problem
+    state = StreamState()
+    for _ in range(6):
+        chosen, after = next_bin(lengths, capacity, state, window=window, seed=seed)
+        assert chosen[0] == (state.waiting + chosen)[0]
+        assert sum(lengths[item] for item in chosen) <= capacity
+        assert len(chosen) + len(after.waiting) == window
+        state = after
+
+
+def test_seeds_and_passes_have_their_own_order() -> None:
+    def order(seed: int) -> list[int]:
+        bins, _ = run(([1] * 30, 1), StreamState(), 60, window=1, seed=seed)
+        return [item for (item,) in bins]
+
+    one, two = order(1), order(2)
+    assert one != two
+    assert one[:30] != one[30:]
+    assert sorted(one[:30]) == sorted(one[30:]) == list(range(30))
+    assert one == order(1)
+
+
+def test_the_order_is_shuffled_by_the_seed_alone() -> None:
+    short, _ = run(([1] * 30, 1), StreamState(), 30, window=1, seed=3)
+    long, _ = run(([4] * 30, 4), StreamState(), 30, window=1, seed=3)
+    assert short == long
+
+
+@pytest.mark.parametrize(("length", "item"), [(0, 1), (9, 1), (-1, 1)])
+def test_an_item_that_cannot_be_packed_is_named(length: int, item: int) -> None:
+    message = (
+        f"item {item} has {length} tokens; it must have between 1 and the capacity of 8"
+    )
+    lengths = [8, length, 3]
+    for pack in (best_fit_decreasing, take_bin):
+        with pytest.raises(ValueError) as error:
+            pack(lengths, 8)
+        assert str(error.value) == message
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_stream_names_the_item_that_does_not_fit(seed: int) -> None:
+    with pytest.raises(ValueError) as error:
+        next_bin([1, 1, 9, 1, 1], 8, StreamState(), window=5, seed=seed)
+    assert str(error.value) == (
+        "item 2 has 9 tokens; it must have between 1 and the capacity of 8"
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_stream_never_passes_over_an_item_that_does_not_fit(seed: int) -> None:
+    with pytest.raises(ValueError, match="has 9 tokens; it must have between 1 and"):
+        run(([1, 1, 9, 1, 1], 8), StreamState(), 5, window=1, seed=seed)
+
+
+def test_an_empty_bin_is_an_error() -> None:
+    with pytest.raises(ValueError) as error:
+        take_bin([], 8)
+    assert str(error.value) == "lengths is empty; a bin holds at least one item"
+
+
+@pytest.mark.parametrize(("lengths", "window"), [([], 1), ([1], 0), ([1, 2], -1)])
+def test_a_stream_needs_items_and_a_window(lengths: list[int], window: int) -> None:
+    with pytest.raises(ValueError) as error:
+        next_bin(lengths, 8, StreamState(), window=window, seed=0)
+    assert str(error.value) == (
+        f"lengths has {len(lengths)} items and window is {window}; both must be at "
+        "least 1"
+    )
+
+
+def test_packing_leaves_its_arguments_alone() -> None:
+    lengths = [3, 6, 5, 2]
+    state = StreamState(waiting=(1, 2))
+    best_fit_decreasing(lengths, 8)
+    take_bin(lengths, 8)
+    next_bin(lengths, 8, state, window=3, seed=0)
+    assert lengths == [3, 6, 5, 2]
+    assert state == StreamState(waiting=(1, 2))

@@ -1,0 +1,237 @@
+"""What each room of the library may import, and what importing it brings along."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "fastslow").rglob("*.py"))
+
+LIBRARIES = {"einops", "jaxtyping", "torch"}
+EFFECTS = {
+    "asyncio",
+    "ctypes",
+    "http",
+    "importlib",
+    "io",
+    "logging",
+    "multiprocessing",
+    "os",
+    "pathlib",
+    "pickle",
+    "random",
+    "secrets",
+    "shutil",
+    "signal",
+    "socket",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "threading",
+    "time",
+    "torch.distributed",
+    "torch.multiprocessing",
+    "urllib",
+}
+"""Files, network, processes, clocks, logs and global random state: for recipes."""
+
+SHARED = {"fastslow._typing", "fastslow._plans"}
+PLANS = SHARED | {f"fastslow.{n}" for n in ("grids", "packing", "ragged", "schedules")}
+PARTS = PLANS | {f"fastslow.{name}" for name in ("masks", "pooling", "positions")}
+CORE = PARTS | {"fastslow.layouts", "fastslow.losses"}
+ROOMS: dict[str, set[str]] = {
+    **{room: set() for room in SHARED},
+    **dict.fromkeys(PLANS - SHARED, SHARED),
+    **dict.fromkeys(PARTS - PLANS, PLANS),
+    "fastslow.layouts": PARTS,
+    "fastslow.losses": PARTS | {"fastslow.layouts"},
+    "fastslow.plotting": CORE,
+    "fastslow.testing": set(),
+    "fastslow.testing.reference": set(),
+    "fastslow.testing.strategies": CORE,
+    "fastslow.qwen2_vl": CORE,
+    "fastslow": CORE,
+}
+"""Every room, and the rooms beside itself that it may import."""
+
+BESIDES = {
+    "fastslow": {"importlib.metadata"},
+    "fastslow.qwen2_vl": {"transformers"},
+    "fastslow.testing.strategies": {"hypothesis"},
+}
+"""What a room may import beside rooms, LIBRARIES and the standard library."""
+
+BESIDES_IN_FUNCTIONS = {"fastslow.plotting": {"matplotlib"}}
+
+
+def forbidden_imports(module: str, source: str) -> list[str]:
+    """Name the imports of a module that its room does not allow.
+
+    Args:
+        module: Dotted name, such as ``fastslow.masks``.
+        source: Its Python source.
+
+    Returns:
+        The dotted names; a module without a room is named itself.
+    """
+    room = _room_of(module)
+    if room == "fastslow" and module != "fastslow":
+        return [module]
+    return [
+        name
+        for name, in_function in _imports(ast.parse(source))
+        if not _is_allowed(name, room, in_function=in_function)
+    ]
+
+
+def _is_allowed(name: str, room: str, *, in_function: bool) -> bool:
+    besides = BESIDES.get(room, set())
+    if in_function:
+        besides = besides | BESIDES_IN_FUNCTIONS.get(room, set())
+    if _is_in(name, besides):
+        return True
+    if _is_in(name, EFFECTS):
+        return False
+    if _is_in(name, {"fastslow"}):
+        return _room_of(name) in ROOMS[room] | {room}
+    return _is_in(name, LIBRARIES | sys.stdlib_module_names)
+
+
+def _room_of(module: str) -> str:
+    return max((room for room in ROOMS if _is_in(module, {room})), key=len)
+
+
+def _is_in(name: str, packages: set[str]) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[: n + 1]) in packages for n in range(len(parts)))
+
+
+def _imports(node: ast.AST, in_function: bool = False) -> Iterator[tuple[str, bool]]:
+    """Yield every imported name, dotted, and whether a function imports it."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, in_function) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            parent = "." * child.level + (child.module or "")
+            yield from ((f"{parent}.{a.name}", in_function) for a in child.names)
+        else:
+            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+            yield from _imports(child, in_function or inside)
+
+
+def _module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+@pytest.mark.parametrize("file", FILES, ids=_module_of)
+def test_every_module_keeps_to_its_room(file: Path) -> None:
+    assert forbidden_imports(_module_of(file), file.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "forbidden"),
+    [
+        ("fastslow.masks", "import transformers", "transformers"),
+        ("fastslow.masks", "def f():\n    import numpy as np", "numpy"),
+        ("fastslow.grids", "from fastslow.masks import f", "fastslow.masks.f"),
+        ("fastslow.grids", "from fastslow.ragged import f", "fastslow.ragged.f"),
+        ("fastslow.grids", "from . import masks", "..masks"),
+        ("fastslow.ragged", "from fastslow import Ragged", "fastslow.Ragged"),
+        ("fastslow.losses", "import os.path", "os.path"),
+        ("fastslow.losses", "if True:\n    from time import time", "time.time"),
+        ("fastslow.losses", "from torch import distributed", "torch.distributed"),
+        ("fastslow.losses", "from recipes.edge import video", "recipes.edge.video"),
+        ("fastslow.losses", "import importlib.metadata", "importlib.metadata"),
+        ("fastslow.plotting", "import matplotlib.pyplot", "matplotlib.pyplot"),
+        ("fastslow.testing.reference", "import hypothesis", "hypothesis"),
+        (
+            "fastslow.testing.reference",
+            "from fastslow.grids import pooled_grid",
+            "fastslow.grids.pooled_grid",
+        ),
+        ("fastslow.qwen2_vl.plan", "import datasets", "datasets"),
+        ("fastslow.qwen2_vl.plan", "from recipes import edge", "recipes.edge"),
+        ("fastslow", "import fastslow.qwen2_vl", "fastslow.qwen2_vl"),
+        ("fastslow.cellar", "", "fastslow.cellar"),
+    ],
+)
+def test_a_bad_import_is_found(module: str, source: str, forbidden: str) -> None:
+    assert forbidden_imports(module, source) == [forbidden]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("fastslow.masks", "import math, torch.nn.functional as F"),
+        ("fastslow.masks", "from fastslow.ragged import Ragged"),
+        ("fastslow.plotting", "def f():\n    import matplotlib.pyplot as plt"),
+        ("fastslow.qwen2_vl.plan", "from fastslow.qwen2_vl.chat import f"),
+        ("fastslow.qwen2_vl.plan", "from transformers.masking_utils import sdpa_mask"),
+        ("fastslow", "from importlib.metadata import version"),
+    ],
+)
+def test_a_good_import_passes(module: str, source: str) -> None:
+    assert forbidden_imports(module, source) == []
+
+
+def test_every_room_is_there() -> None:
+    assert {_room_of(_module_of(file)) for file in FILES} == ROOMS.keys()
+
+
+OPTIONAL = {
+    "av",
+    "beartype",
+    "datasets",
+    "hypothesis",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+    "pytest",
+    "recipes",
+    "tensorboard",
+    "tokenizers",
+    "tqdm",
+    "transformers",
+    "tyro",
+}
+"""Packages that the library must not need."""
+
+
+def imported_by(statement: str) -> tuple[set[str], float]:
+    """Run an import in a new process that has imported torch.
+
+    Args:
+        statement: The import.
+
+    Returns:
+        The top-level packages that it added, and its seconds.
+    """
+    script = f"""
+import sys, time, torch
+before, start = set(sys.modules), time.perf_counter()
+{statement}
+print(time.perf_counter() - start, *sorted(set(sys.modules) - before))
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    seconds, *modules = done.stdout.split()
+    return {name.partition(".")[0] for name in modules}, float(seconds)
+
+
+def test_the_library_imports_no_optional_package() -> None:
+    packages, seconds = imported_by(
+        "from fastslow import build_schedule, frame_causal_mask"
+    )
+    print(f"importing fastslow takes {seconds:.2f} s beyond torch")
+    assert "fastslow" in packages
+    assert packages & OPTIONAL == set()
+
+
+def test_an_optional_package_would_be_seen() -> None:
+    packages, _ = imported_by("import fastslow.testing.strategies")
+    assert packages & OPTIONAL == {"hypothesis"}

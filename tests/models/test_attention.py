@@ -1,0 +1,222 @@
+"""The attention that transformers knows under the library's name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import Qwen2VLForConditionalGeneration
+
+from fastslow import (
+    Span,
+    TextSpan,
+    VideoSpan,
+    build_layout,
+    interval_block_mask,
+    visible_intervals,
+)
+from fastslow.qwen2_vl import ATTENTION_NAME, FastSlowQwen2VL, RowPlan
+from fastslow.qwen2_vl.attention import attention_mask, masked_attention
+from fastslow.testing import reference
+from fastslow.testing import strategies as fst
+
+MakeBackbone = Callable[..., Qwen2VLForConditionalGeneration]
+
+SAMPLES: list[list[Span]] = [
+    [TextSpan(token_ids=(1, 2, 7)), VideoSpan(grid=(4, 5), strides=(1, 2, 1))],
+    [VideoSpan(grid=(3, 3), strides=(2, 1, 4)), TextSpan(token_ids=(3, 4, 5))],
+]
+
+uncompiled = pytest.mark.filterwarnings("ignore:flex_attention called without")
+"""FlexAttention is read slowly but exactly where it is not compiled."""
+
+seeded_rows = st.tuples(fst.ranked_rows(max_run=3), fst.seeds())
+
+
+def heads(count: int, tokens: int, seed: int = 0, dim: int = 8) -> Tensor:
+    return fst.random_values((1, count, tokens, dim), seed=seed, dtype=torch.float64)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Any, **kw: Any) -> Tensor:
+    output, weights = masked_attention(nn.Identity(), query, key, value, mask, **kw)
+    assert weights is None
+    return output
+
+
+def attend_by_hand(
+    query: Tensor, key: Tensor, value: Tensor, pairs: list[list[bool]], scale: float
+) -> Tensor:
+    """Attend query by query; a query that may read nothing gives zeros."""
+    group = query.shape[1] // key.shape[1]
+    output = torch.zeros_like(query)
+    for head in range(query.shape[1]):
+        for row, readable in enumerate(pairs):
+            keys = [k for k, allowed in enumerate(readable) if allowed]
+            if keys:
+                scores = key[0, head // group, keys] @ query[0, head, row] * scale
+                values = value[0, head // group, keys]
+                output[0, head, row] = scores.softmax(0) @ values
+    return output.transpose(1, 2)
+
+
+def assert_near(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+# In transformers' own forward, without a layout
+
+
+@pytest.mark.parametrize("padded_side", [None, "left", "right"])
+def test_without_a_layout_it_is_causal_attention(
+    make_backbone: MakeBackbone, padded_side: str | None
+) -> None:
+    ids = torch.randint(10, 40, (2, 9), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids}
+    real = torch.ones_like(ids)
+    if padded_side is not None:
+        real[1, slice(0, 4) if padded_side == "left" else slice(5, 9)] = 0
+        inputs["attention_mask"] = real
+    expected = make_backbone()(**inputs).logits
+    backbone = make_backbone()
+    backbone.set_attn_implementation({"text_config": ATTENTION_NAME})
+    assert backbone.config.text_config._attn_implementation == ATTENTION_NAME
+    assert_near(backbone(**inputs).logits[real > 0], expected[real > 0])
+
+
+def test_a_trained_model_generates_as_with_sdpa(make_backbone: MakeBackbone) -> None:
+    ids = torch.tensor([[11, 12, 13, 14], [15, 16, 17, 18]])
+    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    expected = make_backbone().generate(ids, **settings)
+    backbone = FastSlowQwen2VL(make_backbone()).backbone
+    assert torch.equal(backbone.generate(ids, **settings), expected)
+
+
+# The mask
+
+
+@given(seeded_rows)
+@settings(max_examples=25, deadline=None)
+def test_the_mask_is_the_rule(row_and_seed: tuple[fst.Row, int]) -> None:
+    (ranks, segments), _ = row_and_seed
+    mask = attention_mask(*visible_intervals(ranks, segments))
+    assert isinstance(mask, Tensor)
+    assert mask.dtype == torch.bool
+    expected = reference.visible_pairs(ranks.tolist(), segments.tolist())
+    assert mask.tolist() == [[expected]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "given"),
+    [(None, "None"), (torch.zeros(1, 1, 5, 5), "torch.float32")],
+)
+def test_any_other_mask_is_refused(mask: Tensor | None, given: str) -> None:
+    states = heads(2, 5)
+    said = f"^attention_mask is {given}; it must be a BlockMask or a boolean tensor$"
+    with pytest.raises(ValueError, match=said):
+        attend(states, states, states, mask)
+
+
+def test_a_model_without_a_mask_is_refused(make_backbone: MakeBackbone) -> None:
+    backbone = make_backbone()
+    backbone.set_attn_implementation({"text_config": ATTENTION_NAME})
+    with pytest.raises(ValueError, match="attention_mask is None"):
+        backbone.model.language_model(
+            input_ids=torch.tensor([[11, 12]]), attention_mask={"full_attention": None}
+        )
+
+
+def test_dropout_under_a_block_mask_is_refused() -> None:
+    states = heads(2, 5)
+    mask = interval_block_mask(*visible_intervals(torch.arange(5)))
+    with pytest.raises(ValueError, match=r"dropout is 0\.1; FlexAttention takes none"):
+        attend(states, states, states, mask, dropout=0.1)
+
+
+# The values
+
+
+@uncompiled
+@given(seeded_rows, st.sampled_from([(2, 2), (4, 2), (6, 1)]), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_both_forms_of_the_mask_attend_as_written_in_loops(
+    row_and_seed: tuple[fst.Row, int], counts: tuple[int, int], scaled: bool
+) -> None:
+    (ranks, segments), seed = row_and_seed
+    tokens = len(ranks)
+    query, key, value = (
+        heads(count, tokens, seed=(seed + n) % 2**32)
+        for n, count in enumerate((counts[0], counts[1], counts[1]))
+    )
+    start, stop = visible_intervals(ranks, segments)
+    pairs = reference.visible_pairs(ranks.tolist(), segments.tolist())
+    scale = 0.7 if scaled else 8**-0.5
+    expected = attend_by_hand(query, key, value, pairs, scale)
+    dense = attention_mask(start, stop)
+    block = interval_block_mask(start, stop, block_size=4)
+    with torch.no_grad():
+        for mask in (dense, block):
+            kw = {"scaling": scale} if scaled else {}
+            found = attend(query, key, value, mask, **kw)
+            assert found.is_contiguous()
+            assert_near(found, expected)
+
+
+def test_a_padding_row_gives_zeros_and_no_nan() -> None:
+    layout = build_layout(SAMPLES, video_token_id=9, multiple_of=17)
+    start, stop = visible_intervals(layout.causal_ranks, layout.segment_ids)
+    padding = layout.segment_ids < 0
+    assert padding.sum() == 2
+    states = [heads(n, 68, seed).requires_grad_() for seed, n in enumerate((4, 2, 2))]
+    output = attend(*states, attention_mask(start, stop))
+    assert (output[0, padding] == 0).all()
+    assert output[0, ~padding].all()
+    output.square().sum().backward()
+    for state in states:
+        assert state.grad.isfinite().all()
+        assert (state.grad[0, :, padding] == 0).all()
+    assert states[2].grad[0, :, ~padding].all()
+
+
+@uncompiled
+def test_a_whole_model_agrees_under_both_forms_of_the_mask(
+    make_backbone: MakeBackbone, lay: Callable[..., RowPlan]
+) -> None:
+    plan = lay(SAMPLES, multiple_of=16)
+    language_model = FastSlowQwen2VL(make_backbone()).backbone.model.language_model
+    block = interval_block_mask(plan.start, plan.stop, block_size=16)
+    assert isinstance(block, BlockMask)
+    hidden = []
+    for mask in (attention_mask(plan.start, plan.stop), block):
+        with torch.no_grad():
+            output = language_model(
+                input_ids=plan.layout.input_ids[None],
+                position_ids=plan.layout.position_ids[:, None],
+                attention_mask={"full_attention": mask},
+                use_cache=False,
+            )
+        hidden.append(output.last_hidden_state)
+    assert hidden[0].isfinite().all()
+    assert_near(hidden[1], hidden[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_computes_what_the_cpu_computes() -> None:
+    layout = build_layout(SAMPLES * 3, video_token_id=9, multiple_of=128)
+    start, stop = visible_intervals(layout.causal_ranks, layout.segment_ids)
+    states = [
+        heads(n, len(start), seed, dim=16).float() for seed, n in enumerate((4, 2, 2))
+    ]
+    results = []
+    for device in ("cpu", "cuda"):
+        mask = attention_mask(start.to(device), stop.to(device))
+        assert isinstance(mask, BlockMask) == (device == "cuda")
+        own = [state.detach().to(device).requires_grad_() for state in states]
+        output = attend(*own, mask)
+        output.square().sum().backward()
+        results.append([output.cpu(), *(state.grad.cpu() for state in own)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,152 @@
+"""The tensor path compiles in one piece, and for rows of any length.
+
+Run with ``JAXTYPING_DISABLE=1`` and without the hook: ``--jaxtyping-packages=``.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor
+
+from fastslow import (
+    Ragged,
+    TextSpan,
+    VideoSpan,
+    build_layout,
+    dense_mask,
+    interval_block_mask,
+    interval_mask,
+    next_frame_loss,
+    plan_pooling,
+    pool_tokens,
+    visible_intervals,
+)
+from fastslow.testing import strategies as fst
+
+pytestmark = pytest.mark.skipif(
+    not jaxtyping.config.jaxtyping_disable,
+    reason="functions under the jaxtyping hook do not compile; JAXTYPING_DISABLE=1",
+)
+
+BACKENDS = [
+    "aot_eager",
+    pytest.param(
+        "inductor",
+        marks=pytest.mark.skipif(
+            shutil.which("g++") is None, reason="inductor needs a C++ compiler"
+        ),
+    ),
+]
+
+PLANS = [
+    plan_pooling([(5, 3)] * 3, [2, 1, 4]),
+    plan_pooling([(4, 4)] * 2 + [(2, 7)], [1, 3, 2]),
+    plan_pooling([(3, 3), (3, 3)], [2, 2], frames=[1, 1]),
+]
+"""Plans of different sizes: the second turns axes dynamic, the third uses that."""
+
+
+Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+@pytest.fixture(params=BACKENDS)
+def compiled(request: pytest.FixtureRequest) -> Iterator[Compile]:
+    hooked = hasattr(pool_tokens, "__wrapped__")
+    assert not hooked, "the jaxtyping hook is on; --jaxtyping-packages= turns it off"
+    torch.compiler.reset()
+    yield lambda function: torch.compile(
+        function, fullgraph=True, backend=request.param
+    )
+    torch.compiler.reset()
+
+
+def values(*shape: int, seed: int) -> Tensor:
+    return fst.random_values(shape, seed=seed, dtype=torch.float64)
+
+
+def assert_all_near(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for found, wanted in zip(actual, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_pool_tokens(compiled: Compile) -> None:
+    def forward_and_backward(
+        pool: Callable[..., Ragged], number: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        plan = PLANS[number]
+        cells = values(len(plan.cell_starts), 4, seed=number).requires_grad_()
+        pooled = pool(cells, plan)
+        weights = values(*pooled.values.shape, seed=number + 9)
+        (gradient,) = torch.autograd.grad(pooled.values, cells, weights)
+        return pooled.values, pooled.cu_seqlens, gradient
+
+    fast = compiled(pool_tokens)
+    for number in range(len(PLANS)):
+        expected = forward_and_backward(pool_tokens, number)
+        assert_all_near(forward_and_backward(fast, number), expected)
+
+
+@pytest.mark.parametrize(
+    ("distance", "reduction"),
+    [("cosine", "frame"), ("mse", "token"), ("smooth_l1", "frame")],
+)
+def test_next_frame_loss(compiled: Compile, distance: str, reduction: str) -> None:
+    def forward_and_backward(
+        measure: Callable[..., tuple[Tensor, int]], number: int
+    ) -> tuple[int, Tensor, Tensor]:
+        plan = PLANS[number]
+        goal = pool_tokens(values(len(plan.cell_starts), 4, seed=number), plan)
+        guess = values(*goal.values.shape, seed=number + 9).requires_grad_()
+        total, count = measure(guess, goal, distance=distance, reduction=reduction)
+        (gradient,) = torch.autograd.grad(total, guess)
+        return count, total, gradient
+
+    fast = compiled(next_frame_loss)
+    for number in range(len(PLANS)):
+        count, *found = forward_and_backward(fast, number)
+        wanted_count, *wanted = forward_and_backward(next_frame_loss, number)
+        assert count == wanted_count
+        assert_all_near(found, wanted)
+
+
+def rows() -> Iterator[tuple[Tensor, Tensor]]:
+    """Give the visible intervals of rows of several lengths."""
+    for frames in (2, 3, 5):
+        video = VideoSpan(grid=(3, 3), strides=(1,) * frames)
+        sample = [TextSpan(token_ids=(1, 2)), video]
+        layout = build_layout([sample] * 2, video_token_id=9, multiple_of=16)
+        yield visible_intervals(layout.causal_ranks, layout.segment_ids)
+
+
+def test_dense_mask(compiled: Compile) -> None:
+    def read(start: Tensor, stop: Tensor) -> Tensor:
+        return dense_mask(interval_mask(start, stop), len(start))
+
+    fast = compiled(read)
+    for start, stop in rows():
+        expected = read(start, stop)
+        assert 0 < expected.sum() < expected.numel()
+        assert torch.equal(fast(start, stop), expected)
+
+
+def test_interval_block_mask(compiled: Compile) -> None:
+    def build(start: Tensor, stop: Tensor) -> Any:
+        return interval_block_mask(start, stop, block_size=8)
+
+    fast = compiled(build)
+    for start, stop in rows():
+        found, expected = fast(start, stop), build(start, stop)
+        assert found.seq_lengths == expected.seq_lengths
+        assert found.BLOCK_SIZE == expected.BLOCK_SIZE
+        for way in ("kv", "q"):
+            for name in (f"{way}_num_blocks", f"{way}_indices"):
+                for field in (name, f"full_{name}"):
+                    assert torch.equal(getattr(found, field), getattr(expected, field))
+        tokens = len(start)
+        assert torch.equal(
+            dense_mask(found.mask_mod, tokens), dense_mask(expected.mask_mod, tokens)
+        )

@@ -1,0 +1,130 @@
+"""The plan of a packed row: every count agrees before a pixel is decoded."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastslow import Span, TextSpan, VideoSpan
+from fastslow.qwen2_vl import RowPlan, plan_row
+from fastslow.testing import reference
+from fastslow.testing import strategies as fst
+
+rows = fst.packed_samples()
+
+
+def videos(samples: Sequence[Sequence[Span]]) -> list[VideoSpan]:
+    return [s for sample in samples for s in sample if isinstance(s, VideoSpan)]
+
+
+def plan(
+    samples: Sequence[Sequence[Span]], multiple_of: int = 1, merge_size: int = 2
+) -> RowPlan:
+    return plan_row(
+        samples,
+        video_token_id=fst.VIDEO_TOKEN_ID,
+        multiple_of=multiple_of,
+        merge_size=merge_size,
+    )
+
+
+@given(rows, st.integers(1, 9))
+@settings(deadline=None)
+def test_placeholders_pooled_tokens_and_video_rows_are_equally_many(
+    samples: list[list[Span]], multiple_of: int
+) -> None:
+    row = plan(samples, multiple_of)
+    kept = [
+        count
+        for video in videos(samples)
+        for count in reference.tokens_per_frame(video.grid, video.strides)
+    ]
+    typed = sum(
+        span.token_ids.count(fst.VIDEO_TOKEN_ID)
+        for sample in samples
+        for span in sample
+        if isinstance(span, TextSpan)
+    )
+    placeholders = (row.layout.input_ids == fst.VIDEO_TOKEN_ID).sum()
+    assert placeholders - typed == len(row.video_rows) == sum(kept)
+    assert len(row.pool.window_sizes) == row.pool.cu_seqlens[-1] == sum(kept)
+    assert row.pool.cu_seqlens.tolist() == reference.bounds(kept)
+    assert (row.layout.input_ids[row.video_rows] == fst.VIDEO_TOKEN_ID).all()
+
+
+@given(rows, st.integers(1, 4))
+@settings(deadline=None)
+def test_the_tower_gives_as_many_tokens_as_are_pooled(
+    samples: list[list[Span]], merge_size: int
+) -> None:
+    row = plan(samples, merge_size=merge_size)
+    expected = [
+        [len(v.strides), v.grid[0] * merge_size, v.grid[1] * merge_size]
+        for v in videos(samples)
+    ]
+    assert row.grid_thw.tolist() == expected
+    assert row.grid_thw.shape == (len(expected), 3)
+    merged = row.grid_thw.prod(1).sum() // merge_size**2
+    assert len(row.pool.cell_starts) == merged == len(row.pool.cells)
+    assert len(row.next_frame.targets.cell_starts) == merged
+    assert len(row.next_frame.copies.cell_starts) == merged
+
+
+@given(rows, st.integers(1, 9))
+@settings(deadline=None)
+def test_video_rows_stand_in_the_order_of_the_pooled_tokens(
+    samples: list[list[Span]], multiple_of: int
+) -> None:
+    row = plan(samples, multiple_of)
+    expected, place = [], 0
+    for sample in samples:
+        for span in sample:
+            if isinstance(span, TextSpan):
+                place += len(span.token_ids)
+            else:
+                count = sum(reference.tokens_per_frame(span.grid, span.strides))
+                expected.extend(range(place, place + count))
+                place += count
+    assert row.video_rows.tolist() == expected
+
+
+@given(rows, st.integers(1, 9))
+@settings(deadline=None)
+def test_every_token_reads_what_the_rule_says(
+    samples: list[list[Span]], multiple_of: int
+) -> None:
+    row = plan(samples, multiple_of)
+    expected = reference.visible_pairs(
+        row.layout.causal_ranks.tolist(), row.layout.segment_ids.tolist()
+    )
+    found = [
+        [start <= key < stop for key in range(len(row.start))]
+        for start, stop in zip(row.start.tolist(), row.stop.tolist(), strict=True)
+    ]
+    assert found == expected
+
+
+@given(rows)
+@settings(deadline=None)
+def test_labels_are_those_of_the_reference(samples: list[list[Span]]) -> None:
+    row = plan(samples)
+    plain = [[astuple(span) for span in sample] for sample in samples]
+    pairs = zip(row.labels.rows.tolist(), row.labels.targets.tolist(), strict=True)
+    assert list(pairs) == reference.labelled_rows(plain)
+
+
+def test_a_row_of_text_has_no_clip(lay: Callable[..., RowPlan]) -> None:
+    row = lay([[TextSpan(token_ids=(1, 2))]])
+    assert row.grid_thw.shape == (0, 3)
+    assert row.grid_thw.dtype == torch.long
+    assert len(row.video_rows) == len(row.pool.cells) == len(row.next_frame.rows) == 0
+
+
+def test_a_row_without_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="samples has 0 samples and no token"):
+        plan([])
+    with pytest.raises(ValueError, match="multiple_of is 0; it must be at least 1"):
+        plan([[TextSpan(token_ids=(1,))]], multiple_of=0)

@@ -1,0 +1,252 @@
+"""Preprocessing equals that of transformers, and follows from metadata alone."""
+
+import ast
+import math
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import Qwen2VLConfig
+from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as pil
+
+from fastslow.qwen2_vl import VisionGeometry, clip_grid, patchify_clip, smart_resize
+
+NO_LIMITS = VisionGeometry(min_pixels=1, max_pixels=10**6)
+RESIZED = VisionGeometry(min_pixels=56 * 56, max_pixels=112 * 112)
+ODD = VisionGeometry(
+    patch_size=5,
+    temporal_patch_size=3,
+    merge_size=3,
+    min_pixels=1,
+    max_pixels=10**6,
+    mean=(0.1, 0.4, 0.7),
+    std=(0.5, 0.3, 0.2),
+)
+
+sides = st.integers(1, 3000)
+geometries = st.builds(
+    lambda patch, temporal, merge, least, more: VisionGeometry(
+        patch_size=patch,
+        temporal_patch_size=temporal,
+        merge_size=merge,
+        min_pixels=least,
+        max_pixels=least + more,
+    ),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 2000),
+    st.integers(0, 4000),
+)
+
+
+def random_frames(count: int, height: int, width: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, 3, height, width)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def processed_image(frame: Tensor, geometry: VisionGeometry) -> Tensor:
+    """Give the patches that transformers makes of one still frame."""
+    processor = pil.Qwen2VLImageProcessorPil(
+        size={
+            "shortest_edge": geometry.min_pixels,
+            "longest_edge": geometry.max_pixels,
+        },
+        patch_size=geometry.patch_size,
+        temporal_patch_size=geometry.temporal_patch_size,
+        merge_size=geometry.merge_size,
+        image_mean=geometry.mean,
+        image_std=geometry.std,
+    )
+    return processor(images=[frame.numpy()], return_tensors="pt")["pixel_values"]
+
+
+def grey_levels(difference: Tensor, geometry: VisionGeometry) -> Tensor:
+    """Undo the scale of normalised patches: 1 is one step of an 8-bit colour."""
+    std = torch.tensor(geometry.std)[:, None]
+    return difference.unflatten(1, (3, -1)) * 255 * std
+
+
+@given(sides, sides, st.integers(1, 64), st.integers(1, 10**6), st.integers(0, 10**7))
+@example(360, 640, 28, 100352, 0)
+@example(14, 14, 28, 1, 10**6)
+@example(70, 42, 28, 1, 10**6)
+def test_smart_resize_is_that_of_transformers(
+    height: int, width: int, factor: int, min_pixels: int, more: int
+) -> None:
+    assume(max(height, width) <= 200 * min(height, width))
+    bounds = {"min_pixels": min_pixels, "max_pixels": min_pixels + more}
+    size = smart_resize(height, width, factor=factor, **bounds)
+    assert size == pil.smart_resize(height, width, factor=factor, **bounds)
+    assert all(side > 0 and side % factor == 0 for side in size)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 200), (1, 201), (200, 1), (201, 1), (2, 401), (3, 600)]
+)
+def test_smart_resize_refuses_the_shapes_that_transformers_refuses(
+    height: int, width: int
+) -> None:
+    limits = {"factor": 28, "min_pixels": 3136, "max_pixels": 10**6}
+    try:
+        expected = pil.smart_resize(height, width, **limits)
+    except ValueError:
+        with pytest.raises(ValueError, match=f"frame is {height} x {width} pixels"):
+            smart_resize(height, width, **limits)
+    else:
+        assert smart_resize(height, width, **limits) == expected
+
+
+def test_smart_resize_says_what_is_wrong() -> None:
+    limits = {"factor": 28, "min_pixels": 3136, "max_pixels": 10**6}
+    said = (
+        "^frame is 0 x 20 pixels; both sides must be at least 1 and neither over 200 "
+        "times the other$"
+    )
+    with pytest.raises(ValueError, match=said):
+        smart_resize(0, 20, **limits)
+    said = "^min_pixels 10 is above max_pixels 9; no size fits$"
+    with pytest.raises(ValueError, match=said):
+        smart_resize(20, 20, factor=28, min_pixels=10, max_pixels=9)
+
+
+@given(st.integers(1, 7), st.integers(1, 90), st.integers(1, 90), geometries)
+@settings(max_examples=40, deadline=None)
+def test_clip_grid_foretells_the_patches(
+    count: int, height: int, width: int, geometry: VisionGeometry
+) -> None:
+    assume(max(height, width) <= 200 * min(height, width))
+    grid = clip_grid(count, height, width, geometry)
+    patches = patchify_clip(random_frames(count, height, width), geometry)
+    pixels = 3 * geometry.temporal_patch_size * geometry.patch_size**2
+    assert patches.shape == (math.prod(grid), pixels)
+    assert patches.dtype == torch.float32
+    assert grid[0] == math.ceil(count / geometry.temporal_patch_size)
+    assert grid[1] % geometry.merge_size == grid[2] % geometry.merge_size == 0
+
+
+@pytest.mark.parametrize("size", [(56, 56), (84, 56), (28, 112)])
+def test_still_frames_are_patched_as_images(size: tuple[int, int]) -> None:
+    first, second = random_frames(2, *size)
+    clip = torch.stack([first, first, second, second])
+    images = [processed_image(frame, NO_LIMITS) for frame in (first, second)]
+    assert clip_grid(4, *size, NO_LIMITS) == (2, size[0] // 14, size[1] // 14)
+    torch.testing.assert_close(
+        patchify_clip(clip, NO_LIMITS), torch.cat(images), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_every_setting_of_the_geometry_counts() -> None:
+    frame = random_frames(1, 30, 45)
+    torch.testing.assert_close(
+        patchify_clip(frame.expand(3, -1, -1, -1), ODD),
+        processed_image(frame[0], ODD),
+        rtol=1e-6,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("size", [(50, 77), (91, 140), (17, 20), (140, 160)])
+def test_resized_frames_are_within_one_grey_level(size: tuple[int, int]) -> None:
+    """Both round twice; colours stay clear of 0 and 255, where bicubic overshoots."""
+    frame = random_frames(1, *size) // 2 + 64
+    ours = patchify_clip(frame.expand(2, -1, -1, -1), RESIZED)
+    gap = grey_levels(ours - processed_image(frame[0], RESIZED), RESIZED).abs()
+    assert gap.max() < 1.001
+    assert gap.mean() < 0.05
+
+
+def test_the_two_frames_of_a_patch_keep_their_order() -> None:
+    first, second = random_frames(2, 56, 84)
+    patches = patchify_clip(torch.stack([first, second]), NO_LIMITS)
+    by_time = patches.unflatten(1, (3, 2, -1))
+    for moment, frame in enumerate((first, second)):
+        image = processed_image(frame, NO_LIMITS).unflatten(1, (3, 2, -1))
+        torch.testing.assert_close(
+            by_time[:, :, moment], image[:, :, moment], rtol=1e-6, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_an_odd_clip_repeats_its_last_frame(count: int) -> None:
+    frames = random_frames(count, 40, 60)
+    filled = torch.cat([frames, frames[-1:]])
+    assert torch.equal(patchify_clip(frames, RESIZED), patchify_clip(filled, RESIZED))
+    still = frames[-1:].expand(2, -1, -1, -1)
+    last = patchify_clip(still, RESIZED)
+    assert torch.equal(patchify_clip(frames, RESIZED)[-len(last) :], last)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("size", [(56, 84), (91, 140), (300, 64), (17, 20)])
+def test_clips_are_patched_as_videos(count: int, size: tuple[int, int]) -> None:
+    pytest.importorskip(
+        "torchvision", reason="transformers' video processor needs torchvision"
+    )
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import (
+        Qwen2VLVideoProcessor,
+    )
+
+    limits = {"shortest_edge": RESIZED.min_pixels, "longest_edge": RESIZED.max_pixels}
+    processor = Qwen2VLVideoProcessor(size=limits, cap_pixels_per_frame=False)
+    frames = random_frames(count, *size)
+    expected = processor(videos=[frames], return_tensors="pt", do_sample_frames=False)
+    assert torch.equal(patchify_clip(frames, RESIZED), expected["pixel_values_videos"])
+    grid = tuple(expected["video_grid_thw"][0].tolist())
+    assert clip_grid(count, *size, RESIZED) == grid
+
+
+def test_a_clip_without_frames_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_video_frames is 0"):
+        clip_grid(0, 56, 56, NO_LIMITS)
+    with pytest.raises(ValueError, match="num_video_frames is 0"):
+        patchify_clip(random_frames(0, 56, 56), NO_LIMITS)
+    with pytest.raises(ValueError, match="frame is 1 x 300 pixels"):
+        patchify_clip(random_frames(2, 1, 300), NO_LIMITS)
+    crossed = replace(NO_LIMITS, max_pixels=0)
+    with pytest.raises(ValueError, match="min_pixels 1 is above max_pixels 0"):
+        clip_grid(2, 56, 56, crossed)
+
+
+def video_processor_defaults() -> dict[str, Any]:
+    """Read the class's own settings off its source: importing it needs torchvision."""
+    spec = find_spec("transformers.models.qwen2_vl.video_processing_qwen2_vl")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    body = next(
+        node.body
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == "Qwen2VLVideoProcessor"
+    )
+    values = {}
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            source = ast.unparse(node.value)
+            values[node.targets[0].id] = eval(source, vars(pil).copy())
+        if len(values) == 13:
+            break
+    return values
+
+
+def test_the_default_geometry_is_that_of_transformers() -> None:
+    geometry = VisionGeometry()
+    video = video_processor_defaults()
+    assert geometry == VisionGeometry(
+        patch_size=video["patch_size"],
+        temporal_patch_size=video["temporal_patch_size"],
+        merge_size=video["merge_size"],
+        min_pixels=video["size"]["shortest_edge"],
+        max_pixels=video["size"]["longest_edge"],
+        mean=tuple(video["image_mean"]),
+        std=tuple(video["image_std"]),
+    )
+    vision = Qwen2VLConfig().vision_config
+    assert geometry.patch_size == vision.patch_size
+    assert geometry.temporal_patch_size == vision.temporal_patch_size
+    assert geometry.merge_size == vision.spatial_merge_size

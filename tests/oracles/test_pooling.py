@@ -1,0 +1,105 @@
+"""Pooling against ``avg_pool2d`` frame by frame and against ``einops.reduce``."""
+
+import einops
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from torch import Tensor
+
+from fastslow import Grid, plan_pooling, pool_frames, pool_tokens, unpack_ragged
+from fastslow.testing import strategies as fst
+
+STRIDES = [1, 2, 3, 4, 8, 13, 40]
+
+
+def clip(frames: int, grid: Grid, seed: int = 0) -> Tensor:
+    tokens = fst.random_values((frames, *grid, 5), seed=seed, dtype=torch.float64)
+    return tokens.requires_grad_()
+
+
+def pool_one_by_one(tokens: Tensor, strides: list[int]) -> Tensor:
+    """Pool each frame with torch's kernel."""
+    pooled = [
+        F.avg_pool2d(
+            einops.rearrange(frame, "h w d -> d h w"),
+            stride,
+            ceil_mode=True,
+            count_include_pad=False,
+        )
+        for frame, stride in zip(tokens, strides, strict=True)
+    ]
+    frames = [einops.rearrange(frame, "d h w -> (h w) d") for frame in pooled]
+    return torch.cat(frames)
+
+
+def assert_near(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def assert_same_values_and_gradients(
+    tokens: Tensor, actual: Tensor, expected: Tensor
+) -> None:
+    assert_near(actual, expected)
+    weights = fst.random_values(actual.shape, seed=7, dtype=actual.dtype)
+    (grad,) = torch.autograd.grad(actual, tokens, weights)
+    (wanted,) = torch.autograd.grad(expected, tokens, weights)
+    assert_near(grad, wanted)
+
+
+@pytest.mark.parametrize("grid", [(13, 23), (17, 30), (16, 16), (1, 7), (5, 1)])
+def test_avg_pool2d_on_the_grids_of_real_clips(grid: Grid) -> None:
+    tokens = clip(len(STRIDES), grid)
+    actual = pool_frames(tokens, STRIDES).values
+    assert_same_values_and_gradients(tokens, actual, pool_one_by_one(tokens, STRIDES))
+
+
+@given(fst.clips(max_side=9))
+def test_avg_pool2d_on_any_clip(drawn: tuple[Tensor, list[int]]) -> None:
+    tokens, strides = drawn
+    tokens = tokens.requires_grad_()
+    actual = pool_frames(tokens, strides).values
+    assert_same_values_and_gradients(tokens, actual, pool_one_by_one(tokens, strides))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_einops_where_the_stride_divides_the_grid(stride: int) -> None:
+    tokens = clip(3, (16, 24))
+    actual = pool_frames(tokens, [stride] * 3).values
+    expected = einops.reduce(
+        tokens, "t (h a) (w b) d -> (t h w) d", "mean", a=stride, b=stride
+    )
+    assert_same_values_and_gradients(tokens, actual, expected)
+
+
+def test_a_mixture_of_strides_where_all_divide() -> None:
+    strides = [4, 2, 8, 1, 4]
+    tokens = clip(5, (8, 16))
+    frames = [
+        einops.reduce(frame, "(h a) (w b) d -> (h w) d", "mean", a=stride, b=stride)
+        for frame, stride in zip(tokens, strides, strict=True)
+    ]
+    actual = pool_frames(tokens, strides)
+    for block, expected in zip(unpack_ragged(actual), frames, strict=True):
+        assert_near(block, expected)
+    assert_same_values_and_gradients(tokens, actual.values, torch.cat(frames))
+
+
+def test_frames_repeated_and_left_out_on_mixed_grids() -> None:
+    grids, frames, strides = [(13, 23), (4, 6), (17, 30)], [2, 0, 2, 0], [4, 8, 3, 5]
+    areas = [height * width for height, width in grids]
+    tokens = fst.random_values((sum(areas), 5), seed=0, dtype=torch.float64)
+    tokens.requires_grad_()
+    by_frame = [
+        part.reshape(*grid, 5)
+        for part, grid in zip(tokens.split(areas), grids, strict=True)
+    ]
+    expected = torch.cat(
+        [
+            pool_one_by_one(by_frame[frame][None], [stride])
+            for frame, stride in zip(frames, strides, strict=True)
+        ]
+    )
+    plan = plan_pooling(grids, strides, frames=frames)
+    actual = pool_tokens(tokens, plan).values
+    assert_same_values_and_gradients(tokens, actual, expected)
