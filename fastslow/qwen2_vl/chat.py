@@ -31,7 +31,8 @@ def encode_conversation(
         The spans of the sample.
 
     Raises:
-        ValueError: If a role is unknown or there is not exactly one ``<video>``.
+        ValueError: If a role is unknown, or ``<video>`` is not said exactly once, by
+            the user.
 
     Laws:
         text_round_trip: the decoded spans read as the chat template renders the turns
@@ -49,6 +50,10 @@ def encode_conversation(
         raise ValueError(
             f"the conversation holds {VIDEO_PLACEHOLDER} {placeholders} times; "
             "it must stand there once"
+        )
+    if any(VIDEO_PLACEHOLDER in text for role, text in turns if role == "assistant"):
+        raise ValueError(
+            f"an answer holds {VIDEO_PLACEHOLDER}; the clip is part of what the user says"
         )
     return tuple(_spans(turns, clip, encode))
 

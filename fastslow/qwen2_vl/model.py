@@ -74,7 +74,15 @@ class FastSlowQwen2VL(nn.Module):
 
         Returns:
             What the losses need; targets and copies carry no gradient.
+
+        Raises:
+            ValueError: If the row holds no clip. Under FSDP2 every rank has to call the
+                tower equally often, so a row of text alone takes a clip without labels.
         """
+        if not plan.layout.clips:
+            raise ValueError(
+                "the row holds no clip; the vision tower is called once for every row"
+            )
         model = self.backbone.model
         vision = model.visual(patches, grid_thw=plan.grid_thw)
         video = pool_tokens(vision.pooler_output, plan.pool).values

@@ -27,10 +27,14 @@ from fastslow import (
 )
 from fastslow.testing import strategies as fst
 
-pytestmark = pytest.mark.skipif(
-    not jaxtyping.config.jaxtyping_disable,
-    reason="functions under the jaxtyping hook do not compile; JAXTYPING_DISABLE=1",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not jaxtyping.config.jaxtyping_disable,
+        reason="functions under the jaxtyping hook do not compile; JAXTYPING_DISABLE=1",
+    ),
+    # torch's compiler calls what torch itself deprecates.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 BACKENDS = [
     "aot_eager",
