@@ -53,7 +53,7 @@ def encode_conversation(
         )
     if any(VIDEO_PLACEHOLDER in text for role, text in turns if role == "assistant"):
         raise ValueError(
-            f"an answer holds {VIDEO_PLACEHOLDER}; the clip is part of what the user says"
+            f"an answer holds {VIDEO_PLACEHOLDER}; only the user shows a clip"
         )
     return tuple(_spans(turns, clip, encode))
 

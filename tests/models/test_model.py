@@ -59,7 +59,7 @@ TALK = (
     text(12, 13, 14, trained=True),
     text(15),
 )
-PLAIN = (text(20, 21, 22), text(23, 24, trained=True))
+PLAIN = (text(20, trained=True), text(21, 22), text(23, 24, trained=True))
 TWO_CLIPS = (
     clip((2, 4), 2, 1),
     text(6, 25),
@@ -738,6 +738,9 @@ def test_the_loss_does_not_pull_its_target(
         ]
     )
     assert_near(pulled, output.targets.values)
+    attached = replace(output.targets, values=pulled)
+    loss, _ = next_frame_loss(output.predictions, attached)
+    assert_all_near(gradients(model, loss), found)
     weights = lengths_from_cu_seqlens(fixed.cu_seqlens).double().reciprocal()
     weights = weights.repeat_interleave(lengths_from_cu_seqlens(fixed.cu_seqlens))
     distances = 1 - F.cosine_similarity(output.predictions, pulled, dim=-1)
