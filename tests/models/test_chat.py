@@ -192,6 +192,6 @@ def test_an_unknown_role_is_refused(
 
 
 def test_a_clip_in_an_answer_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    said = "^an answer holds <video>; the clip is part of what the user says$"
+    said = "^an answer holds <video>; only the user shows a clip$"
     with pytest.raises(ValueError, match=said):
         encode(tokenizer, [("user", "What?"), ("assistant", "<video>This.")])

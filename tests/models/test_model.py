@@ -306,7 +306,7 @@ def test_raw_frames_go_through_as_in_transformers(
     assert_near(logits, transformers_logits(make_backbone(), sample, patches))
 
 
-def layers_by_hand(
+def forward_by_hand(
     backbone: Qwen2VLForConditionalGeneration,
     sample: Sample,
     patches: Tensor,
@@ -363,7 +363,7 @@ def test_pooled_frames_equal_a_forward_written_in_loops(
     ]
     described = reference.layout([spans], video_token_id=VIDEO_TOKEN_ID)
     places = torch.tensor(described["position_ids"])[1:]
-    expected = layers_by_hand(make_backbone(), sample, patches, places)
+    expected = forward_by_hand(make_backbone(), sample, patches, places)
     assert_near(make_model()(patches, plan).logits, expected)
 
 
@@ -896,8 +896,13 @@ def test_only_labelled_rows_meet_the_vocabulary(
 ) -> None:
     model, plan = make_model(), lay(MIXED, multiple_of=16)
     patches = make_patches(plan)
-    labels = plan.layout.labels
-    rows = [row for row in range(len(labels) - 1) if labels[row + 1] != IGNORED_LABEL]
+    labels, segments = plan.layout.labels, plan.layout.segment_ids
+    rows = [
+        row
+        for row in range(len(labels) - 1)
+        if labels[row + 1] != IGNORED_LABEL and segments[row] == segments[row + 1]
+    ]
+    assert 0 < len(rows) < (labels != IGNORED_LABEL).sum()
     output = model(patches, plan)
     assert_near(output.logits, model(patches, read_every_row(plan)).logits[rows])
     assert torch.equal(plan.labels.targets, labels[[row + 1 for row in rows]])
