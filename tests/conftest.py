@@ -15,7 +15,7 @@ COMMON = settings(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("dev", COMMON, max_examples=50)
-settings.register_profile("ci", COMMON, max_examples=200, derandomize=True)
+settings.register_profile("ci", COMMON, max_examples=100, derandomize=True)
 settings.register_profile("nightly", COMMON, max_examples=5000)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev")
