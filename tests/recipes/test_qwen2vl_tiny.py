@@ -1,0 +1,220 @@
+"""The recipe as a user meets it: own data, files of a run, and what it says."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from recipes.edge.clips import make_clips
+from recipes.qwen2vl_tiny import Config, main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "clips"
+    make_clips(folder, num_clips=8, held_out=4, seed=0, num_frames=4, size=(56, 84))
+    return folder
+
+
+def rows_of(clips: Path) -> list[dict[str, Any]]:
+    lines = (clips / "train.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def write_jsonl(file: Path, rows: Sequence[object]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def train(output_dir: Path, data_path: Path, **changes: Any) -> None:
+    settings: dict[str, Any] = {
+        "max_steps": 2,
+        "save_steps": 2,
+        "tokens_per_row": 300,
+        "warmup_steps": 1,
+        **changes,
+    }
+    main(Config(output_dir=output_dir, data_path=data_path, **settings))
+
+
+def metrics(output_dir: Path) -> list[dict[str, Any]]:
+    lines = (output_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def quarantined(output_dir: Path) -> dict[str, str]:
+    lines = (output_dir / "quarantine.jsonl").read_text().splitlines()
+    return {row["sample_id"]: row["reason"] for row in map(json.loads, lines)}
+
+
+def test_the_files_of_a_run(clips: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, clips / "train.jsonl", eval_data_path=clips / "held_out.jsonl")
+    log = (run / "train.log").read_text().splitlines()
+    for step in (1, 2):
+        (line,) = [line for line in log if f" step {step}/2 " in line]
+        for name in ("autoregressive_loss", "language_loss", "tokens_per_second"):
+            assert f" {name} " in line
+    assert any("held-out accuracy" in line and "chance" in line for line in log)
+
+    first, second, evaluation = metrics(run)
+    assert [first["step"], second["step"]] == [1, 2]
+    assert first["loss"] == pytest.approx(
+        first["language_loss"] + 0.15 * first["autoregressive_loss"]
+    )
+    assert first["skill"] == pytest.approx(
+        1 - first["autoregressive_loss"] / first["copy_loss"]
+    )
+    assert 0 < first["fill"] <= 1
+    assert evaluation["event"] == "evaluation"
+    assert 0 <= evaluation["accuracy"] <= 1
+
+    curves = EventAccumulator(str(run / "logs")).Reload()
+    written = curves.Scalars("train/autoregressive_loss")
+    assert [event.step for event in written] == [1, 2]
+    assert written[0].value == pytest.approx(first["autoregressive_loss"])
+    assert (run / "checkpoint-2" / "state.json").is_file()
+    assert quarantined(run) == {}
+
+
+def test_a_finished_run_is_left_alone(clips: Path, tmp_path: Path) -> None:
+    train(tmp_path, clips / "train.jsonl")
+    before = metrics(tmp_path)
+    train(tmp_path, clips / "train.jsonl")
+    assert metrics(tmp_path) == before
+    train(tmp_path, clips / "train.jsonl", max_steps=3)
+    assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3]
+    assert metrics(tmp_path)[:2] == before
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet", "folder"])
+def test_every_form_of_data_trains_alike(
+    clips: Path, tmp_path: Path, kind: str
+) -> None:
+    rows = rows_of(clips)
+    for row in rows:
+        row["video"] = str(clips / row["video"])
+    data = tmp_path / "data"
+    data.mkdir()
+    path = data / f"train.{'json' if kind == 'folder' else kind}"
+    if kind == "parquet":
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    elif kind == "jsonl":
+        write_jsonl(path, rows)
+    else:
+        path.write_text(json.dumps(rows))
+    train(tmp_path / "run", data if kind == "folder" else path, max_steps=1)
+    train(tmp_path / "same", clips / "train.jsonl", max_steps=1)
+    losses = [metrics(tmp_path / name)[0]["loss"] for name in ("run", "same")]
+    assert losses[0] == losses[1]
+
+
+def test_bad_samples_are_left_out_and_named(clips: Path, tmp_path: Path) -> None:
+    rows = rows_of(clips)
+    for row in rows:
+        row["video"] = str(clips / row["video"])
+    broken = tmp_path / "broken.mp4"
+    content = bytearray((clips / "videos" / "00000.mp4").read_bytes())
+    pixels = slice(content.index(b"mdat") + 4, content.index(b"moov") - 4)
+    content[pixels] = bytes(pixels.stop - pixels.start)
+    broken.write_bytes(content)
+    rows[1]["video"] = str(broken)
+    rows[2]["video"] = str(tmp_path / "missing.mp4")
+    del rows[3]["video"]
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    train(tmp_path / "run", data, max_bad_share=0.5, max_steps=3, save_steps=3)
+    reasons = quarantined(tmp_path / "run")
+    assert reasons.keys() == {"00001", "00002", "00003"}
+    assert str(broken) in reasons["00001"]
+    assert "No such file" in reasons["00002"]
+    assert reasons["00003"] == "the row has no video"
+    assert sum(row["skipped"] for row in metrics(tmp_path / "run")) >= 1
+    state = json.loads((tmp_path / "run" / "checkpoint-3" / "state.json").read_text())
+    assert len(state["state"]["quarantine"]) == 3
+
+    with pytest.raises(ValueError, match=r"2 of 8 .* share of 0.2 that max_bad_share"):
+        train(tmp_path / "strict", data, max_bad_share=0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 3}, "seed is 3 but the run began with 0; it goes on with"),
+        ({"loss_weight": 0.2}, "loss_weight is 0.2 but the run began with 0.15; "),
+    ],
+)
+def test_a_run_goes_on_with_its_settings(
+    clips: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    train(tmp_path, clips / "train.jsonl", max_steps=1)
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, clips / "train.jsonl", **changes)
+
+
+def test_a_run_goes_on_with_its_data(clips: Path, tmp_path: Path) -> None:
+    rows = rows_of(clips)
+    for row in rows:
+        row["video"] = str(clips / row["video"])
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    train(tmp_path / "run", data, max_steps=1)
+    write_jsonl(data, rows[:-1])
+    with pytest.raises(ValueError, match=r"the samples differ from those that .*-1"):
+        train(tmp_path / "run", data)
+
+
+def test_data_that_is_not_there(tmp_path: Path) -> None:
+    message = f"data_path is {tmp_path / 'none.json'}, which does not exist"
+    with pytest.raises(RuntimeError, match=message):
+        train(tmp_path / "run", tmp_path / "none.json")
+
+
+def test_data_without_a_usable_sample(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", [{"id": "a"}, {"id": "b"}])
+    message = "has no sample that can be used: the row has no video; the row has no vi"
+    with pytest.raises(RuntimeError, match=message):
+        train(tmp_path / "run", data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_steps": 0}, "max_steps is 0; it must be at least 1"),
+        ({"packing_window": 0}, "packing_window is 0; it must be at least 1"),
+        ({"max_bad_share": 2}, "max_bad_share is 2; it must lie between 0 and 1"),
+    ],
+)
+def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(**changes)
+
+
+def test_an_unknown_setting_is_named() -> None:
+    done = subprocess.run(
+        [sys.executable, "recipes/qwen2vl_tiny.py", "--loss-wieght", "0.1"],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode != 0
+    assert "--loss-wieght" in done.stderr
+    assert "--loss-weight" in done.stderr
+
+
+def test_training_leaves_no_seed_behind(clips: Path, tmp_path: Path) -> None:
+    """Two runs in one process are the same run twice."""
+    torch.manual_seed(1)
+    train(tmp_path / "a", clips / "train.jsonl")
+    train(tmp_path / "b", clips / "train.jsonl")
+    losses = [[row["loss"] for row in metrics(tmp_path / n)] for n in ("a", "b")]
+    assert losses[0] == losses[1]
