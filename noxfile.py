@@ -4,6 +4,8 @@ Each session makes a virtual environment with pip. Where an environment with the
 ``dev`` extra is active already, ``nox --no-venv --no-install`` uses that one.
 """
 
+import tempfile
+
 import nox
 
 nox.options.default_venv_backend = "venv"
@@ -60,7 +62,7 @@ def bench(session: nox.Session) -> None:
 def recipes(session: nox.Session) -> None:
     """Train the tiny recipe on two ranks."""
     session.install("-e", ".[recipes]")
-    output = f"{session.create_tmp()}/qwen2vl_tiny"
     torchrun = ["torchrun", "--standalone", "--nproc-per-node", "2"]
-    recipe = ["recipes/qwen2vl_tiny.py", "--output-dir", output]
-    session.run(*torchrun, *recipe, *session.posargs)
+    with tempfile.TemporaryDirectory() as folder:  # a used one would be resumed
+        recipe = ["recipes/qwen2vl_tiny.py", "--output-dir", folder]
+        session.run(*torchrun, *recipe, *session.posargs)

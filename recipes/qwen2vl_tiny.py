@@ -461,8 +461,8 @@ def ask_held_out(run: Run, log: RunLog) -> None:
 def describe(run: Run, done: int) -> str:
     """Say what will be trained, on what, and from where."""
     data, world = run.data, run.world
-    clip = next(s for s in data.train[0].spans if isinstance(s, VideoSpan))
-    schedule = "".join("S" if s == min(clip.strides) else "." for s in clip.strides)
+    first = data.train[0]
+    clip = next(span for span in first.spans if isinstance(span, VideoSpan))
     before = len(clip.strides) * clip.grid[0] * clip.grid[1]
     after = sum(tokens_per_frame(clip.grid, clip.strides))
     weights = sum(weight.numel() for weight in run.model.parameters())
@@ -471,7 +471,7 @@ def describe(run: Run, done: int) -> str:
         f"{weights:,} parameters on {world.size} ranks ({world.device.type})\n"
         f"{len(data.train)} samples to train on, {len(data.held_out)} held out, "
         f"{len(data.bad)} unusable\n"
-        f"first clip {schedule}: {after} tokens after pooling, {before} before\n"
+        f"first clip {first.schedule}: {after} tokens after pooling, {before} before\n"
         f"the run {begin} and ends with step {run.config.max_steps}"
     )
 

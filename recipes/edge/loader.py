@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastslow import (
+    FrameSchedule,
     Span,
     StreamState,
     VideoSpan,
@@ -71,12 +72,14 @@ class PlannedSample:
     Attributes:
         sample: Where it comes from.
         frame_indices: Raw frames that will be decoded.
+        schedule: Which of the frames that they make are slow.
         spans: Its text and its clip.
         num_tokens: Its length in a packed row.
     """
 
     sample: Sample
     frame_indices: tuple[int, ...]
+    schedule: FrameSchedule
     spans: tuple[Span, ...]
     num_tokens: int
 
@@ -125,14 +128,15 @@ def plan_samples(
         try:
             planned.append(_plan_sample(sample, settings, encode))
         except (VideoError, ValueError) as error:
-            bad.append(
-                BadSample(
-                    sample_id=sample.sample_id,
-                    source=str(sample.video),
-                    reason=str(error),
-                )
-            )
+            bad.append(_unusable(sample, error))
     return planned, bad
+
+
+def _unusable(sample: Sample, error: Exception) -> BadSample:
+    """Name a sample whose clip cannot be used."""
+    return BadSample(
+        sample_id=sample.sample_id, source=str(sample.video), reason=str(error)
+    )
 
 
 def _plan_sample(
@@ -161,7 +165,11 @@ def _plan_sample(
             f"the sample has {num_tokens} tokens; a row holds {settings.capacity}"
         )
     return PlannedSample(
-        sample=sample, frame_indices=indices, spans=spans, num_tokens=num_tokens
+        sample=sample,
+        frame_indices=indices,
+        schedule=schedule,
+        spans=spans,
+        num_tokens=num_tokens,
     )
 
 
@@ -190,18 +198,11 @@ class PackedRows(Dataset[Row]):
         clips, kept, bad = [], list[PlannedSample](), []
         geometry = self.settings.geometry
         for planned in (self.samples[number] for number in chosen):
-            video = planned.sample.video
             try:
-                frames = decode_frames(video, planned.frame_indices)
+                frames = decode_frames(planned.sample.video, planned.frame_indices)
                 clips.append(_patchify_as_planned(frames, planned, geometry))
             except VideoError as error:
-                bad.append(
-                    BadSample(
-                        sample_id=planned.sample.sample_id,
-                        source=str(video),
-                        reason=str(error),
-                    )
-                )
+                bad.append(_unusable(planned.sample, error))
             else:
                 kept.append(planned)
         spans: list[tuple[Span, ...]] = [planned.spans for planned in kept]

@@ -38,7 +38,7 @@ geometries = st.builds(
         min_pixels=least,
         max_pixels=least + more,
     ),
-    st.integers(1, 5),
+    st.integers(2, 5),
     st.integers(1, 3),
     st.integers(1, 3),
     st.integers(1, 2000),

@@ -208,6 +208,7 @@ def test_a_header_that_lies_is_found_out(planned: list[PlannedSample]) -> None:
     wrong = PlannedSample(
         sample=planned[0].sample,
         frame_indices=planned[0].frame_indices,
+        schedule=planned[0].schedule,
         spans=(other,),
         num_tokens=10,
     )
