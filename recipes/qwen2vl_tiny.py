@@ -112,23 +112,44 @@ class Config:
     """Seeds weights, clips and the order of the samples."""
 
     def __post_init__(self) -> None:
-        """Check what no later step would name as clearly."""
-        for name in (
-            "tokens_per_row",
-            "packing_window",
-            "gradient_accumulation_steps",
-            "max_steps",
-            "save_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; it must be at least 1"
+        """Check every number before any work is done."""
+        for name, (least, most) in BOUNDS.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                rule = (
+                    f"be at least {least}"
+                    if most == math.inf
+                    else f"lie between {least} and {most}"
                 )
-        if not 0 <= self.max_bad_share <= 1:
+                raise ValueError(f"{name} is {value}; it must {rule}")
+        if self.mm_spatial_pool_stride % 2:
             raise ValueError(
-                f"max_bad_share is {self.max_bad_share}; it must lie between 0 and 1"
+                f"mm_spatial_pool_stride is {self.mm_spatial_pool_stride}; it must be "
+                "even, since a token already holds 2 x 2 patches"
             )
 
+
+MIN_PIXELS = 56 * 56
+"""Fewest pixels of a resized frame."""
+
+BOUNDS = {
+    "slow_frame_ratio": (0, 1),
+    "mm_spatial_pool_stride": (2, math.inf),
+    "max_frames_num": (1, math.inf),
+    "max_pixels": (MIN_PIXELS, math.inf),
+    "loss_weight": (0, math.inf),
+    "tokens_per_row": (1, math.inf),
+    "packing_window": (1, math.inf),
+    "gradient_accumulation_steps": (1, math.inf),
+    "learning_rate": (0, math.inf),
+    "warmup_steps": (0, math.inf),
+    "max_grad_norm": (0, math.inf),
+    "max_steps": (1, math.inf),
+    "save_steps": (1, math.inf),
+    "max_bad_share": (0, 1),
+    "dataloader_num_workers": (0, math.inf),
+}
+"""Least and greatest value of each number."""
 
 TERMS = ("language_loss", "autoregressive_loss", "copy_loss")
 """What is summed over the rows of a step."""
@@ -262,7 +283,8 @@ def plan_data(config: Config, world: World) -> Data:
     planned, unplanned = plan_samples(train, settings, encode)
     planned_held_out, unplanned_held_out = plan_samples(held_out, settings, encode)
     if not planned:
-        reasons = "; ".join(sample.reason for sample in (bad + unplanned)[:3])
+        found = dict.fromkeys(sample.reason for sample in bad + unplanned)
+        reasons = "; ".join(list(found)[:3])
         raise ValueError(f"{train_path} has no sample that can be used: {reasons}")
     return Data(
         train=planned,
@@ -277,7 +299,7 @@ def plan_data(config: Config, world: World) -> Data:
 def clip_settings(config: Config, world: World) -> ClipSettings:
     """Gather what turns a clip into tokens."""
     return ClipSettings(
-        geometry=VisionGeometry(min_pixels=56 * 56, max_pixels=config.max_pixels),
+        geometry=VisionGeometry(min_pixels=MIN_PIXELS, max_pixels=config.max_pixels),
         max_frames=config.max_frames_num,
         strategy=config.frame_sampling_strategy,
         slow_ratio=config.slow_frame_ratio,

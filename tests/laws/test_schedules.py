@@ -114,6 +114,7 @@ def test_build_schedule__uniform_ends(num_frames: int, ratio: Fraction) -> None:
 @given(frame_counts, fst.frame_strategies(), fst.slow_ratios())
 @example(8, "uniform", Fraction(2, 5))
 @example(5, "uniform", Fraction(1, 2))
+@example(5, "uniform", Fraction(1, 5))
 @example(5, "first_slow", Fraction(1, 2))
 def test_build_schedule__matches_reference(
     num_frames: int, strategy: Strategy, ratio: Fraction

@@ -1,6 +1,7 @@
 """The recipe as a user meets it: own data, files of a run, and what it says."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -179,7 +180,7 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
 
 def test_data_without_a_usable_sample(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", [{"id": "a"}, {"id": "b"}])
-    message = "has no sample that can be used: the row has no video; the row has no vi"
+    message = "has no sample that can be used: the row has no video; every rank"
     with pytest.raises(RuntimeError, match=message):
         train(tmp_path / "run", data)
 
@@ -190,6 +191,10 @@ def test_data_without_a_usable_sample(tmp_path: Path) -> None:
         ({"max_steps": 0}, "max_steps is 0; it must be at least 1"),
         ({"packing_window": 0}, "packing_window is 0; it must be at least 1"),
         ({"max_bad_share": 2}, "max_bad_share is 2; it must lie between 0 and 1"),
+        ({"slow_frame_ratio": -0.1}, "slow_frame_ratio is -0.1; it must lie between"),
+        ({"learning_rate": math.nan}, "learning_rate is nan; it must be at least 0"),
+        ({"mm_spatial_pool_stride": 3}, "mm_spatial_pool_stride is 3; it must be even"),
+        ({"max_pixels": 10}, "max_pixels is 10; it must be at least 3136"),
     ],
 )
 def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
