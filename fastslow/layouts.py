@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Int
@@ -124,12 +124,14 @@ def build_layout(
         The layout, on the CPU.
 
     Raises:
-        ValueError: If the samples hold no token, or ``multiple_of`` is below 1.
+        ValueError: If the samples hold no token, ``multiple_of`` is below 1, or
+            ``attention`` or ``after_video_rule`` is unknown.
 
     Laws:
         packs: without padding, the layout of a pack is its samples' layouts end to end
         ranks_sorted: ranks never fall within a segment
-        frames_share_rank: two tokens share a rank when they share a frame of a clip
+        frames_share_rank: under ``frame_causal`` two tokens of a sample share a rank
+            when they share a frame
         padding: padding is at the end, in no segment, unlabelled
         matches_reference: equals the loop-written reference
 
@@ -139,6 +141,9 @@ def build_layout(
         >>> layout.causal_ranks.tolist(), layout.frame_ids.tolist()
         ([0, 1, 1, 1, 1, 2], [-1, 0, 0, 0, 0, 1])
     """
+    if attention not in get_args(Attention):
+        known = ", ".join(get_args(Attention))
+        raise ValueError(f"attention is {attention!r}; it must be one of {known}")
     parts = [
         _lay_sample(sample, segment, video_token_id, attention, after_video_rule)
         for segment, sample in enumerate(samples)

@@ -159,10 +159,11 @@ def next_frame_loss(
             reduction is unknown.
 
     Laws:
-        zero_at_target: predicting the target exactly costs nothing
+        zero_at_target: predicting the target exactly costs nothing, but under
+            ``cosine`` a target of zeros, which has no direction, costs 1
         target_detached: the gradient with respect to the targets is zero
         additive: sums and counts of packed clips are those of the clips added up
-        cosine_scale_free: scaling predictions changes no cosine loss
+        cosine_scale_free: a positive factor on predictions changes no cosine loss
         frame_weight: under ``frame`` repeating a frame's tokens changes nothing
         matches_reference: equals the loop-written reference
 

@@ -126,8 +126,8 @@ def next_bin(
         The bin as item numbers, oldest first, and the state after it.
 
     Raises:
-        ValueError: If there are no items, ``window`` is below 1, or an item does not
-            fit a bin.
+        ValueError: If there are no items, ``window`` is below 1, or an item that begins
+            to wait does not fit a bin.
 
     Laws:
         once_per_pass: within a pass every item comes exactly once

@@ -68,7 +68,8 @@ def plan_pooling(
         The plan, on the CPU.
 
     Raises:
-        ValueError: If the lengths differ, or a side or a stride is below 1.
+        ValueError: If the lengths differ, a frame does not exist, or a side or a stride
+            is below 1.
 
     Laws:
         partition: without ``frames`` every cell lies in exactly one window
@@ -81,11 +82,7 @@ def plan_pooling(
         ([0, 1, 2, 3, 4, 5, 6], [4, 2, 1])
     """
     frames = range(len(grids)) if frames is None else frames
-    if len(frames) != len(strides):
-        raise ValueError(
-            f"strides has {len(strides)} frames but {len(frames)} are pooled; "
-            "each needs one stride"
-        )
+    _check_frames(frames, len(grids), len(strides))
     chosen = [grids[frame] for frame in frames]
     pooled = [
         pooled_grid(grid, stride) for grid, stride in zip(chosen, strides, strict=True)
@@ -187,6 +184,20 @@ def pool_frames(
     frames, height, width, _ = tokens.shape
     plan = to_device(plan_pooling([(height, width)] * frames, strides), tokens.device)
     return pool_tokens(rearrange(tokens, "t h w d -> (t h w) d"), plan)
+
+
+def _check_frames(frames: Sequence[int], num_frames: int, num_strides: int) -> None:
+    """Raise unless every output frame has a stride and a frame to pool."""
+    if len(frames) != num_strides:
+        raise ValueError(
+            f"strides has {num_strides} frames but {len(frames)} are pooled; "
+            "each needs one stride"
+        )
+    if any(not 0 <= frame < num_frames for frame in frames):
+        raise ValueError(
+            f"frames lies between {min(frames)} and {max(frames)}; there are "
+            f"{num_frames} frames, counted from 0"
+        )
 
 
 def _integers(values: Sequence[int] | Sequence[Grid]) -> Tensor:

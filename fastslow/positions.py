@@ -5,7 +5,7 @@ all three at once; a video token stands where its frame and window are.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Int
@@ -71,6 +71,9 @@ def after_video(grid: Grid, num_frames: int, *, rule: AfterVideo = "all_axes") -
     Returns:
         Positions to add to the start of the clip.
 
+    Raises:
+        ValueError: If ``rule`` is unknown.
+
     Laws:
         independent_of_strides: pooling never moves the text
         clears_video: under ``all_axes`` no video coordinate reaches the text
@@ -79,6 +82,9 @@ def after_video(grid: Grid, num_frames: int, *, rule: AfterVideo = "all_axes") -
         >>> after_video((4, 6), 8), after_video((4, 6), 8, rule="spatial_axes")
         (8, 6)
     """
+    if rule not in get_args(AfterVideo):
+        known = ", ".join(get_args(AfterVideo))
+        raise ValueError(f"rule is {rule!r}; it must be one of {known}")
     return max(*grid, num_frames) if rule == "all_axes" else max(grid)
 
 

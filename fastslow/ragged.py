@@ -65,7 +65,8 @@ def unpack_ragged(ragged: Ragged) -> tuple[Shaped[Tensor, " _ *feature"], ...]:
         One tensor per sequence.
 
     Laws:
-        round_trip: ``pack_ragged(unpack_ragged(r))`` gives back r exactly
+        round_trip: ``pack_ragged(unpack_ragged(r))`` gives back r exactly, where r has
+            a sequence
 
     Example:
         >>> ragged = pack_ragged([torch.tensor([1, 2]), torch.tensor([3])])

@@ -55,10 +55,11 @@ def build_schedule(
       beginning with the first, when ``r = 1/s``;
     - ``first_slow``: ``t < ceil(T r)``;
     - ``uniform``: ``t`` is one of ``round(T r)`` frames (halves up) that spread over
-      the whole clip, first and last frame included when there are two or more.
+      the whole clip, first and last frame included when there are two or more; a
+      single one is the first.
 
-    All arithmetic is exact. A float stands for the simplest fraction that rounds to
-    it, so ``0.3`` is 3/10 and ``1 / 11`` is one eleventh.
+    All arithmetic is exact. A float stands for a fraction with a small denominator
+    that rounds to it, so ``0.3`` is 3/10 and ``1 / 11`` is one eleventh.
 
     Args:
         num_frames: Frames of the clip, at least 1. Qwen2-VL merges two raw frames
@@ -121,7 +122,7 @@ def _spread(count: int, num_frames: int) -> frozenset[int]:
 
 
 def _exact_ratio(ratio: float | Fraction) -> Fraction:
-    """Read a float as the simplest fraction that rounds to it."""
+    """Read a float as a fraction with a small denominator that rounds to it."""
     if not isinstance(ratio, float):
         return Fraction(ratio)
     if not 0 <= ratio <= 1:

@@ -1,5 +1,6 @@
 """Qwen2-VL as one root module: tower, pooling, language model and heads."""
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -76,12 +77,21 @@ class FastSlowQwen2VL(nn.Module):
             What the losses need; targets and copies carry no gradient.
 
         Raises:
-            ValueError: If the row holds no clip. Under FSDP2 every rank has to call the
-                tower equally often, so a row of text alone takes a clip without labels.
+            ValueError: If the row holds no clip, or its clips have another number of
+                patches. Under FSDP2 every rank has to call the tower equally often, so
+                a row of text alone takes a clip without labels.
         """
-        if not plan.layout.clips:
+        clips = plan.layout.clips
+        if not clips:
             raise ValueError(
                 "the row holds no clip; the vision tower is called once for every row"
+            )
+        merged_patches = self.backbone.model.visual.spatial_merge_size**2
+        tokens = sum(len(clip.strides) * math.prod(clip.grid) for clip in clips)
+        if len(patches) != tokens * merged_patches:
+            raise ValueError(
+                f"patches has {len(patches)} rows but the plan is for "
+                f"{tokens * merged_patches}; both describe the same clips"
             )
         model = self.backbone.model
         vision = model.visual(patches, grid_thw=plan.grid_thw)
@@ -94,7 +104,7 @@ class FastSlowQwen2VL(nn.Module):
             use_cache=False,
         ).last_hidden_state[0]
         seen = vision.last_hidden_state.detach()
-        merged = seen.unflatten(0, (-1, model.visual.spatial_merge_size**2)).mean(1)
+        merged = seen.unflatten(0, (-1, merged_patches)).mean(1)
         return FastSlowOutput(
             logits=self.backbone.lm_head(hidden[plan.labels.rows]),
             predictions=self.next_frame_head(hidden[plan.next_frame.rows]),

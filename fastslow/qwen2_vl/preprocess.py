@@ -51,15 +51,15 @@ def smart_resize(
         height: Height of the decoded frame, in pixels, at least 1.
         width: Width of the decoded frame, in pixels, at least 1.
         factor: Side of a merged token, in pixels.
-        min_pixels: Fewest pixels of the resized frame.
-        max_pixels: Most pixels of the resized frame.
+        min_pixels: Fewest pixels of the resized frame, at least 1.
+        max_pixels: Most pixels of the resized frame, at least min_pixels.
 
     Returns:
         Height and width after resizing, in pixels.
 
     Raises:
         ValueError: If a side is below 1, one is over 200 times the other, or the
-            bounds are crossed.
+            bounds are crossed or below 1.
 
     Laws:
         multiples: both sides are positive multiples of ``factor``
@@ -74,9 +74,10 @@ def smart_resize(
             f"frame is {height} x {width} pixels; both sides must be at least 1 and "
             "neither over 200 times the other"
         )
-    if min_pixels > max_pixels:
+    if not 1 <= min_pixels <= max_pixels:
         raise ValueError(
-            f"min_pixels {min_pixels} is above max_pixels {max_pixels}; no size fits"
+            f"min_pixels is {min_pixels} and max_pixels is {max_pixels}; they must be "
+            "at least 1, in this order"
         )
     sides = [round(side / factor) * factor for side in (height, width)]
     if math.prod(sides) > max_pixels:

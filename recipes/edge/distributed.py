@@ -1,5 +1,7 @@
 """The process group of a run, and the few things that ranks tell each other."""
 
+import atexit
+import gc
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -86,6 +88,9 @@ def process_group() -> Iterator[World]:
         raise
     finally:
         dist.destroy_process_group()
+        # A group that a reference cycle keeps past the interpreter's end (a mesh, a
+        # sharded model, a traceback) leaves gloo's threads running, which aborts.
+        atexit.register(gc.collect)
 
 
 def sum_over_ranks(values: Mapping[str, float | int], world: World) -> dict[str, float]:

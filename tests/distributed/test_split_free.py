@@ -15,7 +15,12 @@ import torch
 
 from fastslow import StreamState
 from recipes.edge.clips import make_clips
-from recipes.edge.distributed import World, process_group, sum_over_ranks
+from recipes.edge.distributed import (
+    World,
+    broadcast_from_main,
+    process_group,
+    sum_over_ranks,
+)
 from recipes.edge.loader import PackedRows, count_rows
 from recipes.qwen2vl_tiny import (
     Config,
@@ -50,7 +55,7 @@ REPORTED = (
 
 def one_step(config: Config, cut: Cut, world: World) -> dict[str, Any]:
     """Take a step of plain gradient descent; give its losses and what it changed."""
-    data = plan_data(config, world)
+    data = broadcast_from_main(lambda: plan_data(config, world), world)
     model = build_model(config, data, world)
     before = {name: w.full_tensor().clone() for name, w in model.named_parameters()}
     samples = PackedRows(data.train, clip_settings(config, world), data.video_token_id)

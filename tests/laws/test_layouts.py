@@ -1,5 +1,6 @@
 """Laws of ``fastslow.layouts``."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import astuple
 from typing import Any
@@ -15,6 +16,7 @@ from fastslow import (
     TextSpan,
     TokenLayout,
     VideoSpan,
+    after_video,
     build_layout,
     count_tokens,
 )
@@ -192,4 +194,19 @@ def test_a_clip_that_keeps_no_token_is_an_error(
         VideoSpan(grid=grid, strides=(1, stride))
     assert str(error.value) == (
         f"grid is {grid} and stride is {stride}; all must be at least 1"
+    )
+
+
+def test_unknown_words_are_refused() -> None:
+    lay: Any = inspect.unwrap(build_layout)
+    move: Any = inspect.unwrap(after_video)
+    with pytest.raises(ValueError) as error:
+        lay([[TextSpan(token_ids=(1,))]], video_token_id=VIDEO, attention="full")
+    assert str(error.value) == (
+        "attention is 'full'; it must be one of frame_causal, causal"
+    )
+    with pytest.raises(ValueError) as error:
+        move((2, 2), 1, rule="time")
+    assert str(error.value) == (
+        "rule is 'time'; it must be one of all_axes, spatial_axes"
     )

@@ -326,3 +326,13 @@ def test_a_plan_is_for_its_number_of_cells() -> None:
     assert str(error.value) == (
         "tokens has 5 cells but the plan is for 4; both describe the same frames"
     )
+
+
+@pytest.mark.parametrize("frames", [[-1], [0, 2]])
+def test_only_frames_that_exist_are_pooled(frames: list[int]) -> None:
+    with pytest.raises(ValueError) as error:
+        plan_pooling([(2, 2), (2, 2)], [1] * len(frames), frames=frames)
+    assert str(error.value) == (
+        f"frames lies between {min(frames)} and {max(frames)}; there are 2 frames, "
+        "counted from 0"
+    )

@@ -906,3 +906,13 @@ def test_only_labelled_rows_meet_the_vocabulary(
     output = model(patches, plan)
     assert_near(output.logits, model(patches, read_every_row(plan)).logits[rows])
     assert torch.equal(plan.labels.targets, labels[[row + 1 for row in rows]])
+
+
+def test_patches_of_other_clips_are_refused(
+    make_model: MakeModel, lay: Lay, make_patches: MakePatches
+) -> None:
+    plan = lay([[VideoSpan(grid=(2, 3), strides=(1, 2))]])
+    patches = make_patches(plan)[:-4]
+    said = "^patches has 44 rows but the plan is for 48; both describe the same clips$"
+    with pytest.raises(ValueError, match=said):
+        make_model()(patches, plan)
