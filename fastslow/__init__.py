@@ -20,13 +20,8 @@ from fastslow.layouts import (
     build_layout,
     count_tokens,
 )
-from fastslow.losses import (
-    LabelPlan,
-    NextFramePlan,
-    next_frame_loss,
-    plan_labels,
-    plan_next_frame,
-)
+from fastslow.loss_plans import LabelPlan, NextFramePlan, plan_labels, plan_next_frame
+from fastslow.losses import next_frame_loss
 from fastslow.masks import (
     dense_mask,
     frame_causal_block_mask,

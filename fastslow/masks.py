@@ -6,12 +6,36 @@ can carry anything back from the future. Where ranks are sorted inside contiguou
 segments the keys that ``q`` may read are one interval ``[start[q], stop[q])``.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Int, Int32
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from fastslow._typing import MaskMod, no_type_check
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyIntervals:
+    """The keys that each query may read: the one source of every form of a mask.
+
+    Query ``q`` reads key ``k`` when ``start[q] <= k < stop[q]``, and, where some keys
+    are kept beyond a window, also when ``is_kept[k]`` and
+    ``kept_start[q] <= k < start[q]``. Padding reads nothing: its bounds are 0.
+
+    Attributes:
+        start: First key of the interval of each query.
+        stop: One past its last key.
+        kept_start: First key of each query's segment; None where nothing is kept.
+        is_kept: Keys that stay visible after their window has passed; None where
+            nothing is kept.
+    """
+
+    start: Int32[Tensor, " tokens"]
+    stop: Int32[Tensor, " tokens"]
+    kept_start: Int32[Tensor, " tokens"] | None = None
+    is_kept: Bool[Tensor, " tokens"] | None = None
 
 
 def frame_causal_mask(

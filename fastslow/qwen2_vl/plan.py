@@ -8,7 +8,12 @@ from jaxtyping import Int, Int32
 from torch import Tensor
 
 from fastslow.layouts import Attention, Span, TokenLayout, build_layout
-from fastslow.losses import LabelPlan, NextFramePlan, plan_labels, plan_next_frame
+from fastslow.loss_plans import (
+    LabelPlan,
+    NextFramePlan,
+    plan_labels,
+    plan_next_frame,
+)
 from fastslow.masks import visible_intervals
 from fastslow.pooling import PoolPlan, plan_pooling
 from fastslow.positions import AfterVideo

@@ -42,13 +42,14 @@ EFFECTS = {
 SHARED = {"fastslow._typing", "fastslow._plans"}
 PLANS = SHARED | {f"fastslow.{n}" for n in ("grids", "packing", "ragged", "schedules")}
 PARTS = PLANS | {f"fastslow.{name}" for name in ("masks", "pooling", "positions")}
-CORE = PARTS | {"fastslow.layouts", "fastslow.losses"}
+CORE = PARTS | {f"fastslow.{name}" for name in ("layouts", "loss_plans", "losses")}
 ROOMS: dict[str, set[str]] = {
     **{room: set() for room in SHARED},
     **dict.fromkeys(PLANS - SHARED, SHARED),
     **dict.fromkeys(PARTS - PLANS, PLANS),
     "fastslow.layouts": PARTS,
-    "fastslow.losses": PARTS | {"fastslow.layouts"},
+    "fastslow.loss_plans": PARTS | {"fastslow.layouts"},
+    "fastslow.losses": PARTS,
     "fastslow.plotting": CORE,
     "fastslow.testing": set(),
     "fastslow.testing.reference": set(),

@@ -1,0 +1,78 @@
+"""A packed row, token by token."""
+
+from collections.abc import Sequence
+
+from fastslow.testing.reference.pooling import window_centres
+
+Grid = tuple[int, int]
+Text = tuple[tuple[int, ...], bool]
+Clip = tuple[Grid, tuple[int, ...]]
+Span = Text | Clip
+
+
+def layout(
+    samples: Sequence[Sequence[Span]],
+    *,
+    video_token_id: int,
+    attention: str = "frame_causal",
+    after_video_rule: str = "all_axes",
+    multiple_of: int = 1,
+) -> dict[str, list[int] | list[list[int]]]:
+    """Lay samples end to end, token by token.
+
+    Args:
+        samples: Spans of each sample.
+        video_token_id: Id of a video token.
+        attention: ``frame_causal`` or ``causal``.
+        after_video_rule: ``all_axes`` or ``spatial_axes``.
+        multiple_of: The row is padded to a multiple of this.
+
+    Returns:
+        The fields of a layout by name, but for the clips.
+    """
+    rows: list[dict[str, int]] = []
+    for segment, sample in enumerate(samples):
+        tokens = _sample_tokens(sample, video_token_id, after_video_rule)
+        for place, token in enumerate(tokens):
+            rank = token["run"] if attention == "frame_causal" else place
+            rows.append(token | {"segment": segment, "rank": rank, "place": place})
+    padding = dict.fromkeys(("id", "rank", "place", "time", "height", "width"), 0)
+    padding |= {"label": -100, "segment": -1, "frame": -1}
+    while len(rows) % multiple_of:
+        rows.append(padding)
+    axes = ("place", "time", "height", "width")
+    return {
+        "input_ids": [row["id"] for row in rows],
+        "labels": [row["label"] for row in rows],
+        "segment_ids": [row["segment"] for row in rows],
+        "frame_ids": [row["frame"] for row in rows],
+        "causal_ranks": [row["rank"] for row in rows],
+        "position_ids": [[row[axis] for row in rows] for axis in axes],
+    }
+
+
+def _sample_tokens(
+    sample: Sequence[Span], video_token_id: int, after_video_rule: str
+) -> list[dict[str, int]]:
+    """Describe each token of a sample; ``run`` numbers its text tokens and frames."""
+    tokens: list[dict[str, int]] = []
+    start = frame = run = 0
+    for span in sample:
+        match span:
+            case (token_ids, bool() as trained):
+                for number in token_ids:
+                    what = {"id": number, "label": number if trained else -100}
+                    where = {"time": start, "height": start, "width": start}
+                    tokens.append(what | where | {"frame": -1, "run": run})
+                    start, run = start + 1, run + 1
+            case (grid, strides):
+                what = {"id": video_token_id, "label": -100}
+                for time, stride in enumerate(strides):
+                    for row, column in window_centres(grid, stride):
+                        where = {"height": start + row, "width": start + column}
+                        where["time"] = start + time
+                        tokens.append(what | where | {"frame": frame, "run": run})
+                    frame, run = frame + 1, run + 1
+                frames = len(strides) if after_video_rule == "all_axes" else 0
+                start += max(*grid, frames)
+    return tokens

@@ -1,0 +1,37 @@
+"""Bins, item by item."""
+
+from collections.abc import Sequence
+
+
+def fewest_bins(lengths: Sequence[int], capacity: int) -> int:
+    """Find the fewest bins by trying every packing; for about 8 items at most."""
+
+    def place(item: int, spaces: list[int]) -> int:
+        if item == len(lengths):
+            return len(spaces)
+        answers = [place(item + 1, [*spaces, capacity - lengths[item]])]
+        for i, space in enumerate(spaces):
+            if lengths[item] <= space:
+                left = [*spaces[:i], space - lengths[item], *spaces[i + 1 :]]
+                answers.append(place(item + 1, left))
+        return min(answers)
+
+    return place(0, [])
+
+
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Put items, longest first, each into the fullest bin that still holds it.
+
+    Items of equal length go in the order given; equally full bins in that of opening.
+    """
+    bins: list[list[int]] = []
+    for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        loads = [sum(lengths[i] for i in chosen) for chosen in bins]
+        fitting = [
+            b for b, load in enumerate(loads) if load + lengths[item] <= capacity
+        ]
+        if fitting:
+            bins[max(fitting, key=lambda b: (loads[b], -b))].append(item)
+        else:
+            bins.append([item])
+    return [sorted(chosen) for chosen in bins]
