@@ -1,8 +1,11 @@
-"""Token-grid arithmetic: from raw frames to the number of tokens of each frame."""
+"""Token-grid arithmetic: from raw frames to the windows of a pooled frame."""
 
-from collections.abc import Sequence
+from typing import Literal
 
 from fastslow._typing import Grid
+
+Edge = Literal["ceil", "floor", "error"]
+"""What becomes of cells that fill no whole window: kept, dropped, or refused."""
 
 
 def temporal_patches(num_video_frames: int, *, temporal_patch_size: int = 2) -> int:
@@ -96,56 +99,121 @@ def merged_stride(patch_stride: int, *, merge_size: int = 2) -> int:
     return patch_stride // merge_size
 
 
-def pooled_grid(grid: Grid, stride: int) -> Grid:
-    """Give the grid that pooling leaves, edge windows kept.
+def window_bounds(
+    side: int,
+    *,
+    stride: int | None = None,
+    count: int | None = None,
+    edge: Edge = "ceil",
+) -> tuple[tuple[int, int], ...]:
+    """Cut one side of a grid into pooling windows.
+
+    With a stride ``s``, window ``i`` begins at ``i s`` and holds ``s`` cells; what
+    remains at the far edge is a smaller window (``ceil``), is left out (``floor``), or
+    must not be (``error``). With a count ``n``, window ``i`` reaches from
+    ``floor(i side / n)`` to ``ceil((i + 1) side / n)``, as adaptive pooling does:
+    windows may share a cell, and none is empty.
+
+    Args:
+        side: Cells along the side, at least 1.
+        stride: Cells of a window, at least 1.
+        count: Number of windows, at least 1. Exactly one of stride and count is given.
+        edge: What becomes of a remainder: ``ceil``, ``floor`` or ``error``.
+
+    Returns:
+        First cell and one past the last cell of each window, in order.
+
+    Raises:
+        ValueError: If a number is below 1, not exactly one of stride and count is
+            given, nothing is left under ``floor``, or there is a remainder under
+            ``error``.
+
+    Laws:
+        covers: under ``ceil`` the windows of a stride hold every cell exactly once
+        edges_agree: ``floor`` gives the windows of ``ceil`` that are whole, and
+            ``error`` either the same as both or a ValueError
+        counted: windows by count hold every cell, and each is at most one cell longer
+            than side / count, rounded up
+        divides: where count divides side, they are the windows of stride side / count
+
+    Example:
+        >>> window_bounds(13, stride=4)
+        ((0, 4), (4, 8), (8, 12), (12, 13))
+        >>> window_bounds(13, count=2)
+        ((0, 7), (6, 13))
+    """
+    if (stride is None) == (count is None):
+        raise ValueError(
+            f"stride is {stride} and count is {count}; exactly one of them is given"
+        )
+    if min(number for number in (side, stride, count) if number is not None) < 1:
+        given = f"stride is {stride}" if count is None else f"count is {count}"
+        raise ValueError(f"side is {side} and {given}; both must be at least 1")
+    if count is not None:
+        return tuple(
+            (i * side // count, -(-(i + 1) * side // count)) for i in range(count)
+        )
+    assert stride is not None
+    windows = _num_windows(side, stride, edge)
+    return tuple((i * stride, min((i + 1) * stride, side)) for i in range(windows))
+
+
+def pooled_grid(
+    grid: Grid, stride: int | tuple[int, int], *, edge: Edge = "ceil"
+) -> Grid:
+    """Give the grid that pooling with a stride leaves.
 
     Args:
         grid: Height and width in tokens, both at least 1.
-        stride: Side of the square pooling window, in tokens, at least 1.
+        stride: Side of the square pooling window, in tokens, at least 1; or its height
+            and width.
+        edge: What becomes of cells that fill no whole window, see ``window_bounds``.
 
     Returns:
-        ``(ceil(height / stride), ceil(width / stride))``.
+        ``(ceil(height / stride), ceil(width / stride))``, or the same rounded down
+        under ``floor``.
 
     Raises:
-        ValueError: If a side or the stride is below 1.
+        ValueError: If a side or a stride is below 1, nothing is left under ``floor``,
+            or a side is no multiple of its stride under ``error``.
 
     Laws:
-        covers: the windows cover the grid and the last one of a side is not empty
+        covers: under ``ceil`` the windows cover the grid and the last one of a side is
+            not empty
+        counts_windows: the number of windows that ``window_bounds`` cuts each side into
         identity: stride 1 changes nothing
         composes: strides a and b, one after the other, are stride a * b
 
     Example:
-        >>> pooled_grid((13, 23), 4)
-        (4, 6)
+        >>> pooled_grid((13, 23), 4), pooled_grid((13, 23), 4, edge="floor")
+        ((4, 6), (3, 5))
     """
-    height, width = grid
-    if min(height, width, stride) < 1:
+    sides = (stride, stride) if isinstance(stride, int) else stride
+    if min(*grid, *sides) < 1:
         raise ValueError(
             f"grid is {grid} and stride is {stride}; all must be at least 1"
         )
-    return -(-height // stride), -(-width // stride)
+    height, width = (_num_windows(n, s, edge) for n, s in zip(grid, sides, strict=True))
+    return height, width
 
 
-def tokens_per_frame(grid: Grid, strides: Sequence[int]) -> tuple[int, ...]:
-    """Count the tokens that each frame of a clip keeps.
-
-    Args:
-        grid: Height and width of every frame before pooling, in tokens.
-        strides: Pooling stride of each frame, in tokens.
-
-    Returns:
-        One count per frame, each at least 1.
-
-    Raises:
-        ValueError: If a side or a stride is below 1.
-
-    Laws:
-        matches_pooling: equals the lengths that ``pool_frames`` returns
-        monotone: a larger stride never keeps more tokens
-
-    Example:
-        >>> tokens_per_frame((16, 16), (2, 4, 2, 4))
-        (64, 16, 64, 16)
-    """
-    sizes = {stride: pooled_grid(grid, stride) for stride in set(strides)}
-    return tuple(sizes[stride][0] * sizes[stride][1] for stride in strides)
+def _num_windows(side: int, stride: int, edge: Edge) -> int:
+    """Count the windows of one side; side and stride are at least 1."""
+    whole, rest = divmod(side, stride)
+    if edge == "ceil":
+        return whole + (rest > 0)
+    if edge == "floor":
+        if not whole:
+            raise ValueError(
+                f"a side of {side} tokens holds no whole window of stride {stride}; "
+                "edge 'ceil' keeps it"
+            )
+        return whole
+    if edge != "error":
+        raise ValueError(f"edge is {edge!r}; it must be 'ceil', 'floor' or 'error'")
+    if rest:
+        raise ValueError(
+            f"a side of {side} tokens is no multiple of stride {stride}; edge 'ceil' "
+            "keeps what remains and 'floor' drops it"
+        )
+    return whole

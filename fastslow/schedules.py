@@ -1,42 +1,15 @@
-"""Which stride each frame gets."""
+"""Which frames of a clip are slow, and which stride each gets: rules without pixels."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
 from typing import Literal, get_args
 
-Strategy = Literal["interleave", "first_slow", "uniform"]
+from fastslow._typing import Grid
+from fastslow.frames import FrameSchedule, PooledFrame
+from fastslow.grids import Edge, window_bounds
 
-
-@dataclass(frozen=True, kw_only=True)
-class FrameSchedule:
-    """One pooling stride per frame, and which frames count as slow.
-
-    A *slow* frame has the small stride and keeps many tokens; a *fast* frame has
-    the large stride and keeps few. Strides are spatial, in cells of the grid that is
-    pooled, never time. ``str()`` draws the schedule, one letter a frame.
-
-    Attributes:
-        strides: Pooling stride of each frame, in cells, at least 1.
-        is_slow: Whether each frame is slow.
-    """
-
-    strides: tuple[int, ...]
-    is_slow: tuple[bool, ...]
-
-    def __post_init__(self) -> None:
-        """Check that both tuples describe the same frames."""
-        if len(self.strides) != len(self.is_slow):
-            raise ValueError(
-                f"strides has {len(self.strides)} frames but is_slow has "
-                f"{len(self.is_slow)}; both describe the same clip"
-            )
-        if any(stride < 1 for stride in self.strides):
-            raise ValueError(f"strides has {min(self.strides)}; a stride is at least 1")
-
-    def __str__(self) -> str:
-        """Draw slow frames as ``S`` and fast frames as ``.``."""
-        return "".join("S" if slow else "." for slow in self.is_slow)
+Strategy = Literal["interleave", "first_slow", "last_slow", "uniform"]
 
 
 def build_schedule(
@@ -47,13 +20,14 @@ def build_schedule(
     slow_stride: int = 4,
     fast_stride: int = 8,
 ) -> FrameSchedule:
-    """Choose the slow frames of a clip and give every frame its stride.
+    """Choose the slow frames of a clip by a ratio, and give every frame its stride.
 
     With ``r`` the ratio and ``T`` the number of frames, frame ``t`` is slow when
 
     - ``interleave``: ``ceil((t + 1) r) > ceil(t r)``, which is every s-th frame,
       beginning with the first, when ``r = 1/s``;
     - ``first_slow``: ``t < ceil(T r)``;
+    - ``last_slow``: ``t >= T - ceil(T r)``;
     - ``uniform``: ``t`` is one of ``round(T r)`` frames (halves up) that spread over
       the whole clip, first and last frame included when there are two or more; a
       single one is the first.
@@ -64,13 +38,13 @@ def build_schedule(
     Args:
         num_frames: Frames of the clip, at least 1. Qwen2-VL merges two raw frames
             into one, so 16 raw frames are 8 here.
-        strategy: ``interleave``, ``first_slow`` or ``uniform``.
+        strategy: ``interleave``, ``first_slow``, ``last_slow`` or ``uniform``.
         slow_ratio: Share of slow frames, 0 to 1, both included.
         slow_stride: Stride of slow frames, in cells of the pooled grid, at least 1.
         fast_stride: Stride of fast frames, in the same cells, at least slow_stride.
 
     Returns:
-        The schedule of the clip.
+        The schedule of the clip, with edges kept.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -84,41 +58,257 @@ def build_schedule(
         even_gaps: gaps between slow frames of ``interleave`` and ``uniform`` differ
             by at most one
         uniform_ends: ``uniform`` with two slow frames or more begins and ends slow
+        mirrored: ``last_slow`` is ``first_slow`` backwards
         matches_reference: equals the loop-written reference
 
     Example:
         >>> print(build_schedule(8))
-        S.S.S.S.
+        S.S.S.S.  8 frames
         >>> print(build_schedule(8, strategy="uniform", slow_ratio=0.4))
-        S...S..S
+        S...S..S  8 frames
         >>> build_schedule(3, strategy="first_slow", slow_ratio=0.3).strides
         (4, 8, 8)
 
     References:
         Zhang et al., "Video Instruction Tuning With Synthetic Data"
         (arXiv:2410.02713), section 4: slow and fast frames of LLaVA-Video.
+        Gu et al., "Long-Context Autoregressive Video Modeling with Next-Frame
+        Prediction" (arXiv:2503.19325): a fine recent context after a coarse one,
+        which is ``last_slow``.
     """
     ratio = _exact_ratio(slow_ratio)
-    _check_schedule(num_frames, strategy, ratio, slow_stride, fast_stride)
+    if num_frames < 1:
+        raise ValueError(f"num_frames is {num_frames}; a clip has at least 1 frame")
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"slow_ratio is {ratio}; it must lie between 0 and 1")
+    count = ceil(num_frames * ratio)
     if strategy == "interleave":
-        is_slow = tuple(
-            ceil((t + 1) * ratio) > ceil(t * ratio) for t in range(num_frames)
-        )
+        chosen = {
+            t for t in range(num_frames) if ceil((t + 1) * ratio) > ceil(t * ratio)
+        }
     elif strategy == "first_slow":
-        is_slow = tuple(t < ceil(num_frames * ratio) for t in range(num_frames))
-    else:
+        chosen = set(range(count))
+    elif strategy == "last_slow":
+        chosen = set(range(num_frames - count, num_frames))
+    elif strategy == "uniform":
         chosen = _spread(int(num_frames * ratio + Fraction(1, 2)), num_frames)
-        is_slow = tuple(t in chosen for t in range(num_frames))
-    strides = tuple(slow_stride if slow else fast_stride for slow in is_slow)
-    return FrameSchedule(strides=strides, is_slow=is_slow)
+    else:
+        known = ", ".join(get_args(Strategy))
+        raise ValueError(f"strategy is {strategy!r}; it must be one of {known}")
+    is_slow = [t in chosen for t in range(num_frames)]
+    return two_level_schedule(is_slow, slow_stride=slow_stride, fast_stride=fast_stride)
 
 
-def _spread(count: int, num_frames: int) -> frozenset[int]:
+def two_level_schedule(
+    is_slow: Sequence[bool], *, slow_stride: int = 4, fast_stride: int = 8
+) -> FrameSchedule:
+    """Give slow frames one stride and fast frames another.
+
+    Args:
+        is_slow: Whether each frame of the clip is slow; at least one frame.
+        slow_stride: Stride of slow frames, in cells of the pooled grid, at least 1.
+        fast_stride: Stride of fast frames, in the same cells, at least slow_stride.
+
+    Returns:
+        The schedule, with edges kept.
+
+    Raises:
+        ValueError: If there is no frame or a stride is out of its range.
+
+    Laws:
+        levels: frames that are slow have the slow stride, all others the fast one
+
+    Example:
+        >>> two_level_schedule([True, False, False]).strides
+        (4, 8, 8)
+    """
+    if slow_stride < 1:
+        raise ValueError(f"slow_stride is {slow_stride}; a stride is at least 1")
+    if fast_stride < slow_stride:
+        raise ValueError(
+            f"fast_stride {fast_stride} is smaller than slow_stride {slow_stride}; "
+            "a fast frame keeps no more tokens than a slow one"
+        )
+    strides = [slow_stride if slow else fast_stride for slow in is_slow]
+    return schedule_from_strides(strides, is_slow=is_slow)
+
+
+def schedule_from_strides(
+    strides: Sequence[int],
+    *,
+    is_slow: Sequence[bool] | None = None,
+    edge: Edge = "ceil",
+) -> FrameSchedule:
+    """Pool every frame with the stride given for it.
+
+    Args:
+        strides: Side of the square window of each frame, in cells of the pooled grid,
+            at least 1; at least one frame.
+        is_slow: Whether each frame counts as slow; by default those of the smallest
+            stride do.
+        edge: What becomes of cells that fill no whole window, see ``window_bounds``.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: If there is no frame, a stride is below 1, or the lengths differ.
+
+    Laws:
+        round_trip: the schedule's strides are those given
+
+    Example:
+        >>> print(schedule_from_strides([1, 4, 2, 4]))
+        S...  4 frames
+    """
+    if is_slow is None:
+        is_slow = [stride == min(strides) for stride in strides]
+    _check_same_length("strides", strides, is_slow)
+    frames = tuple(
+        PooledFrame(start=t, stop=t + 1, stride=(stride, stride), is_slow=bool(slow))
+        for t, (stride, slow) in enumerate(zip(strides, is_slow, strict=True))
+    )
+    return FrameSchedule(num_frames=len(frames), frames=frames, edge=edge)
+
+
+def repeat_strides(
+    num_frames: int, pattern: Sequence[int], *, phase: int = 0
+) -> FrameSchedule:
+    """Repeat a pattern of strides: constant, periodic, or of more than two levels.
+
+    Frame ``t`` has stride ``pattern[(t - phase) mod len(pattern)]``. One stride is a
+    constant schedule, and ``(2, 4, 4)`` makes every third frame slow.
+
+    Args:
+        num_frames: Frames of the clip, at least 1.
+        pattern: Strides of one period, in cells of the pooled grid, each at least 1.
+            Those of its smallest stride are slow.
+        phase: Frame at which a period begins; any integer.
+
+    Returns:
+        The schedule, with edges kept.
+
+    Raises:
+        ValueError: If there is no frame or no pattern, or a stride is below 1.
+
+    Laws:
+        period: frames one period apart have the same stride
+        prefix: m frames of it are the schedule of m frames, so a stream needs no length
+        phase: the frame at ``phase`` has the first stride of the pattern
+
+    Example:
+        >>> print(repeat_strides(7, (2, 4, 4)))
+        S..S..S  7 frames
+        >>> repeat_strides(5, (1, 8, 2, 8)).strides
+        (1, 8, 2, 8, 1)
+
+    References:
+        Zhang et al., "Video Instruction Tuning With Synthetic Data"
+        (arXiv:2410.02713), section 4: one slow frame in every s.
+    """
+    if num_frames < 1 or not pattern:
+        raise ValueError(
+            f"num_frames is {num_frames} and pattern has {len(pattern)} strides; both "
+            "must be at least 1"
+        )
+    strides = [pattern[(t - phase) % len(pattern)] for t in range(num_frames)]
+    is_slow = [stride == min(pattern) for stride in strides]
+    return schedule_from_strides(strides, is_slow=is_slow)
+
+
+def schedule_from_grids(
+    grids: Sequence[Grid], *, is_slow: Sequence[bool] | None = None
+) -> FrameSchedule:
+    """Pool every frame to the grid given for it.
+
+    Args:
+        grids: Height and width that remain of each frame, each at least 1; at least
+            one frame. ``(1, 1)`` keeps a single token.
+        is_slow: Whether each frame counts as slow; by default those that keep the most
+            tokens do.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: If there is no frame, a side is below 1, or the lengths differ.
+
+    Laws:
+        counts: on any grid, each frame keeps as many tokens as its own grid has
+
+    Example:
+        >>> print(schedule_from_grids([(12, 12), (1, 1), (1, 1)]))
+        S..  3 frames
+    """
+    if is_slow is None:
+        most = max((height * width for height, width in grids), default=0)
+        is_slow = [height * width == most for height, width in grids]
+    _check_same_length("grids", grids, is_slow)
+    frames = tuple(
+        PooledFrame(start=t, stop=t + 1, grid=grid, is_slow=slow)
+        for t, (grid, slow) in enumerate(zip(grids, is_slow, strict=True))
+    )
+    return FrameSchedule(num_frames=len(frames), frames=frames)
+
+
+def kernel_schedule(
+    num_frames: int,
+    kernel: tuple[int, int, int],
+    *,
+    is_slow: bool = False,
+    edge: Edge = "ceil",
+) -> FrameSchedule:
+    """Pool in time and space: ``kernel`` frames and cells become one token.
+
+    Args:
+        num_frames: Frames of the clip, at least 1.
+        kernel: Frames, rows and columns of a window, each at least 1.
+        is_slow: Whether the frames count as slow.
+        edge: What becomes of frames and of cells that fill no whole window, see
+            ``window_bounds``.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: If a number is below 1, nothing is left under ``floor``, or frames
+            remain under ``error``.
+
+    Laws:
+        chunks: its frames read one run of ``kernel[0]`` frames after the other
+
+    Example:
+        >>> schedule = kernel_schedule(10, (4, 2, 2))
+        >>> [(frame.start, frame.stop) for frame in schedule.frames]
+        [(0, 4), (4, 8), (8, 10)]
+
+    References:
+        Liu et al., "NVILA" (arXiv:2412.04468): temporal pooling of token grids.
+    """
+    frames = tuple(
+        PooledFrame(start=start, stop=stop, stride=kernel[1:], is_slow=is_slow)
+        for start, stop in window_bounds(num_frames, stride=kernel[0], edge=edge)
+    )
+    return FrameSchedule(num_frames=num_frames, frames=frames, edge=edge)
+
+
+def _check_same_length(
+    name: str, values: Sequence[object], is_slow: Sequence[bool]
+) -> None:
+    """Raise unless there is one flag per frame."""
+    if len(values) != len(is_slow):
+        raise ValueError(
+            f"{name} has {len(values)} frames but is_slow has {len(is_slow)}; both "
+            "describe the same clip"
+        )
+
+
+def _spread(count: int, num_frames: int) -> set[int]:
     """Give ``count`` frames from first to last, as evenly as integers allow."""
     if count < 2:
-        return frozenset(range(count))
+        return set(range(count))
     gaps, last = count - 1, num_frames - 1
-    return frozenset((2 * i * last + gaps) // (2 * gaps) for i in range(count))
+    return {(2 * i * last + gaps) // (2 * gaps) for i in range(count)}
 
 
 def _exact_ratio(ratio: float | Fraction) -> Fraction:
@@ -129,23 +319,3 @@ def _exact_ratio(ratio: float | Fraction) -> Fraction:
         raise ValueError(f"slow_ratio is {ratio}; it must lie between 0 and 1")
     candidates = (Fraction(ratio).limit_denominator(10**k) for k in range(1, 18))
     return next((c for c in candidates if float(c) == ratio), Fraction(ratio))
-
-
-def _check_schedule(
-    num_frames: int, strategy: str, ratio: Fraction, slow_stride: int, fast_stride: int
-) -> None:
-    """Raise a ValueError for the first argument outside its range."""
-    if num_frames < 1:
-        raise ValueError(f"num_frames is {num_frames}; a clip has at least 1 frame")
-    if strategy not in get_args(Strategy):
-        known = ", ".join(get_args(Strategy))
-        raise ValueError(f"strategy is {strategy!r}; it must be one of {known}")
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"slow_ratio is {ratio}; it must lie between 0 and 1")
-    if slow_stride < 1:
-        raise ValueError(f"slow_stride is {slow_stride}; a stride is at least 1")
-    if fast_stride < slow_stride:
-        raise ValueError(
-            f"fast_stride {fast_stride} is smaller than slow_stride {slow_stride}; "
-            "a fast frame keeps no more tokens than a slow one"
-        )

@@ -1,0 +1,319 @@
+"""What a schedule is made of: the pooled frames of a clip, counted and written down."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from fastslow._typing import Grid
+from fastslow.grids import Edge, window_bounds
+
+Bounds = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledFrame:
+    """One frame of the pooled clip: what it reads, and at which resolution.
+
+    Attributes:
+        start: First frame of the clip that it reads.
+        stop: One past the last; more than one frame is a temporal kernel.
+        stride: Height and width of the pooling window, in cells of the clip's grid.
+        grid: Height and width that remain after pooling, instead of a stride.
+        is_slow: Whether it counts as slow, that is, as one of the finer frames.
+        keep: Which of its tokens remain, in raster order; None keeps all.
+    """
+
+    start: int
+    stop: int
+    stride: tuple[int, int] | None = None
+    grid: Grid | None = None
+    is_slow: bool = False
+    keep: tuple[bool, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the frame reads something, in one of the two ways."""
+        if not 0 <= self.start < self.stop:
+            raise ValueError(
+                f"a pooled frame reads frames {self.start} to {self.stop}, half open; "
+                "it must read at least one, counted from 0"
+            )
+        if (self.stride is None) == (self.grid is None):
+            raise ValueError(
+                f"stride is {self.stride} and grid is {self.grid}; exactly one of them "
+                "is given"
+            )
+        if min(self.stride or self.grid or ()) < 1:
+            name = "grid" if self.stride is None else "stride"
+            raise ValueError(
+                f"{name} is {self.stride or self.grid}; both sides must be at least 1"
+            )
+        if self.keep is not None and not any(self.keep):
+            raise ValueError("keep drops every token; a frame keeps at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSchedule:
+    """A clip's pooled frames, in the order in which the model reads them.
+
+    ``str()`` draws one letter a frame, ``S`` for slow and ``.`` for fast.
+
+    Attributes:
+        num_frames: Frames of the clip before pooling.
+        frames: The pooled frames. They may overlap, repeat and leave frames out.
+        edge: What becomes of cells that fill no whole window, see ``window_bounds``.
+    """
+
+    num_frames: int
+    frames: tuple[PooledFrame, ...]
+    edge: Edge = "ceil"
+
+    def __post_init__(self) -> None:
+        """Check that every pooled frame reads frames that exist."""
+        if not self.frames:
+            raise ValueError("frames is empty; a schedule has at least 1 frame")
+        last = max(frame.stop for frame in self.frames)
+        if last > self.num_frames:
+            raise ValueError(
+                f"a pooled frame reads up to frame {last} but the clip has "
+                f"{self.num_frames}"
+            )
+        if self.edge not in get_args(Edge):
+            known = ", ".join(get_args(Edge))
+            raise ValueError(f"edge is {self.edge!r}; it must be one of {known}")
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The stride of each pooled frame, where all windows are square."""
+        found = {frame.stride for frame in self.frames}
+        if any(stride is None or stride[0] != stride[1] for stride in found):
+            raise ValueError(
+                f"the schedule {self} has windows that are not square; strides has "
+                "one number per frame"
+            )
+        return tuple(frame.stride[0] for frame in self.frames if frame.stride)
+
+    @property
+    def is_slow(self) -> tuple[bool, ...]:
+        """Whether each pooled frame is slow."""
+        return tuple(frame.is_slow for frame in self.frames)
+
+    def __str__(self) -> str:
+        """Draw the frames and count them."""
+        drawn = "".join("S" if frame.is_slow else "." for frame in self.frames)
+        return f"{drawn}  {len(self.frames)} frame{'s' * (len(self.frames) > 1)}"
+
+
+def frame_windows(
+    grid: Grid, frame: PooledFrame, edge: Edge = "ceil"
+) -> tuple[Bounds, Bounds]:
+    """Give the windows of a pooled frame along the height and along the width.
+
+    Args:
+        grid: Height and width of the clip before pooling.
+        frame: The pooled frame.
+        edge: What becomes of cells that fill no whole window, see ``window_bounds``.
+
+    Returns:
+        Bounds of the windows of each side; their product, in raster order, are the
+        frame's windows before any is dropped by ``keep``.
+
+    Raises:
+        ValueError: As ``window_bounds`` does, or if ``keep`` has not one entry per
+            window.
+
+    Laws:
+        matches_reference: equals the loop-written reference
+
+    Example:
+        >>> frame_windows((3, 2), PooledFrame(start=0, stop=1, stride=(2, 2)))
+        (((0, 2), (2, 3)), ((0, 2),))
+    """
+    if frame.stride is not None:
+        height, width = (
+            window_bounds(side, stride=stride, edge=edge)
+            for side, stride in zip(grid, frame.stride, strict=True)
+        )
+    else:
+        assert frame.grid is not None
+        height, width = (
+            window_bounds(side, count=count)
+            for side, count in zip(grid, frame.grid, strict=True)
+        )
+    windows = len(height) * len(width)
+    if frame.keep is not None and len(frame.keep) != windows:
+        raise ValueError(
+            f"keep has {len(frame.keep)} entries but the frame has {windows} windows "
+            f"on a grid of {grid}"
+        )
+    return height, width
+
+
+def frame_kinds(
+    schedule: FrameSchedule,
+) -> tuple[tuple[PooledFrame, ...], tuple[int, ...]]:
+    """Sort the pooled frames of a schedule by what they do, whenever they do it.
+
+    A long schedule has few kinds of frames. What follows from a frame's windows is
+    computed once for each kind and looked up for each frame.
+
+    Args:
+        schedule: The schedule.
+
+    Returns:
+        The kinds, as frames that begin at 0, in order of first appearance; and the
+        number of each frame's kind.
+
+    Laws:
+        round_trip: moved to its time, its kind is the frame, slow or not
+        distinct: no two kinds are equal
+
+    Example:
+        >>> kinds, kind_of = frame_kinds(build_schedule(5))
+        >>> len(kinds), kind_of
+        (2, (0, 1, 0, 1, 0))
+    """
+    numbers: dict[tuple[object, ...], int] = {}
+    kinds: list[PooledFrame] = []
+    kind_of = []
+    for frame in schedule.frames:
+        span = frame.stop - frame.start
+        key = (span, frame.stride, frame.grid, frame.keep)
+        if key not in numbers:
+            numbers[key] = len(kinds)
+            kinds.append(
+                PooledFrame(
+                    start=0,
+                    stop=span,
+                    stride=frame.stride,
+                    grid=frame.grid,
+                    keep=frame.keep,
+                )
+            )
+        kind_of.append(numbers[key])
+    return tuple(kinds), tuple(kind_of)
+
+
+def tokens_per_frame(grid: Grid, schedule: FrameSchedule) -> tuple[int, ...]:
+    """Count the tokens that each pooled frame of a clip keeps.
+
+    Args:
+        grid: Height and width of every frame before pooling, in tokens.
+        schedule: The clip's schedule.
+
+    Returns:
+        One count per pooled frame, each at least 1.
+
+    Raises:
+        ValueError: As ``frame_windows`` does.
+
+    Laws:
+        matches_pooling: equals the lengths that pooling returns
+        monotone: under ``ceil`` a larger stride never keeps more tokens
+        matches_reference: equals the loop-written reference
+
+    Example:
+        >>> from fastslow import build_schedule
+        >>> tokens_per_frame((16, 16), build_schedule(4, slow_stride=2, fast_stride=4))
+        (64, 16, 64, 16)
+    """
+    kinds, kind_of = frame_kinds(schedule)
+    counts = []
+    for kind in kinds:
+        height, width = frame_windows(grid, kind, schedule.edge)
+        counts.append(sum(kind.keep) if kind.keep else len(height) * len(width))
+    return tuple(counts[kind] for kind in kind_of)
+
+
+def describe_schedule(schedule: FrameSchedule, grid: Grid) -> str:
+    """Say in one line what a schedule makes of a clip.
+
+    Args:
+        schedule: The clip's schedule.
+        grid: Height and width of every frame before pooling, in tokens.
+
+    Returns:
+        One letter a frame, ``S`` for slow, then the number of frames and of tokens.
+
+    Raises:
+        ValueError: As ``frame_windows`` does.
+
+    Laws:
+        counts: the tokens it tells are the sum of ``tokens_per_frame``
+
+    Example:
+        >>> from fastslow import build_schedule
+        >>> schedule = build_schedule(7, slow_ratio=1 / 3, slow_stride=2, fast_stride=4)
+        >>> print(describe_schedule(schedule, (16, 16)))
+        S..S..S  7 frames, 256 tokens
+    """
+    return f"{schedule}, {sum(tokens_per_frame(grid, schedule))} tokens"
+
+
+def schedule_to_json(schedule: FrameSchedule) -> str:
+    """Write a schedule as one line of JSON.
+
+    Args:
+        schedule: The schedule.
+
+    Returns:
+        An object with the fields of ``FrameSchedule``; what a frame leaves at its
+        default is left out.
+
+    Laws:
+        round_trip: ``schedule_from_json`` gives the schedule back
+
+    Example:
+        >>> from fastslow import build_schedule
+        >>> schedule_to_json(build_schedule(1))  # doctest: +NORMALIZE_WHITESPACE
+        '{"num_frames": 1, "edge": "ceil", "frames":
+        [{"start": 0, "stop": 1, "stride": [4, 4], "is_slow": true}]}'
+    """
+    frames = [
+        {name: value for name, value in asdict(frame).items() if value not in _DEFAULTS}
+        for frame in schedule.frames
+    ]
+    content = {"num_frames": schedule.num_frames, "edge": schedule.edge}
+    return json.dumps(content | {"frames": frames})
+
+
+def schedule_from_json(text: str) -> FrameSchedule:
+    """Read a schedule that ``schedule_to_json`` wrote.
+
+    Args:
+        text: The JSON.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: If the text is no JSON, a field is unknown or missing, or the
+            schedule breaks a rule.
+
+    Laws:
+        round_trip: ``schedule_to_json`` gives the text back
+
+    Example:
+        >>> from fastslow import build_schedule
+        >>> schedule = build_schedule(8)
+        >>> schedule_from_json(schedule_to_json(schedule)) == schedule
+        True
+    """
+    try:
+        content = json.loads(text)
+        frames = tuple(_frame_from_json(frame) for frame in content.pop("frames"))
+        return FrameSchedule(frames=frames, **content)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"the JSON is no schedule: {error}") from error
+
+
+_DEFAULTS = (None, False)
+
+
+def _frame_from_json(fields: dict[str, Any]) -> PooledFrame:
+    """Turn JSON's lists into tuples."""
+    return PooledFrame(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+        }
+    )

@@ -1,0 +1,140 @@
+"""Schedules made of schedules: frames chosen, tokens dropped, streams put together."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+from fastslow.frames import FrameSchedule
+
+Order = Literal["stream", "time"]
+
+
+def select_frames(schedule: FrameSchedule, frames: Sequence[int]) -> FrameSchedule:
+    """Keep some of a schedule's pooled frames, in the order given.
+
+    Args:
+        schedule: The schedule.
+        frames: Numbers of the pooled frames to keep, at least one; a number may stand
+            here more than once.
+
+    Returns:
+        The schedule of those frames; the clip stays as long as it was.
+
+    Raises:
+        ValueError: If there is no number, or a frame does not exist.
+
+    Laws:
+        chosen: its pooled frames are those numbered, in that order
+        identity: all numbers in order change nothing
+
+    Example:
+        >>> from fastslow import repeat_strides
+        >>> clip = repeat_strides(5, (2,))
+        >>> halves = select_frames(clip, [i * 5 // 2 for i in range(2)])
+        >>> [frame.start for frame in halves.frames]
+        [0, 2]
+    """
+    if any(not 0 <= frame < len(schedule.frames) for frame in frames):
+        raise ValueError(
+            f"frames lies between {min(frames)} and {max(frames)}; the schedule has "
+            f"{len(schedule.frames)} frames, counted from 0"
+        )
+    return replace(schedule, frames=tuple(schedule.frames[frame] for frame in frames))
+
+
+def keep_tokens(
+    schedule: FrameSchedule, keep: Sequence[Sequence[bool] | None]
+) -> FrameSchedule:
+    """Drop single tokens of pooled frames, as codecs and difference rules ask.
+
+    Args:
+        schedule: The schedule.
+        keep: For each pooled frame, which of its tokens remain, in raster order of its
+            windows on the clip's grid; at least one. None keeps all.
+
+    Returns:
+        The schedule with those masks in place of any it had.
+
+    Raises:
+        ValueError: If there is not one entry per frame, or a frame keeps nothing.
+
+    Laws:
+        counts: each frame keeps as many tokens as its mask marks
+        positions: a token that remains stays where it was
+
+    Example:
+        >>> from fastslow import repeat_strides, tokens_per_frame
+        >>> whole = repeat_strides(2, (1,))
+        >>> clip = keep_tokens(whole, [None, [True, False, True, True]])
+        >>> tokens_per_frame((2, 2), clip)
+        (4, 3)
+
+    References:
+        Zhang et al., "VideoLLaMA 3" (arXiv:2501.13106), section 2: tokens that differ
+        from the frame before.
+    """
+    if len(keep) != len(schedule.frames):
+        raise ValueError(
+            f"keep has {len(keep)} frames but the schedule has {len(schedule.frames)}; "
+            "each needs one entry"
+        )
+    return replace(
+        schedule,
+        frames=tuple(
+            replace(frame, keep=None if mask is None else tuple(mask))
+            for frame, mask in zip(schedule.frames, keep, strict=True)
+        ),
+    )
+
+
+def merge_streams(
+    streams: Sequence[FrameSchedule], *, order: Order = "stream"
+) -> FrameSchedule:
+    """Read one clip through several schedules, which may overlap.
+
+    Args:
+        streams: Schedules of the same clip, at least one.
+        order: ``stream`` puts one schedule after the other; ``time`` sorts their
+            pooled frames by the last frame that each reads, earlier schedules first
+            where these are equal.
+
+    Returns:
+        One schedule with all of their pooled frames.
+
+    Raises:
+        ValueError: If there is no stream, they differ in clip length or edge, or the
+            order is unknown.
+
+    Laws:
+        keeps_all: no pooled frame is lost or added
+        stream_order: ``stream`` is the streams end to end
+        time_order: under ``time`` no pooled frame reads beyond those after it, and
+            each stream that was in order keeps its own
+
+    Example:
+        >>> from fastslow import repeat_strides, schedule_from_grids, select_frames
+        >>> fast = schedule_from_grids([(4, 4)] * 6, is_slow=[False] * 6)
+        >>> slow = select_frames(repeat_strides(6, (2,)), [0, 3])
+        >>> print(merge_streams([slow, fast]))
+        SS......  8 frames
+        >>> print(merge_streams([slow, fast], order="time"))
+        S...S...  8 frames
+
+    References:
+        Xu et al., "SlowFast-LLaVA" (arXiv:2407.15841), section 3: a slow stream of few
+        frames before a fast stream of all.
+    """
+    if order not in get_args(Order):
+        known = ", ".join(get_args(Order))
+        raise ValueError(f"order is {order!r}; it must be one of {known}")
+    kinds = {(stream.num_frames, stream.edge) for stream in streams}
+    if len(kinds) != 1:
+        found = sorted(f"{frames} frames with edge {edge!r}" for frames, edge in kinds)
+        raise ValueError(
+            f"streams describe {' and '.join(found) or 'nothing'}; all must describe "
+            "the same clip"
+        )
+    frames = [frame for stream in streams for frame in stream.frames]
+    if order == "time":
+        frames.sort(key=lambda frame: frame.stop)
+    return replace(streams[0], frames=tuple(frames))
