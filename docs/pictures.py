@@ -13,6 +13,7 @@ from fastslow import (
     VideoSpan,
     build_layout,
     build_schedule,
+    schedule_from_strides,
 )
 from fastslow.plotting import layout_svg, mask_svg, schedule_svg
 
@@ -34,14 +35,14 @@ def pictures() -> dict[str, str]:
 
 def one_sample(schedule: FrameSchedule) -> TokenLayout:
     """Lay out a prompt, a clip of 8 x 8 tokens a frame, and an answer."""
-    clip = VideoSpan(grid=(8, 8), strides=schedule.strides)
+    clip = VideoSpan(grid=(8, 8), schedule=schedule)
     return build_layout([[_text(6), clip, _text(8)]], video_token_id=9)
 
 
 def two_samples() -> TokenLayout:
     """Lay out two short samples and fill the row up to a multiple of 8."""
-    first = VideoSpan(grid=(4, 4), strides=(2, 4, 2))
-    second = VideoSpan(grid=(4, 4), strides=(2, 4))
+    first = VideoSpan(grid=(4, 4), schedule=schedule_from_strides([2, 4, 2]))
+    second = VideoSpan(grid=(4, 4), schedule=schedule_from_strides([2, 4]))
     samples: list[list[Span]] = [
         [_text(2), first, _text(2)],
         [_text(1), second, _text(2)],

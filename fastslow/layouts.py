@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fastslow._typing import Grid
-from fastslow.grids import tokens_per_frame
+from fastslow.frames import FrameSchedule, tokens_per_frame
 from fastslow.positions import AfterVideo, after_video, video_positions
 
 Attention = Literal["frame_causal", "causal"]
@@ -38,17 +38,17 @@ class VideoSpan:
 
     Attributes:
         grid: Height and width of every frame before pooling, in merged tokens.
-        strides: Pooling stride of each frame, in the same tokens.
+        schedule: How its frames are pooled, in the same tokens.
     """
 
     grid: Grid
-    strides: tuple[int, ...]
+    schedule: FrameSchedule
 
     def __post_init__(self) -> None:
-        """Check that the clip has a frame, and every frame a token."""
-        if not self.strides:
-            raise ValueError("strides is empty; a clip has at least 1 frame")
-        tokens_per_frame(self.grid, self.strides)
+        """Check that the schedule keeps a frame, and fits the grid."""
+        if not self.schedule.frames:
+            raise ValueError("the schedule keeps no frame; a clip has at least 1")
+        tokens_per_frame(self.grid, self.schedule)
 
 
 Span = TextSpan | VideoSpan
@@ -93,7 +93,8 @@ def count_tokens(sample: Sequence[Span]) -> int:
         matches_layout: equals the length of the layout of the sample alone
 
     Example:
-        >>> clip = VideoSpan(grid=(4, 4), strides=(2, 4))
+        >>> from fastslow import schedule_from_strides
+        >>> clip = VideoSpan(grid=(4, 4), schedule=schedule_from_strides([2, 4]))
         >>> count_tokens([TextSpan(token_ids=(7, 8)), clip])
         7
     """
@@ -131,12 +132,13 @@ def build_layout(
         packs: without padding, the layout of a pack is its samples' layouts end to end
         ranks_sorted: ranks never fall within a segment
         frames_share_rank: under ``frame_causal`` two tokens of a sample share a rank
-            when they share a frame
+            when they come from one pooled frame
         padding: padding is at the end, in no segment, unlabelled
         matches_reference: equals the loop-written reference
 
     Example:
-        >>> clip = VideoSpan(grid=(2, 2), strides=(1, 2))
+        >>> from fastslow import schedule_from_strides
+        >>> clip = VideoSpan(grid=(2, 2), schedule=schedule_from_strides([1, 2]))
         >>> layout = build_layout([[TextSpan(token_ids=(5,)), clip]], video_token_id=9)
         >>> layout.causal_ranks.tolist(), layout.frame_ids.tolist()
         ([0, 1, 1, 1, 1, 2], [-1, 0, 0, 0, 0, 1])
@@ -189,8 +191,9 @@ def _lay_sample(
             place += len(span.token_ids)
         else:
             table.append(_video_columns(span, place, frame, video_token_id))
-            place += after_video(span.grid, len(span.strides), rule=after_video_rule)
-            frame += len(span.strides)
+            frames = span.schedule.num_frames
+            place += after_video(span.grid, frames, rule=after_video_rule)
+            frame += frames
     input_ids, labels, frame_ids, *coordinates = torch.cat(table, dim=1)
     index = torch.arange(len(input_ids))
     runs = [length for span in sample for length in _run_lengths(span)]
@@ -218,8 +221,9 @@ def _video_columns(
     span: VideoSpan, place: int, first_frame: int, video_token_id: int
 ) -> Int[Tensor, "6 tokens"]:
     """Give id, label, frame, time, height and width of each token of a clip."""
-    positions = video_positions(span.grid, span.strides, start=place)
-    frames = positions[0] - place + first_frame
+    positions = video_positions(span.grid, span.schedule, start=place)
+    first = torch.tensor([frame.start for frame in span.schedule.frames]) + first_frame
+    frames = torch.repeat_interleave(first, torch.tensor(_run_lengths(span)))
     ids = torch.full_like(frames, video_token_id)
     return torch.stack([ids, torch.full_like(ids, IGNORED_LABEL), frames, *positions])
 
@@ -227,5 +231,5 @@ def _video_columns(
 def _run_lengths(span: Span) -> tuple[int, ...]:
     """Count the tokens of each run that shares a causal rank."""
     if isinstance(span, VideoSpan):
-        return tokens_per_frame(span.grid, span.strides)
+        return tokens_per_frame(span.grid, span.schedule)
     return (1,) * len(span.token_ids)

@@ -1,79 +1,108 @@
 """Where predictions are read, and what they are held against: integers alone."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 from torch import Tensor
 
-from fastslow.layouts import IGNORED_LABEL, TokenLayout
-from fastslow.pooling import PoolPlan, plan_pooling
-from fastslow.ragged import segment_ids_from_cu_seqlens
+from fastslow.frames import (
+    Bounds,
+    FrameSchedule,
+    PooledFrame,
+    frame_windows,
+    tokens_per_frame,
+)
+from fastslow.layouts import IGNORED_LABEL, TokenLayout, VideoSpan
+from fastslow.pooling import PoolPlan, plan_bags, plan_pooling
+from fastslow.ragged import cu_seqlens_from_lengths
+
+Pairing = Literal["source_grid", "common_grid", "frame_mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NextFramePlan:
     """Where the prediction of each next frame is read, and what it is held against.
 
-    One entry per frame that has a successor in its own clip, in row order.
+    One entry per pooled frame that has a next frame to predict, in row order.
 
     Attributes:
         rows: Tokens of those frames in the packed row, where predictions are read.
-        targets: Pools each successor to the grid that the frame itself was pooled to.
-        copies: Pools the frame itself to that grid: what copying would predict.
+        predictions: Pools what is predicted at ``rows`` to the grid of the targets.
+        targets: Pools the next frame's features to that grid.
+        copies: Pools the frame's own features to it: what copying would predict.
+        cu_videos: Cumulative number of those frames, clip by clip.
     """
 
-    rows: Int[Tensor, " pooled"]
+    rows: Int[Tensor, " tokens"]
+    predictions: PoolPlan
     targets: PoolPlan
     copies: PoolPlan
+    cu_videos: Int32[Tensor, " clip_bounds"]
 
 
-def plan_next_frame(layout: TokenLayout) -> NextFramePlan:
-    """Pair every frame with its successor.
+def plan_next_frame(
+    layout: TokenLayout, *, pairing: Pairing = "source_grid"
+) -> NextFramePlan:
+    """Pair every pooled frame with what comes next.
 
-    The prediction of frame ``t + 1`` is read at the tokens of frame ``t``, which under
-    the frame-causal mask have seen frames up to ``t`` and nothing later. The target is
-    frame ``t + 1``'s features pooled with frame ``t``'s stride: exact for any pair of
-    strides. The last frame of a clip has no target; no pair crosses a clip.
+    A pooled frame that reads the clip up to frame ``t`` predicts frame ``t + 1``, or as
+    many frames from there as it reads itself. Its tokens have seen the pooled frames
+    before it too: where one of those reads beyond ``t``, as when a stream of all slow
+    frames goes first, the answer has been seen and there is no pair. The last frame of
+    a clip has nothing to predict. No pair crosses a clip.
+
+    Frames of unequal grids are compared on
+
+    - ``source_grid``: the windows of the frame that predicts, exact for any strides;
+    - ``common_grid``: along each side the coarser of its windows and those of the
+      pooled frame that begins next; predictions are averaged over the cells that their
+      windows hold;
+    - ``frame_mean``: a single vector, the mean over the frame.
 
     Args:
         layout: The packed row.
+        pairing: ``source_grid``, ``common_grid`` or ``frame_mean``.
 
     Returns:
-        The plan, on the CPU. Its pooling plans read the features of all frames of the
-        row's clips in order, in raster order on the merged grid.
+        The plan, on the CPU. ``targets`` and ``copies`` read the features of all frames
+        of the row's clips in order, in raster order on the merged grid.
+
+    Raises:
+        ValueError: If the pairing is unknown, or windows do not nest under
+            ``common_grid``.
 
     Laws:
-        rows_are_sources: the rows are the tokens of every frame but each clip's last
-        same_shape: targets, copies and rows agree frame by frame
-        never_own_frame: no target reads a cell of the frame that predicts it
+        rows_are_sources: under plain strides the rows are the tokens of every frame but
+            each clip's last
+        same_shape: predictions, targets and copies agree frame by frame
+        unseen: no target reads a frame that a token visible to its rows has read
+        pairings_agree: where all strides are equal, ``common_grid`` is ``source_grid``
         matches_reference: equals the loop-written reference
 
     Example:
-        >>> from fastslow import VideoSpan, build_layout
-        >>> clip = VideoSpan(grid=(2, 2), strides=(1, 2, 1))
+        >>> from fastslow import VideoSpan, build_layout, schedule_from_strides
+        >>> clip = VideoSpan(grid=(2, 2), schedule=schedule_from_strides([1, 2, 1]))
         >>> plan = plan_next_frame(build_layout([[clip]], video_token_id=9))
         >>> plan.rows.tolist(), plan.targets.cells.tolist()
         ([0, 1, 2, 3, 4], [4, 5, 6, 7, 8, 9, 10, 11])
     """
-    grids = [clip.grid for clip in layout.clips for _ in clip.strides]
-    strides = [stride for clip in layout.clips for stride in clip.strides]
-    has_next = [
-        t + 1 < len(clip.strides)
-        for clip in layout.clips
-        for t in range(len(clip.strides))
-    ]
-    sources = [frame for frame, paired in enumerate(has_next) if paired]
-    source_strides = [strides[frame] for frame in sources]
-    pooled = plan_pooling(grids, strides).cu_seqlens
-    video_rows = (layout.frame_ids >= 0).nonzero()[:, 0]
-    frame = segment_ids_from_cu_seqlens(pooled, len(video_rows))
+    if pairing not in get_args(Pairing):
+        known = ", ".join(get_args(Pairing))
+        raise ValueError(f"pairing is {pairing!r}; it must be one of {known}")
+    sources = [(clip, _frames_with_next(clip.schedule)) for clip in layout.clips]
+    own = plan_pooling([(clip.grid, _chosen(clip, read)) for clip, read in sources])
+    ahead = plan_pooling([(clip.grid, _moved(clip, read)) for clip, read in sources])
+    groups, cu_groups = _group_windows(sources, pairing)
     return NextFramePlan(
-        rows=video_rows[torch.tensor(has_next, dtype=torch.bool)[frame]],
-        targets=plan_pooling(
-            grids, source_strides, frames=[frame + 1 for frame in sources]
-        ),
-        copies=plan_pooling(grids, source_strides, frames=sources),
+        rows=_rows_of(layout, sources),
+        predictions=_pool_predictions(own.window_sizes, groups, cu_groups),
+        targets=_join_windows(ahead, groups, cu_groups),
+        copies=_join_windows(own, groups, cu_groups),
+        cu_videos=cu_seqlens_from_lengths(_integers([len(r) for _, r in sources])),
     )
 
 
@@ -115,3 +144,153 @@ def plan_labels(layout: TokenLayout) -> LabelPlan:
     same_segment = layout.segment_ids[1:] == layout.segment_ids[:-1]
     rows = (same_segment & (layout.labels[1:] != IGNORED_LABEL)).nonzero()[:, 0]
     return LabelPlan(rows=rows, targets=layout.labels[rows + 1])
+
+
+_Sources = list[tuple[VideoSpan, list[int]]]
+"""Clips, and the numbers of their pooled frames that have a next frame."""
+
+
+def _frames_with_next(schedule: FrameSchedule) -> list[int]:
+    """Find the pooled frames whose next frame exists and has not been seen."""
+    latest = accumulate((frame.stop for frame in schedule.frames), max)
+    return [
+        number
+        for number, (frame, stop) in enumerate(
+            zip(schedule.frames, latest, strict=True)
+        )
+        if frame.stop == stop < schedule.num_frames
+    ]
+
+
+def _chosen(clip: VideoSpan, numbers: Sequence[int]) -> FrameSchedule:
+    """Give the schedule of some pooled frames alone."""
+    frames = tuple(clip.schedule.frames[number] for number in numbers)
+    return replace(clip.schedule, frames=frames)
+
+
+def _moved(clip: VideoSpan, numbers: Sequence[int]) -> FrameSchedule:
+    """Move each of some pooled frames to what comes right after it."""
+    schedule, last = _chosen(clip, numbers), clip.schedule.num_frames
+    frames = tuple(
+        replace(
+            frame,
+            start=frame.stop,
+            stop=min(2 * frame.stop - frame.start, last),
+        )
+        for frame in schedule.frames
+    )
+    return replace(schedule, frames=frames)
+
+
+def _rows_of(layout: TokenLayout, sources: _Sources) -> Tensor:
+    """Give the rows of the tokens of the frames that predict."""
+    is_read, lengths = list[int](), list[int]()
+    for clip, numbers in sources:
+        reading = set(numbers)
+        is_read += [n in reading for n in range(len(clip.schedule.frames))]
+        lengths += tokens_per_frame(clip.grid, clip.schedule)
+    of_tokens = _integers(is_read).repeat_interleave(_integers(lengths))
+    return (layout.frame_ids >= 0).nonzero()[:, 0][of_tokens > 0]
+
+
+def _group_windows(sources: _Sources, pairing: Pairing) -> tuple[Tensor, Tensor]:
+    """Number the windows that each predicting token's window is compared on.
+
+    Returns:
+        One number per token, counted through all frames; and the cumulative number of
+        such windows, frame by frame.
+    """
+    groups, counts, known = [_integers([])], [0], dict[object, Tensor]()
+    for clip, numbers in sources:
+        edge = clip.schedule.edge
+        starts = {f.start: f for f in reversed(clip.schedule.frames)}
+        for frame in _chosen(clip, numbers).frames:
+            following = starts.get(frame.stop, frame)
+            kinds = (
+                (f.stride, f.grid, f.keep if f is frame else None)
+                for f in (frame, following)
+            )
+            key = (clip.grid, edge, *kinds)
+            if key not in known:
+                known[key] = _frame_groups(clip, frame, following, pairing)
+            counts.append(int(known[key].max()) + 1)
+            groups.append(known[key])
+    cu_groups = cu_seqlens_from_lengths(_integers(counts[1:]))
+    first = cu_groups[:-1].repeat_interleave(_integers([len(g) for g in groups[1:]]))
+    return torch.cat(groups) + first, cu_groups
+
+
+def _frame_groups(
+    clip: VideoSpan, frame: PooledFrame, following: PooledFrame, pairing: Pairing
+) -> Tensor:
+    """Number the windows that one frame is compared on, for each of its tokens."""
+    own = frame_windows(clip.grid, frame, clip.schedule.edge)
+    after = frame_windows(clip.grid, following, clip.schedule.edge)
+    height, width = (
+        _side_groups(*sides, pairing) for sides in zip(own, after, strict=True)
+    )
+    groups = (height[:, None] * len(own[1]) + width).flatten()
+    if frame.keep is not None:
+        groups = groups[torch.tensor(frame.keep)]
+    numbers: Tensor = groups.unique(return_inverse=True)[1]
+    return numbers
+
+
+def _side_groups(own: Bounds, after: Bounds, pairing: Pairing) -> Tensor:
+    """Number what the windows of one side are compared on."""
+    if pairing == "frame_mean":
+        return torch.zeros(len(own), dtype=torch.long)
+    coarse = _coarser(own, after) if pairing == "common_grid" else own
+    return _integers([_holder(window, coarse) for window in own])
+
+
+def _coarser(own: Bounds, after: Bounds) -> Bounds:
+    """Choose those windows of one side that the others lie in."""
+    for coarse, fine in ((after, own), (own, after)):
+        if all(_holder(window, coarse) >= 0 for window in fine):
+            return coarse
+    raise ValueError(
+        f"windows {own} and {after} do not nest; pairing 'source_grid' and "
+        "'frame_mean' take any"
+    )
+
+
+def _holder(window: tuple[int, int], windows: Bounds) -> int:
+    """Find the first window that holds another, -1 if none does."""
+    return next(
+        (
+            number
+            for number, (start, stop) in enumerate(windows)
+            if start <= window[0] and window[1] <= stop
+        ),
+        -1,
+    )
+
+
+def _join_windows(plan: PoolPlan, groups: Tensor, cu_groups: Tensor) -> PoolPlan:
+    """Take the mean over all cells of the windows of a group."""
+    entries = groups.repeat_interleave(plan.window_sizes)
+    return plan_bags(
+        plan.cells[entries.argsort(stable=True)],
+        torch.bincount(entries, minlength=int(cu_groups[-1])),
+        cu_groups,
+        num_cells=len(plan.cell_starts),
+    )
+
+
+def _pool_predictions(sizes: Tensor, groups: Tensor, cu_groups: Tensor) -> PoolPlan:
+    """Take the mean over the tokens of a group, each weighted by its cells."""
+    cells = torch.bincount(groups, sizes.double(), minlength=int(cu_groups[-1]))
+    order = groups.argsort(stable=True)
+    return plan_bags(
+        order,
+        torch.bincount(groups, minlength=int(cu_groups[-1])),
+        cu_groups,
+        num_cells=len(groups),
+        weights=(sizes / cells[groups])[order],
+    )
+
+
+def _integers(values: Sequence[int]) -> Tensor:
+    """Make an integer tensor, of an empty sequence too."""
+    return torch.tensor(values, dtype=torch.long)

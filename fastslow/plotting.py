@@ -6,13 +6,12 @@ It brings its own background, so it can be read on light and on dark pages.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, compress, pairwise, product, repeat
 
 from fastslow._typing import Grid, MaskMod
-from fastslow.grids import tokens_per_frame
+from fastslow.frames import FrameSchedule, frame_windows, tokens_per_frame
 from fastslow.layouts import TokenLayout
 from fastslow.masks import dense_mask, visible_intervals
-from fastslow.schedules import FrameSchedule
 
 _Number = int | float
 """A length, in pixels or in cells."""
@@ -73,18 +72,19 @@ def schedule_svg(schedule: FrameSchedule, grid: Grid) -> str:
     Under each frame stands how many tokens it keeps.
 
     Args:
-        schedule: The strides, in cells of ``grid``.
+        schedule: How the frames are pooled, in cells of ``grid``.
         grid: Height and width of every frame before pooling, in tokens.
 
     Returns:
         An SVG document.
 
     Raises:
-        ValueError: If a side is below 1.
+        ValueError: As ``frame_windows`` does.
 
     Laws:
         one_window_per_token: a frame has as many windows as ``tokens_per_frame`` counts
-        tiles: the windows of a frame cover every cell of the grid exactly once
+        tiles: under plain strides the windows of a frame cover every cell of the grid
+            exactly once
 
     Example:
         >>> from fastslow import build_schedule
@@ -92,21 +92,20 @@ def schedule_svg(schedule: FrameSchedule, grid: Grid) -> str:
         9
     """
     height, width = grid
-    counts = tokens_per_frame(grid, schedule.strides)
+    counts = tokens_per_frame(grid, schedule)
     scale = _FRAME_SIDE / max(grid)
     top, step = 2 * _MARGIN + _LINE, width * scale + _MARGIN
     bottom = top + height * scale
-    before = height * width * len(counts)
+    before = height * width * schedule.num_frames
     caption = f"{len(counts)} frames, {sum(counts)} tokens, {before} before pooling"
     body = [_text(_MARGIN, _MARGIN + _LINE - 5, caption)]
-    for t, (stride, slow) in enumerate(
-        zip(schedule.strides, schedule.is_slow, strict=True)
-    ):
-        kind, left = "slow" if slow else "fast", _MARGIN + t * step
+    for t, frame in enumerate(schedule.frames):
+        kind, left = "slow" if frame.is_slow else "fast", _MARGIN + t * step
+        rows, columns = frame_windows(grid, frame, schedule.edge)
+        places = product(rows, columns)
         windows = (
-            _rect("window", x, y, min(x + stride, width), min(y + stride, height))
-            for y in range(0, height, stride)
-            for x in range(0, width, stride)
+            _rect("window", x, y, right, below)
+            for (y, below), (x, right) in compress(places, frame.keep or repeat(True))
         )
         body.append(_cells(f"frame {kind}", left, top, scale, windows))
         middle = left + width * scale / 2
@@ -124,8 +123,7 @@ def schedule_svg(schedule: FrameSchedule, grid: Grid) -> str:
 def layout_svg(layout: TokenLayout) -> str:
     """Draw a packed row token by token, with the integers that belong to each.
 
-    A frame is drawn as slow when its stride is the smallest of the row. Segments are
-    set apart.
+    Segments are set apart.
 
     Args:
         layout: The packed row; about 30 tokens fit a page.
@@ -174,9 +172,8 @@ def layout_svg(layout: TokenLayout) -> str:
 def mask_svg(layout: TokenLayout) -> str:
     """Draw who reads whom: a row for each query, a column for each key.
 
-    A cell is coloured where the query may read the key, in the colour of the key. A
-    frame is drawn as slow when its stride is the smallest of the row. The strips at
-    the top and at the left are the row itself. Segments are set apart.
+    A cell is coloured where the query may read the key, in the colour of the key. The
+    strips at the top and at the left are the row itself. Segments are set apart.
 
     Args:
         layout: The packed row; about 120 tokens fit a page.
@@ -242,12 +239,13 @@ def _pairs(
 
 def _kinds(layout: TokenLayout) -> list[str]:
     """Say of each token whether it is text, slow, fast or padding."""
-    least = min((stride for clip in layout.clips for stride in clip.strides), default=1)
     video = iter(
-        "slow" if stride == least else "fast"
+        "slow" if slow else "fast"
         for clip in layout.clips
-        for stride, count in zip(
-            clip.strides, tokens_per_frame(clip.grid, clip.strides), strict=True
+        for slow, count in zip(
+            clip.schedule.is_slow,
+            tokens_per_frame(clip.grid, clip.schedule),
+            strict=True,
         )
         for _ in range(count)
     )

@@ -2,28 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Float, Float64, Int, Int32
 from torch import Tensor
 
 from fastslow._plans import to_device
 from fastslow._typing import Grid
-from fastslow.grids import pooled_grid
+from fastslow.frames import FrameSchedule, PooledFrame, frame_kinds, frame_windows
+from fastslow.grids import Edge, window_bounds
 from fastslow.ragged import (
     Ragged,
-    cu_seqlens_from_lengths,
-    position_ids_from_cu_seqlens,
-    segment_ids_from_cu_seqlens,
+    lengths_from_cu_seqlens,
+    pack_ragged,
+    select_ragged,
 )
+from fastslow.schedules import schedule_from_strides
+
+Mode = Literal["average", "max", "area", "bilinear"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolPlan:
-    """Which cells each pooled token averages, and the way back.
+    """Which cells each pooled token reads, and the way back.
 
     A *cell* is a token before pooling, a *window* the cells that become one token.
     Both directions are stored as bags end to end, so that forward and backward are
@@ -37,6 +42,10 @@ class PoolPlan:
         cell_starts: First entry of each cell in ``windows``; a cell that no window
             reads has an empty bag.
         cu_seqlens: Cumulative number of windows, frame by frame.
+        weights: Share of each entry of ``cells`` in its window; None where a window
+            takes the mean of its cells, or their maximum.
+        back_weights: The same shares in the order of ``windows``.
+        takes_max: Whether a window takes the maximum of its cells.
     """
 
     cells: Int[Tensor, " entries"]
@@ -45,83 +54,141 @@ class PoolPlan:
     windows: Int[Tensor, " entries"]
     cell_starts: Int[Tensor, " cells"]
     cu_seqlens: Int32[Tensor, " bounds"]
+    weights: Float64[Tensor, " entries"] | None = None
+    back_weights: Float64[Tensor, " entries"] | None = None
+    takes_max: bool = False
 
 
 def plan_pooling(
-    grids: Sequence[Grid],
-    strides: Sequence[int],
-    *,
-    frames: Sequence[int] | None = None,
+    clips: Sequence[tuple[Grid, FrameSchedule]], *, mode: Mode = "average"
 ) -> PoolPlan:
-    """Plan the average pooling of frames that each have their own grid and stride.
+    """Plan the pooling of clips that each have their own grid and schedule.
 
-    Cells are numbered frame after frame in raster order. Edge windows are kept and
-    average the cells that they hold. Computed on the host from shapes alone.
+    Cells are numbered through all frames of all clips in raster order. Computed on the
+    host from shapes alone. A pooled token is, by mode:
+
+    - ``average``: the mean of its window's cells; those that an edge window holds;
+    - ``max``: their maximum, channel by channel;
+    - ``area``: the mean of the window that adaptive pooling gives a token of the same
+      pooled grid; windows then have nearly equal size and may share cells;
+    - ``bilinear``: the interpolated value at its centre, of 2 x 2 cells whatever the
+      stride, without antialiasing.
 
     Args:
-        grids: Height and width of every frame, in tokens.
-        strides: Side of the square window of each output frame, in tokens.
-        frames: Which frame each output frame pools; all of them in order by default.
-            A frame may stand here more than once, or not at all.
+        clips: Grid of a frame, in tokens, and schedule of each clip.
+        mode: ``average``, ``max``, ``area`` or ``bilinear``.
 
     Returns:
         The plan, on the CPU.
 
     Raises:
-        ValueError: If the lengths differ, a frame does not exist, or a side or a stride
-            is below 1.
+        ValueError: If the mode is unknown, or as ``frame_windows`` does.
 
     Laws:
-        partition: without ``frames`` every cell lies in exactly one window
+        partition: where every frame is pooled once, ``average`` and ``max`` read every
+            cell exactly once
         transpose: both directions hold the same (window, cell) pairs
+        weights: the shares of a window add up to 1
         matches_reference: equals the loop-written reference
 
     Example:
-        >>> plan = plan_pooling([(2, 2), (1, 3)], [2, 2])
+        >>> from fastslow import schedule_from_strides
+        >>> plan = plan_pooling([((3, 2), schedule_from_strides([2]))])
         >>> plan.cells.tolist(), plan.window_sizes.tolist()
-        ([0, 1, 2, 3, 4, 5, 6], [4, 2, 1])
-    """
-    frames = range(len(grids)) if frames is None else frames
-    _check_frames(frames, len(grids), len(strides))
-    chosen = [grids[frame] for frame in frames]
-    pooled = [
-        pooled_grid(grid, stride) for grid, stride in zip(chosen, strides, strict=True)
-    ]
-    height, width = _integers(chosen).reshape(-1, 2).T
-    pooled_height, pooled_width = _integers(pooled).reshape(-1, 2).T
-    areas = _integers(grids).reshape(-1, 2).prod(1)
-    first_cell = (areas.cumsum(0) - areas)[_integers(frames)]
-    stride = _integers(strides)
-    cu_seqlens = cu_seqlens_from_lengths(pooled_height * pooled_width)
+        ([0, 1, 2, 3, 4, 5], [4, 2])
 
-    cu_entries = cu_seqlens_from_lengths(height * width)
-    entries = int(cu_entries[-1])
-    frame = segment_ids_from_cu_seqlens(cu_entries, entries)
-    local = position_ids_from_cu_seqlens(cu_entries, entries)
-    row, column = local // width[frame], local % width[frame]
-    cell = first_cell[frame] + local
-    window = (
-        cu_seqlens[frame]
-        + row // stride[frame] * pooled_width[frame]
-        + column // stride[frame]
+    References:
+        Zhang et al., "LLaVA-NeXT-Video" and its code: ``bilinear`` with ``ceil`` edges,
+        ``average`` and ``max`` with ``floor`` edges.
+    """
+    if mode not in get_args(Mode):
+        known = ", ".join(get_args(Mode))
+        raise ValueError(f"mode is {mode!r}; it must be one of {known}")
+    bags = [_Bags(cells=_integers([]), sizes=_integers([]), shares=_shares([]))]
+    kind_of_frame: list[int] = []
+    first_cells: list[int] = []
+    num_cells = 0
+    for grid, schedule in clips:
+        kinds, kind_of = frame_kinds(schedule)
+        kind_of_frame += [len(bags) + kind for kind in kind_of]
+        bags += [_frame_bags(grid, kind, schedule.edge, mode) for kind in kinds]
+        first_cells += [num_cells + f.start * prod(grid) for f in schedule.frames]
+        num_cells += schedule.num_frames * prod(grid)
+    frames = _integers(kind_of_frame)
+    cells, sizes, shares = (
+        select_ragged(pack_ragged(parts), frames)
+        for parts in (
+            [bag.cells for bag in bags],
+            [bag.sizes for bag in bags],
+            [bag.shares for bag in bags],
+        )
     )
-    window_sizes = torch.bincount(window, minlength=int(cu_seqlens[-1]))
-    reads = torch.bincount(cell, minlength=int(areas.sum()))
+    first_cell = torch.repeat_interleave(
+        _integers(first_cells), lengths_from_cu_seqlens(cells.cu_seqlens)
+    )
+    return plan_bags(
+        cells.values + first_cell,
+        sizes.values,
+        sizes.cu_seqlens,
+        num_cells=num_cells,
+        weights=shares.values if mode == "bilinear" else None,
+        takes_max=mode == "max",
+    )
+
+
+def plan_bags(
+    cells: Int[Tensor, " entries"],
+    window_sizes: Int[Tensor, " windows"],
+    cu_seqlens: Int32[Tensor, " bounds"],
+    *,
+    num_cells: int,
+    weights: Float64[Tensor, " entries"] | None = None,
+    takes_max: bool = False,
+) -> PoolPlan:
+    """Plan a pooling whose windows are any sets of cells.
+
+    Args:
+        cells: Cells of window 0, then those of window 1, and so on.
+        window_sizes: Cells of each window, at least 1.
+        cu_seqlens: Cumulative number of windows, frame by frame.
+        num_cells: Cells in all; they are numbered from 0.
+        weights: Share of each entry of ``cells`` in its window; None takes means.
+        takes_max: Whether a window takes the maximum of its cells.
+
+    Returns:
+        The plan, on the CPU.
+
+    Laws:
+        transpose: both directions hold the same (window, cell) pairs, with their
+            weights
+
+    Example:
+        >>> sizes, bounds = torch.tensor([2, 1]), torch.tensor([0, 2]).int()
+        >>> plan_bags(torch.tensor([0, 2, 2]), sizes, bounds, num_cells=3).windows
+        tensor([0, 0, 1])
+    """
+    window = torch.repeat_interleave(window_sizes)
+    back = cells.argsort(stable=True)
+    reads = torch.bincount(cells, minlength=num_cells)
     return PoolPlan(
-        cells=cell[window.argsort(stable=True)],
+        cells=cells,
         window_starts=window_sizes.cumsum(0) - window_sizes,
         window_sizes=window_sizes,
-        windows=window[cell.argsort(stable=True)],
+        windows=window[back],
         cell_starts=reads.cumsum(0) - reads,
         cu_seqlens=cu_seqlens,
+        weights=weights,
+        back_weights=None if weights is None else weights[back],
+        takes_max=takes_max,
     )
 
 
 def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
-    """Average the cells of every window of a plan, in one kernel.
+    """Pool the cells of every window of a plan, in one kernel.
 
-    ``pooled[w] = mean(tokens[c] for c in window w)``; the backward pass is one
-    gather of the same kind, so no gradient of a whole clip is built per frame.
+    ``pooled[w]`` is the mean, the weighted sum or the maximum of ``tokens[c]`` over the
+    cells ``c`` of window ``w``. The backward pass is a gather of the same kind, so
+    nothing of the size of a whole clip is built per frame, and nothing is sorted.
 
     Args:
         tokens: Cells of all frames in raster order, frame after frame.
@@ -134,7 +201,9 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
         ValueError: If the plan is for another number of cells.
 
     Laws:
-        adjoint: the backward pass is the transpose of the forward pass
+        adjoint: the backward pass of a linear mode is the transpose of the forward pass
+        routes: the gradient of a maximum goes to the cell that it came from, the first
+            of equal ones
         matches_reference: equals the loop-written reference
     """
     if len(tokens) != len(plan.cell_starts):
@@ -142,35 +211,44 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
             f"tokens has {len(tokens)} cells but the plan is for "
             f"{len(plan.cell_starts)}; both describe the same frames"
         )
-    values: Tensor = _WindowMean.apply(tokens, plan)  # type: ignore[no-untyped-call]
+    pool = _WindowMax if plan.takes_max else _WindowSum
+    values: Tensor = pool.apply(tokens, plan)  # type: ignore[no-untyped-call]
     return Ragged(values=values, cu_seqlens=plan.cu_seqlens)
 
 
 def pool_frames(
-    tokens: Float[Tensor, "frames height width dim"], strides: Sequence[int]
+    tokens: Float[Tensor, "frames height width dim"],
+    strides: Sequence[int],
+    *,
+    mode: Mode = "average",
+    edge: Edge = "ceil",
 ) -> Ragged:
     """Pool every frame of a clip with its own stride.
 
     Args:
         tokens: The clip before pooling.
         strides: Side of the square window of each frame, in tokens, at least 1.
-            Windows at the lower and right edge average the tokens that they hold.
+        mode: ``average``, ``max``, ``area`` or ``bilinear``, see ``plan_pooling``.
+        edge: What becomes of cells that fill no whole window: ``ceil`` keeps them in a
+            smaller window, ``floor`` drops them, ``error`` refuses them.
 
     Returns:
-        The pooled tokens in raster order, ragged by frame: frame ``t`` keeps
+        The pooled tokens in raster order, ragged by frame: by default frame ``t`` keeps
         ``ceil(height / strides[t]) * ceil(width / strides[t])``.
 
     Raises:
-        ValueError: If there is not one stride per frame, or one is below 1.
+        ValueError: If there is not one stride per frame, one is below 1, or the edges
+            or the mode do not allow it.
 
     Laws:
-        identity: stride 1 changes nothing
-        constant: a constant clip stays constant
-        linear: commutes with every linear map of the channels
+        identity: stride 1 changes nothing, in any mode
+        constant: a constant clip stays constant, in any mode
+        linear: commutes with every linear map of the channels, but for ``max``
         mean: the mean weighted by window size is that of the clip
         composes: on grids that both strides divide, a then b is a * b
         frame_order: permuting frames permutes the blocks of the result
-        matches_avg_pool2d: equals ``avg_pool2d`` with ceil edges, frame by frame
+        matches_torch: equals ``avg_pool2d``, ``max_pool2d`` or ``interpolate`` frame by
+            frame
 
     Example:
         >>> clip = torch.arange(8.0).reshape(2, 2, 2, 1)
@@ -182,39 +260,142 @@ def pool_frames(
         (arXiv:2410.02713), section 4.
     """
     frames, height, width, _ = tokens.shape
-    plan = to_device(plan_pooling([(height, width)] * frames, strides), tokens.device)
-    return pool_tokens(rearrange(tokens, "t h w d -> (t h w) d"), plan)
-
-
-def _check_frames(frames: Sequence[int], num_frames: int, num_strides: int) -> None:
-    """Raise unless every output frame has a stride and a frame to pool."""
-    if len(frames) != num_strides:
+    if len(strides) != frames:
         raise ValueError(
-            f"strides has {num_strides} frames but {len(frames)} are pooled; "
-            "each needs one stride"
+            f"strides has {len(strides)} frames but tokens has {frames}; each frame "
+            "needs one stride"
         )
-    if any(not 0 <= frame < num_frames for frame in frames):
-        raise ValueError(
-            f"frames lies between {min(frames)} and {max(frames)}; there are "
-            f"{num_frames} frames, counted from 0"
-        )
+    schedule = schedule_from_strides(strides, edge=edge)
+    plan = plan_pooling([((height, width), schedule)], mode=mode)
+    cells = rearrange(tokens, "t h w d -> (t h w) d")
+    return pool_tokens(cells, to_device(plan, tokens.device))
 
 
-def _integers(values: Sequence[int] | Sequence[Grid]) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class _Bags:
+    """Cells, window sizes and shares of one kind of frame, counted from its start."""
+
+    cells: Tensor
+    sizes: Tensor
+    shares: Tensor
+
+
+def _frame_bags(grid: Grid, frame: PooledFrame, edge: Edge, mode: Mode) -> _Bags:
+    """Write out the windows of a frame that begins at cell 0."""
+    sides = frame_windows(grid, frame, edge)
+    (row_window, row, row_share), (column_window, column, column_share) = (
+        _side_taps(side, bounds, mode) for side, bounds in zip(grid, sides, strict=True)
+    )
+    span = frame.stop - frame.start
+    first = torch.arange(span)[:, None, None] * prod(grid)
+    cells = first + row[:, None] * grid[1] + column
+    window = row_window[:, None] * len(sides[1]) + column_window
+    shares = row_share[:, None] * column_share / span
+    entries = window.expand_as(cells).flatten().argsort(stable=True)
+    if frame.keep is not None:
+        kept = torch.tensor(frame.keep)
+        entries = entries[kept[window.repeat(span, 1, 1).flatten()[entries]]]
+    chosen = window.expand_as(cells).flatten()[entries]
+    return _Bags(
+        cells=cells.flatten()[entries],
+        sizes=torch.unique_consecutive(chosen, return_counts=True)[1],
+        shares=shares.expand_as(cells).flatten()[entries],
+    )
+
+
+def _side_taps(
+    side: int, bounds: Sequence[tuple[int, int]], mode: Mode
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give window, cell and share of every cell that a window of one side reads."""
+    if mode == "bilinear":
+        taps = [_linear_taps(i, len(bounds), side) for i in range(len(bounds))]
+    else:
+        if mode == "area":
+            bounds = window_bounds(side, count=len(bounds))
+        taps = [
+            [(cell, 1 / (stop - start)) for cell in range(start, stop)]
+            for start, stop in bounds
+        ]
+    window, cell, share = zip(
+        *((i, *tap) for i, window in enumerate(taps) for tap in window), strict=True
+    )
+    return _integers(window), _integers(cell), _shares(share)
+
+
+def _linear_taps(window: int, windows: int, side: int) -> list[tuple[int, float]]:
+    """Interpolate at the centre of a window, on cells that are 1 apart."""
+    twice = max((2 * window + 1) * side - windows, 0)
+    first, rest = divmod(twice, 2 * windows)
+    if not rest or first + 1 == side:
+        return [(first, 1.0)]
+    share = rest / (2 * windows)
+    return [(first, 1 - share), (first + 1, share)]
+
+
+def _integers(values: Sequence[int]) -> Tensor:
     """Make an integer tensor, of an empty sequence too."""
     return torch.tensor(values, dtype=torch.long)
 
 
-class _WindowMean(torch.autograd.Function):
-    """Mean over the cells of each window; both passes are bags of rows."""
+def _shares(values: Sequence[float]) -> Tensor:
+    """Make a tensor of shares, of an empty sequence too."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
+class _WindowSum(torch.autograd.Function):
+    """Mean or weighted sum of each window's cells; both passes are bags of rows."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, plan: PoolPlan) -> Tensor:
         ctx.plan = plan
-        return F.embedding_bag(plan.cells, tokens, plan.window_starts, mode="mean")
+        if plan.weights is None:
+            return F.embedding_bag(plan.cells, tokens, plan.window_starts, mode="mean")
+        weights = plan.weights.to(tokens.dtype)
+        return F.embedding_bag(
+            plan.cells,
+            tokens,
+            plan.window_starts,
+            mode="sum",
+            per_sample_weights=weights,
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         plan: PoolPlan = ctx.plan
-        shares = grads[0] / plan.window_sizes[:, None]
-        return F.embedding_bag(plan.windows, shares, plan.cell_starts, mode="sum"), None
+        (shares,) = grads
+        weights = plan.back_weights
+        if weights is None:
+            shares = shares / plan.window_sizes[:, None]
+        else:
+            weights = weights.to(shares.dtype)
+        return F.embedding_bag(
+            plan.windows,
+            shares,
+            plan.cell_starts,
+            mode="sum",
+            per_sample_weights=weights,
+        ), None
+
+
+class _WindowMax(torch.autograd.Function):
+    """Maximum of each window's cells; the gradient goes where the maximum was."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, plan: PoolPlan) -> Tensor:
+        ctx.plan = plan
+        pooled, _, _, winners = torch.embedding_bag(
+            tokens, plan.cells, plan.window_starts, mode=2
+        )
+        ctx.save_for_backward(winners)
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        plan: PoolPlan = ctx.plan
+        (winners,) = ctx.saved_tensors
+        (grad,) = grads
+        entries = torch.arange(len(plan.windows), device=grad.device)
+        cell = torch.searchsorted(plan.cell_starts, entries, right=True) - 1
+        won = winners[plan.windows] == cell[:, None]
+        shares = grad[plan.windows] * won
+        return F.embedding_bag(entries, shares, plan.cell_starts, mode="sum"), None

@@ -4,7 +4,6 @@ Qwen2-VL gives every token three coordinates: time, height and width. Text moves
 all three at once; a video token stands where its frame and window are.
 """
 
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -12,38 +11,43 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fastslow._typing import Grid
-from fastslow.grids import tokens_per_frame
+from fastslow.frames import FrameSchedule, PooledFrame, frame_kinds, frame_windows
+from fastslow.grids import Edge
+from fastslow.ragged import lengths_from_cu_seqlens, pack_ragged, select_ragged
 
 AfterVideo = Literal["all_axes", "spatial_axes"]
 
 
 def video_positions(
-    grid: Grid, strides: Sequence[int], *, start: int = 0
+    grid: Grid, schedule: FrameSchedule, *, start: int = 0
 ) -> Int[Tensor, "3 tokens"]:
     """Place the pooled tokens of a clip on its unpooled grid.
 
     A token takes the coordinates of the centre of its window, rounded down, so slow
-    and fast frames agree about where things are. Time counts frames.
+    and fast frames agree about where things are. Time counts frames; a window of
+    several frames stands at the middle one, rounded down too.
 
     Args:
         grid: Height and width of a frame before pooling, in merged tokens.
-        strides: Pooling stride of each frame, in the same tokens.
+        schedule: The clip's schedule, in the same tokens.
         start: Position at which the clip begins, on all three axes.
 
     Returns:
-        Rows time, height and width; frames in order, each in raster order.
+        Rows time, height and width; pooled frames in order, each in raster order.
 
     Raises:
-        ValueError: If a side or a stride is below 1.
+        ValueError: As ``frame_windows`` does.
 
     Laws:
         stride_one: stride 1 gives Qwen2-VL's own positions
         inside_window: every coordinate lies inside the window that it stands for
+        centred: at most half a cell lies between it and the middle, towards the origin
         translation: ``start`` is added to every coordinate
         lengths: as many tokens per frame as ``tokens_per_frame`` counts
 
     Example:
-        >>> video_positions((4, 4), [2, 4])
+        >>> from fastslow import schedule_from_strides
+        >>> video_positions((4, 4), schedule_from_strides([2, 4]))
         tensor([[0, 0, 0, 0, 1],
                 [0, 0, 2, 2, 1],
                 [0, 2, 0, 2, 1]])
@@ -52,10 +56,14 @@ def video_positions(
         Wang et al., "Qwen2-VL" (arXiv:2409.12191), section 2.1: multimodal rotary
         position embedding.
     """
-    time = torch.repeat_interleave(torch.tensor(tokens_per_frame(grid, strides)))
-    planes = {stride: _frame_plane(grid, stride) for stride in set(strides)}
-    plane = torch.cat([planes[stride] for stride in strides], dim=1)
-    return torch.cat([time[None], plane]) + start
+    kinds, kind_of = frame_kinds(schedule)
+    planes = pack_ragged([_frame_plane(grid, kind, schedule.edge) for kind in kinds])
+    plane = select_ragged(planes, torch.tensor(kind_of))
+    middles = torch.tensor(
+        [_middle(frame.start, frame.stop) for frame in schedule.frames]
+    )
+    time = torch.repeat_interleave(middles, lengths_from_cu_seqlens(plane.cu_seqlens))
+    return torch.cat([time[None], plane.values.T]) + start
 
 
 def after_video(grid: Grid, num_frames: int, *, rule: AfterVideo = "all_axes") -> int:
@@ -88,14 +96,15 @@ def after_video(grid: Grid, num_frames: int, *, rule: AfterVideo = "all_axes") -
     return max(*grid, num_frames) if rule == "all_axes" else max(grid)
 
 
-def _frame_plane(grid: Grid, stride: int) -> Tensor:
-    """Give height and width of every window centre of one frame."""
-    height, width = (_centres(side, stride) for side in grid)
-    return torch.cartesian_prod(height, width).T
+def _frame_plane(grid: Grid, frame: PooledFrame, edge: Edge) -> Tensor:
+    """Give height and width of the centre of every window that a frame keeps."""
+    sides = frame_windows(grid, frame, edge)
+    plane = torch.cartesian_prod(
+        *(torch.tensor([_middle(*window) for window in side]) for side in sides)
+    )
+    return plane if frame.keep is None else plane[torch.tensor(frame.keep)]
 
 
-def _centres(side: int, stride: int) -> Tensor:
-    """Give the middle cell of each window along one side, rounded down."""
-    first = torch.arange(0, side, stride)
-    last = (first + stride - 1).clamp(max=side - 1)
-    return (first + last) // 2
+def _middle(first: int, end: int) -> int:
+    """Give the middle of a half-open run, rounded down."""
+    return (first + end - 1) // 2

@@ -77,6 +77,36 @@ def unpack_ragged(ragged: Ragged) -> tuple[Shaped[Tensor, " _ *feature"], ...]:
     return torch.split(ragged.values, lengths)
 
 
+def select_ragged(ragged: Ragged, sequences: Int[Tensor, " chosen"]) -> Ragged:
+    """Take some sequences of a ragged tensor, in one gather.
+
+    Sums the chosen lengths on the host, so it waits for a GPU.
+
+    Args:
+        ragged: Sequences end to end.
+        sequences: Numbers of the sequences to take, in any order; a number may stand
+            here more than once.
+
+    Returns:
+        Those sequences end to end.
+
+    Laws:
+        matches_unpacked: packs the sequences of ``unpack_ragged`` that are numbered
+        identity: all numbers in order change nothing
+
+    Example:
+        >>> ragged = pack_ragged([torch.tensor([1, 2]), torch.tensor([3])])
+        >>> select_ragged(ragged, torch.tensor([1, 0, 1])).values
+        tensor([3, 1, 2, 3])
+    """
+    lengths = lengths_from_cu_seqlens(ragged.cu_seqlens)[sequences]
+    cu_seqlens = cu_seqlens_from_lengths(lengths)
+    shift = ragged.cu_seqlens[sequences] - cu_seqlens[:-1]
+    items = torch.repeat_interleave(shift, lengths)
+    items += torch.arange(len(items), dtype=items.dtype, device=items.device)
+    return Ragged(values=ragged.values[items], cu_seqlens=cu_seqlens)
+
+
 def cu_seqlens_from_lengths(
     lengths: Int[Tensor, " sequences"],
 ) -> Int32[Tensor, " bounds"]:

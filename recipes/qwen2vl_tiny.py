@@ -29,9 +29,9 @@ from fastslow import (
     StreamState,
     VideoSpan,
     best_fit_decreasing,
+    describe_schedule,
     next_frame_loss,
     to_device,
-    tokens_per_frame,
 )
 from fastslow.layouts import Attention
 from fastslow.qwen2_vl import FastSlowQwen2VL, VisionGeometry
@@ -485,15 +485,15 @@ def describe(run: Run, done: int) -> str:
     data, world = run.data, run.world
     first = data.train[0]
     clip = next(span for span in first.spans if isinstance(span, VideoSpan))
-    before = len(clip.strides) * clip.grid[0] * clip.grid[1]
-    after = sum(tokens_per_frame(clip.grid, clip.strides))
+    before = clip.schedule.num_frames * clip.grid[0] * clip.grid[1]
     weights = sum(weight.numel() for weight in run.model.parameters())
     begin = f"goes on after step {done}" if done else "begins with step 1"
     return (
         f"{weights:,} parameters on {world.size} ranks ({world.device.type})\n"
         f"{len(data.train)} samples to train on, {len(data.held_out)} held out, "
         f"{len(data.bad)} unusable\n"
-        f"first clip {first.schedule}: {after} tokens after pooling, {before} before\n"
+        f"first clip {describe_schedule(first.schedule, clip.grid)}, {before} before "
+        "pooling\n"
         f"the run {begin} and ends with step {run.config.max_steps}"
     )
 

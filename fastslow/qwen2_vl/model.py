@@ -87,7 +87,7 @@ class FastSlowQwen2VL(nn.Module):
                 "the row holds no clip; the vision tower is called once for every row"
             )
         merged_patches = self.backbone.model.visual.spatial_merge_size**2
-        tokens = sum(len(clip.strides) * math.prod(clip.grid) for clip in clips)
+        tokens = sum(clip.schedule.num_frames * math.prod(clip.grid) for clip in clips)
         if len(patches) != tokens * merged_patches:
             raise ValueError(
                 f"patches has {len(patches)} rows but the plan is for "
@@ -105,9 +105,10 @@ class FastSlowQwen2VL(nn.Module):
         ).last_hidden_state[0]
         seen = vision.last_hidden_state.detach()
         merged = seen.unflatten(0, (-1, merged_patches)).mean(1)
+        predicted = self.next_frame_head(hidden[plan.next_frame.rows])
         return FastSlowOutput(
             logits=self.backbone.lm_head(hidden[plan.labels.rows]),
-            predictions=self.next_frame_head(hidden[plan.next_frame.rows]),
+            predictions=pool_tokens(predicted, plan.next_frame.predictions).values,
             targets=pool_tokens(merged, plan.next_frame.targets),
             copies=pool_tokens(merged, plan.next_frame.copies).values,
         )

@@ -86,15 +86,15 @@ def plan_row(
         stop=stop,
         grid_thw=torch.tensor(
             [
-                (len(clip.strides), *(side * merge_size for side in clip.grid))
+                (
+                    clip.schedule.num_frames,
+                    *(side * merge_size for side in clip.grid),
+                )
                 for clip in layout.clips
             ],
             dtype=torch.long,
         ).reshape(-1, 3),
-        pool=plan_pooling(
-            [clip.grid for clip in layout.clips for _ in clip.strides],
-            [stride for clip in layout.clips for stride in clip.strides],
-        ),
+        pool=plan_pooling([(clip.grid, clip.schedule) for clip in layout.clips]),
         video_rows=(layout.frame_ids >= 0).nonzero()[:, 0],
         labels=plan_labels(layout),
         next_frame=plan_next_frame(layout),

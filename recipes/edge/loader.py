@@ -19,6 +19,7 @@ from fastslow import (
     merged_grid,
     merged_stride,
     next_bin,
+    repeat_strides,
 )
 from fastslow.layouts import Attention
 from fastslow.qwen2_vl import (
@@ -157,7 +158,7 @@ def _plan_sample(
     )
     grid = merged_grid((patch_grid[0], patch_grid[1]), merge_size=geometry.merge_size)
     turns = [(turn.role, turn.text) for turn in sample.turns]
-    clip = VideoSpan(grid=grid, strides=schedule.strides)
+    clip = VideoSpan(grid=grid, schedule=schedule)
     spans = encode_conversation(turns, clip, encode)
     num_tokens = count_tokens(spans)
     if num_tokens > settings.capacity:
@@ -207,7 +208,7 @@ class PackedRows(Dataset[Row]):
                 kept.append(planned)
         spans: list[tuple[Span, ...]] = [planned.spans for planned in kept]
         if not kept:
-            spans.append((VideoSpan(grid=(1, 1), strides=(1,)),))
+            spans.append((VideoSpan(grid=(1, 1), schedule=repeat_strides(1, (1,))),))
             clips.append(_black_clip(geometry))
         return Row(
             plan=plan_row(
@@ -308,7 +309,7 @@ def _patchify_as_planned(
     """Cut a clip into patches, and check that the file kept what its header said."""
     patches = patchify_clip(frames, geometry)
     expected = sum(
-        len(span.strides) * span.grid[0] * span.grid[1] * geometry.merge_size**2
+        span.schedule.num_frames * span.grid[0] * span.grid[1] * geometry.merge_size**2
         for span in planned.spans
         if isinstance(span, VideoSpan)
     )

@@ -1,12 +1,12 @@
 """A packed row, token by token."""
 
 from collections.abc import Sequence
+from math import floor
 
-from fastslow.testing.reference.pooling import window_centres
+from fastslow.testing.reference.frames import Grid, Schedule, window_centres
 
-Grid = tuple[int, int]
 Text = tuple[tuple[int, ...], bool]
-Clip = tuple[Grid, tuple[int, ...]]
+Clip = tuple[Grid, Schedule]
 Span = Text | Clip
 
 
@@ -65,14 +65,16 @@ def _sample_tokens(
                     where = {"time": start, "height": start, "width": start}
                     tokens.append(what | where | {"frame": -1, "run": run})
                     start, run = start + 1, run + 1
-            case (grid, strides):
-                what = {"id": video_token_id, "label": -100}
-                for time, stride in enumerate(strides):
-                    for row, column in window_centres(grid, stride):
+            case (grid, (num_frames, frames, edge)):
+                for pooled in frames:
+                    what = {"id": video_token_id, "label": -100, "run": run}
+                    what["frame"] = frame + pooled[0]
+                    for row, column in window_centres(grid, pooled, edge):
                         where = {"height": start + row, "width": start + column}
-                        where["time"] = start + time
-                        tokens.append(what | where | {"frame": frame, "run": run})
-                    frame, run = frame + 1, run + 1
-                frames = len(strides) if after_video_rule == "all_axes" else 0
-                start += max(*grid, frames)
+                        middle = floor((pooled[0] + pooled[1] - 1) / 2)
+                        where["time"] = start + middle
+                        tokens.append(what | where)
+                    run += 1
+                frame += num_frames
+                start += max(*grid, num_frames * (after_video_rule == "all_axes"))
     return tokens

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from math import sqrt
 
+from fastslow.testing.reference.frames import tokens_per_frame, window_cells
 from fastslow.testing.reference.layouts import Span
-from fastslow.testing.reference.pooling import tokens_per_frame, window_cells
 
 Vector = Sequence[float]
+NextFramePair = tuple[int, list[int], list[list[int]], list[list[int]]]
+"""Clip, rows, and the cells of what comes next and of the frame itself, by row."""
 
 
 def labelled_rows(samples: Sequence[Sequence[Span]]) -> list[tuple[int, int]]:
@@ -22,39 +24,54 @@ def labelled_rows(samples: Sequence[Sequence[Span]]) -> list[tuple[int, int]]:
                         if trained and row > first_row:
                             pairs.append((row - 1, number))
                         row += 1
-                case (grid, strides):
-                    row += sum(tokens_per_frame(grid, strides))
+                case (grid, schedule):
+                    row += sum(tokens_per_frame(grid, schedule))
     return pairs
 
 
-def next_frame_pairs(
-    samples: Sequence[Sequence[Span]],
-) -> list[tuple[list[int], list[list[int]], list[list[int]]]]:
-    """Pair every frame that has a successor in its clip with that successor.
+def next_frame_pairs(samples: Sequence[Sequence[Span]]) -> list[NextFramePair]:
+    """Pair every pooled frame that has something unseen to predict with that.
 
     Returns:
-        For each such frame: its rows, and for each row the cells of the successor and
-        of the frame itself that lie in the row's window.
+        For each such frame: its clip, its rows, and for each row the cells of what
+        comes next and of what the frame reads itself, those in the row's window.
     """
     pairs = []
-    row = first_cell = 0
+    row = first_cell = clip = 0
     for sample in samples:
         for span in sample:
             match span:
                 case (token_ids, bool()):
                     row += len(token_ids)
-                case ((height, width), strides):
-                    for time, stride in enumerate(strides):
-                        windows = [
-                            [first_cell + r * width + c for r, c in cells]
-                            for cells in window_cells((height, width), stride)
-                        ]
+                case ((height, width), (num_frames, frames, edge)):
+                    seen: set[int] = set()
+                    for frame in frames:
+                        start, stop = frame[:2]
+                        windows = window_cells((height, width), frame, edge)
                         rows = list(range(row, row + len(windows)))
                         row += len(windows)
-                        first_cell += height * width
-                        if time + 1 < len(strides):
-                            later = [[c + height * width for c in w] for w in windows]
-                            pairs.append((rows, later, windows))
+                        seen |= set(range(start, stop))
+                        after = [
+                            time
+                            for time in range(stop, 2 * stop - start)
+                            if time < num_frames
+                        ]
+                        if not after or any(time >= stop for time in seen):
+                            continue
+                        later, own = (
+                            [
+                                [
+                                    first_cell + (time * height + r) * width + c
+                                    for time in times
+                                    for r, c in cells
+                                ]
+                                for cells in windows
+                            ]
+                            for times in (after, range(start, stop))
+                        )
+                        pairs.append((clip, rows, later, own))
+                    first_cell += num_frames * height * width
+                    clip += 1
     return pairs
 
 

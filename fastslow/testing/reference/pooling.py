@@ -1,82 +1,46 @@
-"""Windows, their cells and their means, window by window."""
+"""Pooled tokens, window by window."""
 
 from collections.abc import Sequence
-from math import floor
 
+import torch
 from torch import Tensor
 
+from fastslow.testing.reference.frames import Grid, Schedule, window_cells
 from fastslow.testing.reference.ragged import bounds
 
-Grid = tuple[int, int]
 
-
-def window_cells(grid: Grid, stride: int) -> list[list[Grid]]:
-    """List the cells of every window of one frame.
+def pooling_windows(clips: Sequence[tuple[Grid, Schedule]]) -> list[list[list[int]]]:
+    """List the cells of every window of every pooled frame.
 
     Args:
-        grid: Height and width.
-        stride: Side of a window.
+        clips: Grid and schedule of each clip.
 
     Returns:
-        Windows in raster order, each with the (row, column) of the cells that it holds.
-    """
-    height, width = grid
-    windows = []
-    for top in range(0, height, stride):
-        for left in range(0, width, stride):
-            cells = []
-            for row in range(top, top + stride):
-                for column in range(left, left + stride):
-                    if row < height and column < width:
-                        cells.append((row, column))
-            windows.append(cells)
-    return windows
-
-
-def window_centres(grid: Grid, stride: int) -> list[Grid]:
-    """Give the middle of each window of a frame, halves rounded down."""
-    centres = []
-    for cells in window_cells(grid, stride):
-        (top, left), (bottom, right) = min(cells), max(cells)
-        centres.append((floor((top + bottom) / 2), floor((left + right) / 2)))
-    return centres
-
-
-def tokens_per_frame(grid: Grid, strides: Sequence[int]) -> list[int]:
-    """Count the windows of every frame of a clip."""
-    return [len(window_cells(grid, stride)) for stride in strides]
-
-
-def pooling_windows(
-    grids: Sequence[Grid], strides: Sequence[int], frames: Sequence[int]
-) -> list[list[list[int]]]:
-    """List the cells of every window of every output frame.
-
-    Args:
-        grids: Height and width of every input frame.
-        strides: Window side of every output frame.
-        frames: Input frame of every output frame.
-
-    Returns:
-        Cells by output frame and window.
+        Cells by pooled frame and window, numbered through all frames of all clips.
     """
     output = []
-    for frame, stride in zip(frames, strides, strict=True):
-        first = sum(height * width for height, width in grids[:frame])
-        windows = []
-        for cells in window_cells(grids[frame], stride):
-            windows.append([first + r * grids[frame][1] + c for r, c in cells])
-        output.append(windows)
+    first_cell = 0
+    for (height, width), (num_frames, frames, edge) in clips:
+        for frame in frames:
+            windows = []
+            for cells in window_cells((height, width), frame, edge):
+                window: list[int] = []
+                for time in range(frame[0], frame[1]):
+                    corner = first_cell + time * height * width
+                    window.extend(corner + r * width + c for r, c in cells)
+                windows.append(window)
+            output.append(windows)
+        first_cell += num_frames * height * width
     return output
 
 
-def pool_plan(
-    grids: Sequence[Grid], strides: Sequence[int], frames: Sequence[int]
-) -> dict[str, list[int]]:
-    """Give every field of a pooling plan, by name; arguments as ``pooling_windows``."""
-    by_frame = pooling_windows(grids, strides, frames)
+def pool_plan(clips: Sequence[tuple[Grid, Schedule]]) -> dict[str, list[int]]:
+    """Give every field of an average pooling plan, by name."""
+    by_frame = pooling_windows(clips)
     windows = [window for frame in by_frame for window in frame]
-    num_cells = sum(height * width for height, width in grids)
+    num_cells = sum(
+        num_frames * height * width for (height, width), (num_frames, _, _) in clips
+    )
     readers: list[list[int]] = [[] for _ in range(num_cells)]
     for number, window in enumerate(windows):
         for cell in window:
@@ -91,12 +55,15 @@ def pool_plan(
     }
 
 
-def pool(tokens: Tensor, windows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Average the rows of ``tokens`` that each window lists."""
+def pool(
+    tokens: Tensor, windows: Sequence[Sequence[int]], takes_max: bool = False
+) -> list[Tensor]:
+    """Average the rows of ``tokens`` that each window lists, or take their maximum."""
     pooled = []
     for window in windows:
-        total = tokens[window[0]].clone()
+        result = tokens[window[0]].clone()
         for cell in window[1:]:
-            total += tokens[cell]
-        pooled.append(total / len(window))
+            other = tokens[cell]
+            result = torch.maximum(result, other) if takes_max else result + other
+        pooled.append(result if takes_max else result / len(window))
     return pooled
