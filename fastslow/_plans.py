@@ -26,8 +26,9 @@ def to_device(plan: P, device: torch.device | str) -> P:
         lossless: every tensor keeps shape, dtype and values
 
     Example:
-        >>> from fastslow import plan_pooling
-        >>> to_device(plan_pooling([(2, 2)], [2]), "meta").cells.device
+        >>> from fastslow import plan_pooling, repeat_strides
+        >>> plan = plan_pooling([((2, 2), repeat_strides(1, (2,)))])
+        >>> to_device(plan, "meta").cells.device
         device(type='meta')
     """
     if isinstance(plan, Tensor):

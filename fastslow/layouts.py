@@ -47,7 +47,7 @@ class VideoSpan:
     def __post_init__(self) -> None:
         """Check that the schedule keeps a frame, and fits the grid."""
         if not self.schedule.frames:
-            raise ValueError("the schedule keeps no frame; a clip has at least 1")
+            raise ValueError("the schedule keeps no frame; a clip has at least 1 frame")
         tokens_per_frame(self.grid, self.schedule)
 
 

@@ -240,7 +240,9 @@ def _side_groups(own: Bounds, after: Bounds, pairing: Pairing) -> Tensor:
     """Number what the windows of one side are compared on."""
     if pairing == "frame_mean":
         return torch.zeros(len(own), dtype=torch.long)
-    coarse = _coarser(own, after) if pairing == "common_grid" else own
+    if pairing == "source_grid":
+        return torch.arange(len(own))
+    coarse = _coarser(own, after)
     return _integers([_holder(window, coarse) for window in own])
 
 
@@ -280,7 +282,8 @@ def _join_windows(plan: PoolPlan, groups: Tensor, cu_groups: Tensor) -> PoolPlan
 
 def _pool_predictions(sizes: Tensor, groups: Tensor, cu_groups: Tensor) -> PoolPlan:
     """Take the mean over the tokens of a group, each weighted by its cells."""
-    cells = torch.bincount(groups, sizes.double(), minlength=int(cu_groups[-1]))
+    sizes = sizes.double()
+    cells = sizes.new_zeros(int(cu_groups[-1])).index_add(0, groups, sizes)
     order = groups.argsort(stable=True)
     return plan_bags(
         order,

@@ -4,9 +4,10 @@ Integers and lists are drawn, tensors are built from them, and values come from 
 generator that is seeded with a drawn integer, so failures shrink and replay.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -133,7 +134,7 @@ def plain_schedules(
 
 @st.composite
 def grid_schedules(
-    draw: st.DrawFn, grid: Grid, *, max_frames: int = 4, max_stride: int = 5
+    draw: Callable[..., Any], grid: Grid, *, max_frames: int = 4, max_stride: int = 5
 ) -> FrameSchedule:
     """Draw any schedule of clips of one grid.
 
@@ -150,7 +151,7 @@ def grid_schedules(
 
 @st.composite
 def _pooled_frames(
-    draw: st.DrawFn, grid: Grid, num_frames: int, edge: Edge, max_stride: int
+    draw: Callable[..., Any], grid: Grid, num_frames: int, edge: Edge, max_stride: int
 ) -> PooledFrame:
     """Draw a pooled frame that fits the grid."""
     start = draw(st.integers(0, num_frames - 1))

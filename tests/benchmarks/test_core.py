@@ -17,6 +17,7 @@ from fastslow import (
     frame_causal_mask,
     plan_pooling,
     pool_tokens,
+    schedule_from_strides,
 )
 
 FRAMES, SIDE, WIDTH = 64, 16, 1536
@@ -41,7 +42,7 @@ def from_every_pair(tokens: int) -> object:
 
 
 def planned(clip: Tensor) -> Tensor:
-    plan = plan_pooling([(SIDE, SIDE)] * FRAMES, STRIDES)
+    plan = plan_pooling([((SIDE, SIDE), schedule_from_strides(STRIDES))])
     return pool_tokens(clip.view(-1, WIDTH), plan).values
 
 

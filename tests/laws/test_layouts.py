@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fastslow import (
     IGNORED_LABEL,
+    FrameSchedule,
     Span,
     TextSpan,
     TokenLayout,
@@ -19,6 +20,7 @@ from fastslow import (
     after_video,
     build_layout,
     count_tokens,
+    schedule_from_strides,
 )
 from fastslow.layouts import Attention
 from fastslow.positions import AfterVideo
@@ -76,18 +78,28 @@ def test_build_layout__ranks_sorted(
         assert ((steps == 0) | (steps == 1)).all()
 
 
+def runs_of(samples: list[list[Span]]) -> torch.Tensor:
+    """Number the text tokens and the pooled frames of a row, token by token."""
+    lengths = list[int]()
+    for span in (span for sample in samples for span in sample):
+        if isinstance(span, TextSpan):
+            lengths += [1] * len(span.token_ids)
+        else:
+            lengths += reference.tokens_per_frame(span.grid, astuple(span.schedule))
+    return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+
+
 @given(fst.packed_samples())
 def test_build_layout__frames_share_rank(samples: list[list[Span]]) -> None:
     layout = build_layout(samples, video_token_id=VIDEO)
-    frame, segment = layout.frame_ids, layout.segment_ids
-    same_frame = (frame[:, None] == frame) & (frame >= 0)
+    segment, run = layout.segment_ids, runs_of(samples)
     same_segment = segment[:, None] == segment
-    itself = torch.eye(len(frame), dtype=torch.bool)
     same_rank = layout.causal_ranks[:, None] == layout.causal_ranks
-    assert torch.equal(same_rank & same_segment, (same_frame | itself) & same_segment)
+    assert torch.equal(same_rank & same_segment, run[:, None] == run)
 
     causal = build_layout(samples, video_token_id=VIDEO, attention="causal")
     same_rank = causal.causal_ranks[:, None] == causal.causal_ranks
+    itself = torch.eye(len(run), dtype=torch.bool)
     assert torch.equal(same_rank & same_segment, itself)
 
 
@@ -109,7 +121,12 @@ def test_build_layout__padding(samples: list[list[Span]], multiple_of: int) -> N
 
 @given(fst.packed_samples(), attentions, fst.after_video_rules(), multiples)
 @example(
-    [[VideoSpan(grid=(2, 3), strides=(1,) * 5), TextSpan(token_ids=(7,))]],
+    [
+        [
+            VideoSpan(grid=(2, 3), schedule=schedule_from_strides((1,) * 5)),
+            TextSpan(token_ids=(7,)),
+        ]
+    ],
     "frame_causal",
     "spatial_axes",
     1,
@@ -149,7 +166,7 @@ def test_only_trained_text_is_labelled(samples: list[list[Span]]) -> None:
 
 
 def test_frames_count_on_through_the_clips_of_a_sample() -> None:
-    clip = VideoSpan(grid=(1, 1), strides=(1, 1))
+    clip = VideoSpan(grid=(1, 1), schedule=schedule_from_strides((1, 1)))
     layout = build_layout([[clip, clip], [clip]], video_token_id=VIDEO)
     assert layout.frame_ids.tolist() == [0, 1, 2, 3, 0, 1]
     assert layout.causal_ranks.tolist() == [0, 1, 2, 3, 0, 1]
@@ -182,18 +199,18 @@ def test_rows_are_padded_to_a_multiple_of_at_least_1(multiple_of: int) -> None:
 
 def test_a_clip_has_a_frame() -> None:
     with pytest.raises(ValueError) as error:
-        VideoSpan(grid=(2, 2), strides=())
-    assert str(error.value) == "strides is empty; a clip has at least 1 frame"
-
-
-@pytest.mark.parametrize(("grid", "stride"), [((0, 2), 1), ((2, 2), 0)])
-def test_a_clip_that_keeps_no_token_is_an_error(
-    grid: tuple[int, int], stride: int
-) -> None:
-    with pytest.raises(ValueError) as error:
-        VideoSpan(grid=grid, strides=(1, stride))
+        VideoSpan(grid=(2, 2), schedule=FrameSchedule(num_frames=3, frames=()))
     assert str(error.value) == (
-        f"grid is {grid} and stride is {stride}; all must be at least 1"
+        "the schedule keeps no frame; a clip has at least 1 frame"
+    )
+
+
+def test_a_clip_and_its_schedule_fit() -> None:
+    schedule = schedule_from_strides([1, 3], edge="floor")
+    with pytest.raises(ValueError) as error:
+        VideoSpan(grid=(2, 4), schedule=schedule)
+    assert str(error.value) == (
+        "a side of 2 tokens holds no whole window of stride 3; edge 'ceil' keeps it"
     )
 
 

@@ -1,8 +1,9 @@
 """Laws of ``fastslow.loss_plans``."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import astuple
-from itertools import accumulate
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from fastslow import (
     IGNORED_LABEL,
+    FrameSchedule,
+    Grid,
+    PooledFrame,
     PoolPlan,
     Span,
     TextSpan,
@@ -20,24 +24,40 @@ from fastslow import (
     build_layout,
     dense_mask,
     frame_causal_mask,
+    kernel_schedule,
     lengths_from_cu_seqlens,
+    merge_streams,
     next_frame_loss,
     plan_labels,
     plan_next_frame,
     pool_tokens,
+    repeat_strides,
+    schedule_from_strides,
+    select_frames,
 )
-from fastslow.losses import Distance, Reduction
+from fastslow.layouts import Attention
+from fastslow.loss_plans import Pairing
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
 
-DISTANCES: tuple[Distance, ...] = ("cosine", "mse", "smooth_l1")
-REDUCTIONS: tuple[Reduction, ...] = ("frame", "token")
 
-distances = st.sampled_from(DISTANCES)
-reductions = st.sampled_from(REDUCTIONS)
-frame_lengths = fst.lengths(min_size=1, max_size=4, min_value=1)
+def plain_clip(grid: Grid, *strides: int) -> VideoSpan:
+    return VideoSpan(grid=grid, schedule=schedule_from_strides(strides))
+
+
+STREAMS = [select_frames(repeat_strides(5, (1,)), [0, 2, 3]), repeat_strides(5, (2,))]
+TWO_STREAMS, TWO_STREAMS_IN_TIME = (
+    VideoSpan(grid=(2, 3), schedule=merge_streams(STREAMS, order=order))
+    for order in ("stream", "time")
+)
+KERNELS = VideoSpan(grid=(2, 3), schedule=kernel_schedule(5, (2, 2, 1)))
+
+pairings = st.sampled_from(("source_grid", "common_grid", "frame_mean"))
 rows = fst.packed_samples(
     sample=fst.samples(videos=fst.video_spans(max_side=3, max_stride=3))
+)
+plain_rows = fst.packed_samples(
+    sample=fst.samples(videos=fst.video_spans(max_side=3, max_stride=3, plain=True))
 )
 
 
@@ -45,9 +65,16 @@ def plain(samples: Sequence[Sequence[Span]]) -> list[list[reference.Span]]:
     return [[astuple(span) for span in sample] for sample in samples]
 
 
-def lay(samples: Sequence[Sequence[Span]], multiple_of: int = 1) -> TokenLayout:
+def lay(
+    samples: Sequence[Sequence[Span]],
+    multiple_of: int = 1,
+    attention: Attention = "frame_causal",
+) -> TokenLayout:
     return build_layout(
-        samples, video_token_id=fst.VIDEO_TOKEN_ID, multiple_of=multiple_of
+        samples,
+        video_token_id=fst.VIDEO_TOKEN_ID,
+        multiple_of=multiple_of,
+        attention=attention,
     )
 
 
@@ -55,113 +82,176 @@ def windows(plan: PoolPlan) -> list[list[int]]:
     return [cells.tolist() for cells in plan.cells.split(plan.window_sizes.tolist())]
 
 
-def frames_of_cells(layout: TokenLayout) -> list[tuple[int, int]]:
-    """Give clip and frame of every cell of the row's clips."""
-    return [
-        (number, time)
-        for number, clip in enumerate(layout.clips)
-        for time in range(len(clip.strides))
-        for _ in range(clip.grid[0] * clip.grid[1])
-    ]
-
-
-def frames_of_rows(samples: Sequence[Sequence[Span]]) -> list[tuple[int, int] | None]:
-    """Give clip and frame of every token of the row, None for text."""
-    tokens: list[tuple[int, int] | None] = []
+def tokens_of(samples: Sequence[Sequence[Span]]) -> list[tuple[int, range] | None]:
+    """Give clip and frames of every token of the row, None for text."""
+    tokens = list[tuple[int, range] | None]()
     clip = 0
     for span in (span for sample in samples for span in sample):
         if isinstance(span, TextSpan):
             tokens.extend([None] * len(span.token_ids))
             continue
-        counts = reference.tokens_per_frame(span.grid, span.strides)
-        for time, count in enumerate(counts):
-            tokens.extend([(clip, time)] * count)
+        schedule = astuple(span.schedule)
+        counts = reference.tokens_per_frame(span.grid, schedule)
+        for frame, count in zip(schedule[1], counts, strict=True):
+            tokens.extend([(clip, range(*frame[:2]))] * count)
         clip += 1
     return tokens
 
 
-@given(rows, st.integers(1, 8))
+def times_of_cells(layout: TokenLayout) -> list[tuple[int, int]]:
+    """Give clip and frame of every cell of the row's clips."""
+    return [
+        (number, time)
+        for number, clip in enumerate(layout.clips)
+        for time in range(clip.schedule.num_frames)
+        for _ in range(clip.grid[0] * clip.grid[1])
+    ]
+
+
+@given(plain_rows, st.integers(1, 8), st.sampled_from(("source_grid", "frame_mean")))
 def test_plan_next_frame__rows_are_sources(
-    samples: list[list[Span]], multiple_of: int
+    samples: list[list[Span]], multiple_of: int, pairing: Pairing
 ) -> None:
     layout = lay(samples, multiple_of)
-    last = [len(clip.strides) - 1 for clip in layout.clips]
     sources = [
         row
-        for row, place in enumerate(frames_of_rows(samples))
-        if place is not None and place[1] < last[place[0]]
+        for row, place in enumerate(tokens_of(samples))
+        if place is not None
+        and place[1].stop < layout.clips[place[0]].schedule.num_frames
     ]
-    assert plan_next_frame(layout).rows.tolist() == sources
+    plan = plan_next_frame(layout, pairing=pairing)
+    assert plan.rows.tolist() == sources
+    pairs = [clip.schedule.num_frames - 1 for clip in layout.clips]
+    assert plan.cu_videos.tolist() == reference.bounds(pairs)
 
 
-@given(rows)
-def test_plan_next_frame__same_shape(samples: list[list[Span]]) -> None:
+@given(rows, st.sampled_from(("source_grid", "frame_mean")))
+def test_plan_next_frame__same_shape(
+    samples: list[list[Span]], pairing: Pairing
+) -> None:
     layout = lay(samples)
-    plan = plan_next_frame(layout)
+    plan = plan_next_frame(layout, pairing=pairing)
     assert torch.equal(plan.targets.cu_seqlens, plan.copies.cu_seqlens)
-    assert torch.equal(plan.targets.window_sizes, plan.copies.window_sizes)
-    assert len(plan.rows) == plan.targets.cu_seqlens[-1]
-    places = frames_of_rows(samples)
-    frames = [place for row in plan.rows.tolist() if (place := places[row]) is not None]
-    bounds = [0, *accumulate(frames.count(place) for place in dict.fromkeys(frames))]
-    assert plan.targets.cu_seqlens.tolist() == bounds
-    assert len(plan.targets.cell_starts) == len(frames_of_cells(layout))
+    assert torch.equal(plan.targets.cu_seqlens, plan.predictions.cu_seqlens)
+    assert len(plan.predictions.cell_starts) == len(plan.rows)
+    assert plan.cu_videos[-1] == len(plan.targets.cu_seqlens) - 1
+    assert len(plan.targets.cell_starts) == len(times_of_cells(layout))
+    if pairing == "frame_mean":
+        assert (lengths_from_cu_seqlens(plan.targets.cu_seqlens) == 1).all()
+    else:
+        assert plan.targets.cu_seqlens[-1] == len(plan.rows)
 
 
-@given(rows)
-def test_plan_next_frame__never_own_frame(samples: list[list[Span]]) -> None:
-    layout = lay(samples)
-    plan = plan_next_frame(layout)
-    of_row, of_cell = frames_of_rows(samples), frames_of_cells(layout)
-    entries = zip(
-        plan.rows.tolist(), windows(plan.targets), windows(plan.copies), strict=True
+@given(rows, pairings, st.sampled_from(("frame_causal", "causal")))
+def test_plan_next_frame__unseen(
+    samples: list[list[Span]], pairing: Pairing, attention: Attention
+) -> None:
+    layout = lay(samples, attention=attention)
+    try:
+        plan = plan_next_frame(layout, pairing=pairing)
+    except ValueError:
+        assert pairing == "common_grid"
+        return
+    rule = frame_causal_mask(layout.causal_ranks, layout.segment_ids)
+    mask = dense_mask(rule, len(layout.input_ids))
+    of_row, of_cell = tokens_of(samples), times_of_cells(layout)
+    readers, cells = windows(plan.predictions), windows(plan.targets)
+    for reading, target in zip(readers, cells, strict=True):
+        answers = {of_cell[cell] for cell in target}
+        for row in plan.rows[reading].tolist():
+            seen = [of_row[key] for key in mask[row].nonzero()[:, 0].tolist()]
+            frames = {(p[0], time) for p in seen if p is not None for time in p[1]}
+            place = of_row[row]
+            assert place is not None
+            assert (place[0], place[1].stop) in answers
+            assert not answers & frames
+
+
+@given(fst.grids(max_side=5), fst.strides(max_stride=3), st.integers(1, 3))
+def test_plan_next_frame__pairings_agree(grid: Grid, stride: int, frames: int) -> None:
+    clip = VideoSpan(grid=grid, schedule=repeat_strides(frames, (stride,)))
+    own, common = (
+        plan_next_frame(lay([[clip]]), pairing=pairing)
+        for pairing in ("source_grid", "common_grid")
     )
-    for row, target, copy in entries:
-        place = of_row[row]
-        assert place is not None
-        clip, time = place
-        assert {of_cell[cell] for cell in target} == {(clip, time + 1)}
-        assert {of_cell[cell] for cell in copy} == {(clip, time)}
+    assert windows(own.targets) == windows(common.targets)
+    assert windows(own.copies) == windows(common.copies)
+    assert windows(own.predictions) == windows(common.predictions)
 
 
 @given(rows, st.integers(1, 8))
 @example(
-    [
-        [
-            VideoSpan(grid=(2, 3), strides=(1, 2)),
-            TextSpan(token_ids=(7,)),
-            VideoSpan(grid=(3, 1), strides=(2, 1)),
-        ]
-    ],
-    4,
+    [[plain_clip((2, 3), 1, 2), TextSpan(token_ids=(7,)), plain_clip((3, 1), 2, 1)]], 4
 )
+@example([[TWO_STREAMS, TextSpan(token_ids=(7,))], [TWO_STREAMS_IN_TIME]], 1)
+@example([[KERNELS]], 1)
 def test_plan_next_frame__matches_reference(
     samples: list[list[Span]], multiple_of: int
 ) -> None:
-    plan = plan_next_frame(lay(samples, multiple_of))
-    pairs = reference.next_frame_pairs(plain(samples))
-    assert plan.rows.tolist() == [row for rows, _, _ in pairs for row in rows]
-    assert windows(plan.targets) == [cells for _, later, _ in pairs for cells in later]
-    assert windows(plan.copies) == [cells for _, _, own in pairs for cells in own]
-    lengths = lengths_from_cu_seqlens(plan.targets.cu_seqlens).tolist()
-    assert lengths == [len(rows) for rows, _, _ in pairs]
-
-
-@given(rows)
-def test_no_prediction_is_read_where_its_target_is_seen(
-    samples: list[list[Span]],
-) -> None:
-    layout = lay(samples)
+    layout = lay(samples, multiple_of)
     plan = plan_next_frame(layout)
-    rule = frame_causal_mask(layout.causal_ranks, layout.segment_ids)
-    mask = dense_mask(rule, len(layout.input_ids))
-    places = frames_of_rows(samples)
-    for row in plan.rows.tolist():
-        seen = [places[key] for key in mask[row].nonzero()[:, 0].tolist()]
-        place = places[row]
-        assert place is not None
-        assert place in seen
-        assert (place[0], place[1] + 1) not in seen
+    pairs = reference.next_frame_pairs(plain(samples))
+    assert plan.rows.tolist() == [row for _, rows, *_ in pairs for row in rows]
+    assert windows(plan.targets) == [cells for *_, later, _ in pairs for cells in later]
+    assert windows(plan.copies) == [cells for *_, own in pairs for cells in own]
+    assert windows(plan.predictions) == [[row] for row in range(len(plan.rows))]
+    lengths = lengths_from_cu_seqlens(plan.targets.cu_seqlens).tolist()
+    assert lengths == [len(rows) for _, rows, *_ in pairs]
+    counts = [0] * len(layout.clips)
+    for clip, *_ in pairs:
+        counts[clip] += 1
+    assert plan.cu_videos.tolist() == reference.bounds(counts)
+
+
+def test_a_stream_of_slow_frames_first_leaves_little_to_predict() -> None:
+    first, timely = (
+        plan_next_frame(lay([[clip]])).cu_videos[-1].item()
+        for clip in (TWO_STREAMS, TWO_STREAMS_IN_TIME)
+    )
+    assert (first, timely) == (4, 7)
+
+
+def test_the_mean_of_a_frame_is_the_mean_of_its_cells() -> None:
+    layout = lay([[plain_clip((3, 2), 2, 1)]])
+    plan = plan_next_frame(layout, pairing="frame_mean")
+    features = fst.random_values((12, 4), seed=0, dtype=torch.float64)
+    goal = pool_tokens(features, plan.targets).values
+    torch.testing.assert_close(goal, features[6:].mean(0, keepdim=True))
+    predicted = fst.random_values((2, 4), seed=1, dtype=torch.float64)
+    mean = pool_tokens(predicted, plan.predictions).values
+    expected = (4 * predicted[0] + 2 * predicted[1]) / 6
+    torch.testing.assert_close(mean, expected[None])
+
+
+def test_a_common_grid_is_the_coarser_one_of_each_side() -> None:
+    fine = PooledFrame(start=0, stop=1, stride=(1, 2))
+    coarse = PooledFrame(start=1, stop=2, stride=(2, 1))
+    schedule = FrameSchedule(num_frames=3, frames=(fine, coarse))
+    clip = VideoSpan(grid=(3, 2), schedule=schedule)
+    plan = plan_next_frame(lay([[clip]]), pairing="common_grid")
+    assert windows(plan.targets)[:2] == [[6, 7, 8, 9], [10, 11]]
+    assert windows(plan.copies)[:2] == [[0, 1, 2, 3], [4, 5]]
+    assert windows(plan.predictions)[:2] == [[0, 1], [2]]
+    assert plan.targets.cu_seqlens.tolist() == [0, 2, 6]
+
+
+def test_windows_of_a_common_grid_must_nest() -> None:
+    layout = lay([[plain_clip((5, 5), 2, 3)]])
+    with pytest.raises(ValueError) as error:
+        plan_next_frame(layout, pairing="common_grid")
+    assert str(error.value) == (
+        "windows ((0, 2), (2, 4), (4, 5)) and ((0, 3), (3, 5)) do not nest; pairing "
+        "'source_grid' and 'frame_mean' take any"
+    )
+
+
+def test_an_unknown_pairing_is_named() -> None:
+    plan: Any = inspect.unwrap(plan_next_frame)
+    with pytest.raises(ValueError) as error:
+        plan(lay([[KERNELS]]), pairing="nearest")
+    assert str(error.value) == (
+        "pairing is 'nearest'; it must be one of source_grid, common_grid, frame_mean"
+    )
 
 
 @given(rows, st.integers(1, 8))
@@ -195,23 +285,17 @@ def test_plan_labels__matches_reference(
     assert list(pairs) == reference.labelled_rows(plain(samples))
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_a_clip_of_one_frame_costs_nothing(
-    distance: Distance, reduction: Reduction
-) -> None:
-    layout = lay([[VideoSpan(grid=(2, 3), strides=(2,)), TextSpan(token_ids=(5,))]])
+def test_a_clip_of_one_frame_costs_nothing() -> None:
+    layout = lay([[plain_clip((2, 3), 2), TextSpan(token_ids=(5,))]])
     plan = plan_next_frame(layout)
     assert len(plan.rows) == 0
     hidden = torch.ones(len(layout.input_ids), 4, requires_grad=True)
+    predicted = pool_tokens(hidden[plan.rows], plan.predictions).values
     features = torch.ones(6, 4, requires_grad=True)
     for pool in (plan.targets, plan.copies):
-        pooled = pool_tokens(features, pool)
-        total, count = next_frame_loss(
-            hidden[plan.rows], pooled, distance=distance, reduction=reduction
-        )
+        total, count = next_frame_loss(predicted, pool_tokens(features, pool))
         assert (total.item(), count) == (0.0, 0)
-        total.backward()
+        total.backward(retain_graph=True)
     assert hidden.grad is not None
     assert (hidden.grad == 0).all()
 
@@ -225,7 +309,14 @@ def test_a_row_of_text_has_no_pair() -> None:
 
 
 def test_plans_leave_the_layout_alone() -> None:
-    layout = lay([[VideoSpan(grid=(2, 2), strides=(1, 2)), TextSpan(token_ids=(5,))]])
+    layout = lay(
+        [
+            [
+                plain_clip((2, 2), 1, 2),
+                TextSpan(token_ids=(5,)),
+            ]
+        ]
+    )
     before = {
         name: value.clone()
         for name, value in vars(layout).items()

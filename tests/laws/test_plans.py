@@ -18,6 +18,7 @@ from fastslow import (
     plan_labels,
     plan_next_frame,
     plan_pooling,
+    schedule_from_strides,
     to_device,
 )
 from fastslow.testing import strategies as fst
@@ -33,12 +34,11 @@ def tensors(plan: object, name: str = "plan") -> Iterator[tuple[str, Tensor]]:
 
 
 def plans_of(layout: TokenLayout) -> list[object]:
-    grids = [clip.grid for clip in layout.clips]
     return [
         layout,
         plan_labels(layout),
         plan_next_frame(layout),
-        plan_pooling(grids, [2] * len(grids)),
+        plan_pooling([(c.grid, c.schedule) for c in layout.clips], mode="bilinear"),
         Ragged(values=torch.ones(3, 2), cu_seqlens=torch.tensor([0, 3]).int()),
     ]
 
@@ -62,7 +62,7 @@ def test_to_device__lossless(layout: TokenLayout) -> None:
 
 
 def test_fields_without_tensors_are_kept() -> None:
-    clip = VideoSpan(grid=(2, 2), strides=(1, 2))
+    clip = VideoSpan(grid=(2, 2), schedule=schedule_from_strides((1, 2)))
     text = TextSpan(token_ids=(5,))
     layout = build_layout([[text, clip]], video_token_id=9)
     assert to_device(layout, "meta").clips == (clip,)
@@ -71,6 +71,6 @@ def test_fields_without_tensors_are_kept() -> None:
 
 
 def test_plans_stay_frozen() -> None:
-    moved = to_device(plan_pooling([(2, 2)], [2]), torch.device("meta"))
+    moved = to_device(plan_pooling([((2, 2), build_schedule(1))]), torch.device("meta"))
     with pytest.raises(dataclasses.FrozenInstanceError):
         moved.cells = torch.zeros(1)  # type: ignore[misc]

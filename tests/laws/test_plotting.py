@@ -1,6 +1,7 @@
 """Laws of ``fastslow.plotting``."""
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from itertools import pairwise
 from xml.etree import ElementTree
 
@@ -14,8 +15,10 @@ from fastslow import (
     Span,
     TextSpan,
     TokenLayout,
+    VideoSpan,
     build_layout,
     frame_causal_mask,
+    schedule_from_strides,
 )
 from fastslow.plotting import layout_svg, mask_svg, render_mask, schedule_svg
 from fastslow.testing import reference
@@ -55,16 +58,14 @@ def numbers(picture: str, line: str) -> list[int]:
 def token_kinds(row: Sequence[Sequence[Span]], num_tokens: int) -> list[str]:
     """Name the kind of every token, from the samples of a row."""
     spans = [span for sample in row for span in sample]
-    clips = [span for span in spans if not isinstance(span, TextSpan)]
-    least = min((min(clip.strides) for clip in clips), default=0)
     kinds = []
     for span in spans:
         if isinstance(span, TextSpan):
             kinds += ["text"] * len(span.token_ids)
         else:
-            for stride in span.strides:
-                count = len(reference.window_cells(span.grid, stride))
-                kinds += ["slow" if stride == least else "fast"] * count
+            counts = reference.tokens_per_frame(span.grid, astuple(span.schedule))
+            for slow, count in zip(span.schedule.is_slow, counts, strict=True):
+                kinds += ["slow" if slow else "fast"] * count
     return kinds + ["padding"] * (num_tokens - len(kinds))
 
 
@@ -107,13 +108,11 @@ def test_render_mask__round_trip(row: fst.Row) -> None:
     assert read == reference.visible_pairs(ranks.tolist(), segments.tolist())
 
 
-@given(fst.schedules(), fst.grids())
-def test_schedule_svg__one_window_per_token(
-    schedule: FrameSchedule, grid: Grid
-) -> None:
-    frames = boxes(schedule_svg(schedule, grid), "frame")
+@given(fst.video_spans(max_side=6))
+def test_schedule_svg__one_window_per_token(clip: VideoSpan) -> None:
+    frames = boxes(schedule_svg(clip.schedule, clip.grid), "frame")
     assert [len(windows) for windows in frames] == reference.tokens_per_frame(
-        grid, schedule.strides
+        clip.grid, astuple(clip.schedule)
     )
 
 
@@ -129,7 +128,8 @@ def test_schedule_svg__tiles(schedule: FrameSchedule, grid: Grid) -> None:
             ]
             for _, left, top, right, bottom in windows
         ]
-        assert drawn == reference.window_cells(grid, stride)
+        frame = reference.plain_frame(0, stride)
+        assert drawn == reference.window_cells(grid, frame)
 
 
 @given(fst.packed_samples(), st.integers(1, 8))
@@ -200,7 +200,7 @@ def test_mask_svg__one_cell_per_token(row: list[list[Span]], multiple_of: int) -
 
 def test_pictures_are_documents_of_their_own() -> None:
     layout = lay_out([[TextSpan(token_ids=(1, 2))], [TextSpan(token_ids=(3,))]], 4)
-    schedule = FrameSchedule(strides=(1, 2), is_slow=(True, False))
+    schedule = schedule_from_strides([1, 2])
     for picture in (
         mask_svg(layout),
         layout_svg(layout),

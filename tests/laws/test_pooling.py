@@ -1,149 +1,241 @@
 """Laws of ``fastslow.pooling``."""
 
-from dataclasses import fields
+import inspect
+from dataclasses import astuple, fields
 from itertools import pairwise
+from math import prod
 from random import Random
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fastslow import (
+    FrameSchedule,
     Grid,
     PoolPlan,
+    cu_seqlens_from_lengths,
     lengths_from_cu_seqlens,
+    plan_bags,
     plan_pooling,
     pool_frames,
     pool_tokens,
+    repeat_strides,
+    schedule_from_strides,
+    select_frames,
     unpack_ragged,
 )
+from fastslow.pooling import Mode
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
 
 Clip = tuple[Tensor, list[int]]
-Frames = list[tuple[Grid, int]]
-Choice = tuple[list[Grid], list[int], list[int]]
+Clips = list[tuple[Grid, FrameSchedule]]
 
-frames_of_clips = st.lists(
-    st.tuples(fst.grids(max_side=5), fst.strides()), min_size=1, max_size=4
+MODES: tuple[Mode, ...] = ("average", "max", "area", "bilinear")
+LINEAR: tuple[Mode, ...] = ("average", "area", "bilinear")
+
+modes = st.sampled_from(MODES)
+linear_modes = st.sampled_from(LINEAR)
+clips_of_grids = st.lists(
+    fst.grids(max_side=4).flatmap(
+        lambda grid: st.tuples(st.just(grid), fst.grid_schedules(grid, max_frames=3))
+    ),
+    max_size=3,
+)
+"""Frames repeated, left out and in any order; windows by stride or count; kernels."""
+
+plain_clips = st.lists(
+    st.tuples(fst.grids(max_side=5), fst.plain_schedules()), min_size=1, max_size=3
 )
 
 
-def choose(frames: list[Grid], picks: list[tuple[int, int]]) -> Choice:
-    """Turn numbers of any size into frames that exist."""
-    return frames, [stride for _, stride in picks], [n % len(frames) for n, _ in picks]
+def plain(clips: Clips) -> list[tuple[Grid, reference.Schedule]]:
+    return [(grid, astuple(schedule)) for grid, schedule in clips]
 
 
-choices = st.builds(
-    choose,
-    st.lists(fst.grids(max_side=4), min_size=1, max_size=4),
-    st.lists(st.tuples(st.integers(0, 11), fst.strides()), max_size=4),
-)
-"""Grids, and output frames that pool some of them: repeated, left out, in any order."""
-
-
-def bags(entries: Tensor, starts: Tensor) -> list[list[int]]:
+def bags(entries: Tensor, starts: Tensor) -> list[list[Any]]:
     bounds = [*starts.tolist(), len(entries)]
     return [entries[first:last].tolist() for first, last in pairwise(bounds)]
+
+
+def cells_of(plan: PoolPlan, seed: int) -> Tensor:
+    shape = (len(plan.cell_starts), 2)
+    return fst.random_values(shape, seed=seed, dtype=torch.float64)
 
 
 def assert_near(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
-@given(frames_of_clips)
-def test_plan_pooling__partition(frames: Frames) -> None:
-    grids, strides = zip(*frames, strict=True)
-    plan = plan_pooling(grids, strides)
-    num_cells = sum(height * width for height, width in grids)
+def assert_transposed(plan: PoolPlan) -> None:
+    ones = torch.ones(len(plan.cells), dtype=torch.float64)
+    weights = ones if plan.weights is None else plan.weights
+    back = ones if plan.back_weights is None else plan.back_weights
+    by_window = zip(
+        bags(plan.cells, plan.window_starts),
+        bags(weights, plan.window_starts),
+        strict=True,
+    )
+    by_cell = zip(
+        bags(plan.windows, plan.cell_starts), bags(back, plan.cell_starts), strict=True
+    )
+    forward = [
+        (window, *entry)
+        for window, (cells, shares) in enumerate(by_window)
+        for entry in zip(cells, shares, strict=True)
+    ]
+    backward = [
+        (window, cell, share)
+        for cell, (windows, shares) in enumerate(by_cell)
+        for window, share in zip(windows, shares, strict=True)
+    ]
+    assert sorted(forward) == sorted(backward)
+
+
+@given(plain_clips, st.sampled_from(("average", "max")))
+def test_plan_pooling__partition(clips: Clips, mode: Mode) -> None:
+    plan = plan_pooling(clips, mode=mode)
+    num_cells = sum(prod(grid) * schedule.num_frames for grid, schedule in clips)
     assert sorted(plan.cells.tolist()) == list(range(num_cells))
     assert plan.window_sizes.sum() == num_cells
     assert all(len(readers) == 1 for readers in bags(plan.windows, plan.cell_starts))
 
 
-@given(choices)
-def test_plan_pooling__transpose(choice: Choice) -> None:
-    grids, strides, frames = choice
-    plan = plan_pooling(grids, strides, frames=frames)
-    by_window = bags(plan.cells, plan.window_starts)
-    by_cell = bags(plan.windows, plan.cell_starts)
-    assert plan.window_sizes.tolist() == [len(cells) for cells in by_window]
-    forward = [
-        (window, cell) for window, cells in enumerate(by_window) for cell in cells
-    ]
-    back = [
-        (window, cell) for cell, windows in enumerate(by_cell) for window in windows
-    ]
-    assert sorted(forward) == sorted(back)
+@given(clips_of_grids, modes)
+def test_plan_pooling__transpose(clips: Clips, mode: Mode) -> None:
+    plan = plan_pooling(clips, mode=mode)
+    sizes = [len(cells) for cells in bags(plan.cells, plan.window_starts)]
+    assert plan.window_sizes.tolist() == sizes
+    assert_transposed(plan)
 
 
-@given(choices)
-def test_plan_pooling__matches_reference(choice: Choice) -> None:
-    grids, strides, frames = choice
-    plan = plan_pooling(grids, strides, frames=frames)
-    for name, expected in reference.pool_plan(grids, strides, frames).items():
+@given(clips_of_grids)
+def test_plan_pooling__weights(clips: Clips) -> None:
+    plan = plan_pooling(clips, mode="bilinear")
+    assert plan.weights is not None
+    totals = [sum(shares) for shares in bags(plan.weights, plan.window_starts)]
+    assert totals == pytest.approx([1] * len(plan.window_sizes))
+    assert (plan.weights > 0).all()
+    for mode in ("average", "max", "area"):
+        assert plan_pooling(clips, mode=mode).weights is None
+
+
+@given(clips_of_grids)
+def test_plan_pooling__matches_reference(clips: Clips) -> None:
+    plan = plan_pooling(clips)
+    for name, expected in reference.pool_plan(plain(clips)).items():
         assert getattr(plan, name).tolist() == expected, name
 
 
-@given(choices, fst.seeds())
-def test_pool_tokens__adjoint(choice: Choice, seed: int) -> None:
-    grids, strides, frames = choice
-    plan = plan_pooling(grids, strides, frames=frames)
-    shape = (len(plan.cell_starts), 2)
-    tokens = fst.random_values(shape, seed=seed, dtype=torch.float64).requires_grad_()
+bag_lists = st.lists(
+    st.lists(st.tuples(st.integers(0, 5), st.floats(-2, 2)), min_size=1, max_size=4),
+    max_size=5,
+)
+
+
+@given(bag_lists, st.booleans(), fst.seeds())
+def test_plan_bags__transpose(
+    windows: list[list[tuple[int, float]]], is_weighted: bool, seed: int
+) -> None:
+    entries = [entry for window in windows for entry in window]
+    sizes = torch.tensor([len(window) for window in windows], dtype=torch.long)
+    shares = torch.tensor([share for _, share in entries], dtype=torch.float64)
+    plan = plan_bags(
+        torch.tensor([cell for cell, _ in entries], dtype=torch.long),
+        sizes,
+        cu_seqlens_from_lengths(torch.tensor([len(windows)])),
+        num_cells=6,
+        weights=shares if is_weighted else None,
+    )
+    assert_transposed(plan)
+    tokens = cells_of(plan, seed)
+    pooled = pool_tokens(tokens, plan).values
+    for row, window in zip(pooled, windows, strict=True):
+        share = 1 / len(window)
+        parts = [tokens[c] * (w if is_weighted else share) for c, w in window]
+        assert_near(row, torch.stack(parts).sum(0))
+
+
+@given(clips_of_grids, linear_modes, fst.seeds())
+def test_pool_tokens__adjoint(clips: Clips, mode: Mode, seed: int) -> None:
+    plan = plan_pooling(clips, mode=mode)
+    tokens = cells_of(plan, seed).requires_grad_()
     pooled = pool_tokens(tokens, plan).values
     weights = fst.random_values(pooled.shape, seed=seed + 1, dtype=torch.float64)
     (grad,) = torch.autograd.grad(pooled, tokens, weights)
-    expected = torch.zeros_like(tokens)
-    windows = bags(plan.cells, plan.window_starts)
-    for weight, window in zip(weights, windows, strict=True):
-        for cell in window:
-            expected[cell] += weight / len(window)
-    assert_near(grad, expected)
     assert_near((grad * tokens).sum(), (weights * pooled).sum())
+    if mode == "average":
+        expected = torch.zeros_like(tokens)
+        windows = bags(plan.cells, plan.window_starts)
+        for weight, window in zip(weights, windows, strict=True):
+            for cell in window:
+                expected[cell] += weight / len(window)
+        assert_near(grad, expected)
 
 
-@given(choices, fst.seeds())
-def test_pool_tokens__matches_reference(choice: Choice, seed: int) -> None:
-    grids, strides, frames = choice
-    plan = plan_pooling(grids, strides, frames=frames)
-    shape = (len(plan.cell_starts), 3)
-    tokens = fst.random_values(shape, seed=seed, dtype=torch.float64)
+@given(clips_of_grids, st.lists(st.integers(0, 2), min_size=1), fst.seeds())
+def test_pool_tokens__routes(clips: Clips, levels: list[int], seed: int) -> None:
+    plan = plan_pooling(clips, mode="max")
+    cells = torch.arange(2 * len(plan.cell_starts)) % len(levels)
+    tokens = torch.tensor(levels, dtype=torch.float64)[cells].reshape(-1, 2)
+    tokens.requires_grad_()
+    pooled = pool_tokens(tokens, plan).values
+    weights = fst.random_values(pooled.shape, seed=seed, dtype=torch.float64)
+    (grad,) = torch.autograd.grad(pooled, tokens, weights)
+    expected = torch.zeros_like(tokens)
+    for weight, window in zip(
+        weights, bags(plan.cells, plan.window_starts), strict=True
+    ):
+        for channel in (0, 1):
+            best = max(window, key=lambda cell: (tokens[cell, channel].item(), -cell))
+            expected[best, channel] += weight[channel]
+    assert_near(grad, expected)
+
+
+@given(clips_of_grids, st.booleans(), fst.seeds())
+def test_pool_tokens__matches_reference(
+    clips: Clips, takes_max: bool, seed: int
+) -> None:
+    plan = plan_pooling(clips, mode="max" if takes_max else "average")
+    tokens = cells_of(plan, seed)
     pooled = pool_tokens(tokens, plan)
-    by_frame = reference.pooling_windows(grids, strides, frames)
+    by_frame = reference.pooling_windows(plain(clips))
     for actual, windows in zip(unpack_ragged(pooled), by_frame, strict=True):
-        assert_near(actual, torch.stack(reference.pool(tokens, windows)))
+        expected = reference.pool(tokens, windows, takes_max)
+        assert_near(actual, torch.stack(expected))
 
 
-@given(fst.clips())
-def test_pool_frames__identity(clip: Clip) -> None:
+@given(fst.clips(), modes)
+def test_pool_frames__identity(clip: Clip, mode: Mode) -> None:
     tokens, strides = clip
-    pooled = pool_frames(tokens, [1] * len(strides))
+    pooled = pool_frames(tokens, [1] * len(strides), mode=mode)
     assert torch.equal(pooled.values, tokens.flatten(0, 2))
     area = tokens.shape[1] * tokens.shape[2]
     assert pooled.cu_seqlens.tolist() == reference.bounds([area] * len(strides))
 
 
-@given(fst.clips())
-def test_pool_frames__constant(clip: Clip) -> None:
+@given(fst.clips(), modes)
+def test_pool_frames__constant(clip: Clip, mode: Mode) -> None:
     tokens, strides = clip
     constant = torch.ones_like(tokens) * tokens[0, 0, 0]
-    pooled = pool_frames(constant, strides).values
+    pooled = pool_frames(constant, strides, mode=mode).values
     assert_near(pooled, tokens[0, 0, 0].expand_as(pooled))
 
 
-@given(fst.clips(), fst.float_tensors((3, 4), dtype=torch.float64))
-def test_pool_frames__linear(clip: Clip, channels: Tensor) -> None:
+@given(fst.clips(), fst.float_tensors((3, 4), dtype=torch.float64), linear_modes)
+def test_pool_frames__linear(clip: Clip, channels: Tensor, mode: Mode) -> None:
     tokens, strides = clip
-    mapped_after = pool_frames(tokens, strides).values @ channels
-    assert_near(pool_frames(tokens @ channels, strides).values, mapped_after)
+    mapped_after = pool_frames(tokens, strides, mode=mode).values @ channels
+    mapped_before = pool_frames(tokens @ channels, strides, mode=mode).values
+    assert_near(mapped_before, mapped_after)
 
 
 @given(fst.clips())
-@example((torch.arange(3.0, dtype=torch.float64).reshape(1, 1, 3, 1), [2]))
 def test_pool_frames__mean(clip: Clip) -> None:
     tokens, strides = clip
     pooled = pool_frames(tokens, strides)
@@ -151,7 +243,7 @@ def test_pool_frames__mean(clip: Clip) -> None:
     sizes = [
         len(cells)
         for stride in strides
-        for cells in reference.window_cells(grid, stride)
+        for cells in reference.window_cells(grid, reference.plain_frame(0, stride))
     ]
     weights = torch.tensor(sizes, dtype=tokens.dtype) / sum(sizes)
     assert_near(weights @ pooled.values, tokens.mean((0, 1, 2)))
@@ -185,57 +277,86 @@ def test_pool_frames__frame_order(clip: Clip, random: Random) -> None:
         assert torch.equal(block, blocks[frame])
 
 
-@given(fst.clips())
-def test_pool_frames__matches_avg_pool2d(clip: Clip) -> None:
+def pool_one_frame(frame: Tensor, stride: int, mode: Mode, edge: str) -> Tensor:
+    """Pool one frame, (height, width, dim), with torch's own operation."""
+    image = frame.movedim(-1, 0)[None]
+    keeps = edge == "ceil"
+    size = [(n + (stride - 1) * keeps) // stride for n in frame.shape[:2]]
+    if mode == "average":
+        pooled = F.avg_pool2d(image, stride, ceil_mode=keeps)
+    elif mode == "max":
+        pooled = F.max_pool2d(image, stride, ceil_mode=keeps)
+    else:
+        pooled = F.interpolate(image, size=size, mode=mode)
+    return pooled[0].movedim(0, -1).flatten(0, 1)
+
+
+@given(fst.clips(), modes, st.sampled_from(("ceil", "floor")))
+def test_pool_frames__matches_torch(clip: Clip, mode: Mode, edge: Any) -> None:
     tokens, strides = clip
-    blocks = unpack_ragged(pool_frames(tokens, strides))
-    for frame, stride, block in zip(tokens, strides, blocks, strict=True):
-        pooled = F.avg_pool2d(
-            frame.movedim(-1, 0), stride, ceil_mode=True, count_include_pad=False
-        )
-        assert_near(block, pooled.movedim(0, -1).flatten(0, 1))
+    if edge == "floor":
+        strides = [min(stride, *tokens.shape[1:3]) for stride in strides]
+    tokens.requires_grad_()
+    pooled = pool_frames(tokens, strides, mode=mode, edge=edge)
+    expected = [
+        pool_one_frame(frame, stride, mode, edge)
+        for frame, stride in zip(tokens, strides, strict=True)
+    ]
+    for block, frame in zip(unpack_ragged(pooled), expected, strict=True):
+        assert_near(block, frame)
+    weights = fst.random_values(pooled.values.shape, seed=1, dtype=torch.float64)
+    (grad,) = torch.autograd.grad(pooled.values, tokens, weights)
+    (wanted,) = torch.autograd.grad(torch.cat(expected), tokens, weights)
+    assert_near(grad, wanted)
 
 
 @given(fst.clips())
 def test_a_token_depends_on_its_own_window_alone(clip: Clip) -> None:
     tokens, strides = clip
     grid = (tokens.shape[1], tokens.shape[2])
-    frames = len(strides)
     jacobian = torch.autograd.functional.jacobian(
         lambda x: pool_frames(x, strides).values, tokens
     )
     support = jacobian.abs().sum((1, 5)).flatten(1) > 0
-    windows = reference.pooling_windows([grid] * frames, strides, range(frames))
+    windows = reference.pooling_windows(plain([(grid, schedule_from_strides(strides))]))
     flat = [window for frame in windows for window in frame]
     for row, window in zip(support, flat, strict=True):
         assert row.nonzero()[:, 0].tolist() == sorted(window)
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("strides", [[1, 2], [2, 3], [4, 1]])
-def test_gradcheck(strides: list[int]) -> None:
+def test_gradcheck(strides: list[int], mode: Mode) -> None:
     tokens = fst.random_values((2, 3, 4, 2), seed=0, dtype=torch.float64)
     tokens.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: pool_frames(x, strides).values, tokens)
-    assert torch.autograd.gradgradcheck(
-        lambda x: pool_frames(x, strides).values ** 2, tokens
-    )
+
+    def pool(x: Tensor) -> Tensor:
+        return pool_frames(x, strides, mode=mode).values
+
+    assert torch.autograd.gradcheck(pool, tokens)
+    assert torch.autograd.gradgradcheck(lambda x: pool(x) ** 2, tokens)
 
 
-def test_gradcheck_with_frames_repeated_and_left_out() -> None:
-    plan = plan_pooling([(2, 3), (1, 2), (2, 2)], [2, 1, 2], frames=[2, 0, 2])
-    tokens = fst.random_values((12, 2), seed=0, dtype=torch.float64).requires_grad_()
+@pytest.mark.parametrize("mode", MODES)
+def test_gradcheck_with_frames_repeated_and_left_out(mode: Mode) -> None:
+    schedule = select_frames(schedule_from_strides([1, 3, 2]), [2, 0, 2])
+    plan = plan_pooling([((2, 3), schedule)], mode=mode)
+    tokens = fst.random_values((18, 2), seed=0, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: pool_tokens(x, plan).values, tokens)
 
 
 @given(
     fst.clips(max_side=16, dtype=torch.float32),
     st.sampled_from(("bfloat16", "float16")),
+    st.sampled_from(("average", "max", "area")),
 )
-def test_half_precision_is_within_one_ulp_of_float32(clip: Clip, name: str) -> None:
+def test_half_precision_is_within_one_ulp_of_float32(
+    clip: Clip, name: str, mode: Mode
+) -> None:
     tokens, strides = clip
     narrow = tokens.to(getattr(torch, name))
-    pooled = pool_frames(narrow, strides).values
-    exact = pool_frames(narrow.float(), strides).values.to(narrow.dtype)
+    pooled = pool_frames(narrow, strides, mode=mode).values
+    exact = pool_frames(narrow.float(), strides, mode=mode).values.to(narrow.dtype)
     assert pooled.dtype == narrow.dtype
     infinity = torch.full_like(exact, torch.inf)
     assert (torch.nextafter(exact, -infinity) <= pooled).all()
@@ -265,21 +386,27 @@ def test_strided_tokens_pool_like_contiguous_ones() -> None:
 
 
 def test_pooling_leaves_its_arguments_alone() -> None:
-    grids, strides, frames = [(2, 2), (1, 3)], [1, 2], [1, 0]
-    plan = plan_pooling(grids, strides, frames=frames)
-    assert (grids, strides, frames) == ([(2, 2), (1, 3)], [1, 2], [1, 0])
-    before = {field.name: getattr(plan, field.name).clone() for field in fields(plan)}
-    tokens = torch.arange(14.0).reshape(7, 2).requires_grad_()
+    plan = plan_pooling([((1, 3), schedule_from_strides([2, 1]))], mode="bilinear")
+    before = {
+        field.name: value.clone()
+        for field in fields(plan)
+        if isinstance(value := getattr(plan, field.name), Tensor)
+    }
+    tokens = torch.arange(12.0).reshape(6, 2).requires_grad_()
     pooled = pool_tokens(tokens, plan)
     pooled.values.sum().backward()
-    assert torch.equal(tokens.detach(), torch.arange(14.0).reshape(7, 2))
+    assert torch.equal(tokens.detach(), torch.arange(12.0).reshape(6, 2))
     for name, value in before.items():
         assert torch.equal(getattr(plan, name), value)
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("num_frames", [0, 1])
-def test_no_output_frame_gives_no_token_and_no_gradient(num_frames: int) -> None:
-    plan = plan_pooling([(2, 2)] * num_frames, [], frames=[])
+def test_no_pooled_frame_gives_no_token_and_no_gradient(
+    num_frames: int, mode: Mode
+) -> None:
+    empty = FrameSchedule(num_frames=num_frames, frames=())
+    plan = plan_pooling([((2, 2), empty)] * num_frames, mode=mode)
     tokens = torch.zeros(4 * num_frames, 3, requires_grad=True)
     pooled = pool_tokens(tokens, plan)
     assert pooled.values.shape == (0, 3)
@@ -289,50 +416,50 @@ def test_no_output_frame_gives_no_token_and_no_gradient(num_frames: int) -> None
     assert torch.equal(tokens.grad, torch.zeros(4 * num_frames, 3))
 
 
-def test_plans_are_int64_with_int32_bounds() -> None:
-    plan = plan_pooling([(2, 2)], [2])
+@pytest.mark.parametrize("mode", MODES)
+def test_plans_are_int64_with_int32_bounds_and_float64_shares(mode: Mode) -> None:
+    plan = plan_pooling([((2, 2), repeat_strides(1, (2,)))], mode=mode)
     for field in fields(PoolPlan):
-        expected = torch.int32 if field.name == "cu_seqlens" else torch.int64
-        assert getattr(plan, field.name).dtype == expected
-        assert getattr(plan, field.name).device.type == "cpu"
+        value = getattr(plan, field.name)
+        if isinstance(value, Tensor):
+            expected = {"cu_seqlens": torch.int32}.get(field.name, torch.int64)
+            assert value.dtype == (
+                torch.float64 if "weights" in field.name else expected
+            )
+            assert value.device.type == "cpu"
     assert lengths_from_cu_seqlens(plan.cu_seqlens).tolist() == [1]
 
 
 def test_one_stride_per_frame() -> None:
-    message = "strides has 1 frames but 2 are pooled; each needs one stride"
-    with pytest.raises(ValueError) as error:
-        plan_pooling([(2, 2), (2, 2)], [1])
-    assert str(error.value) == message
-    with pytest.raises(ValueError) as error:
-        plan_pooling([(2, 2)], [1], frames=[0, 0])
-    assert str(error.value) == message
     with pytest.raises(ValueError) as error:
         pool_frames(torch.zeros(2, 2, 2, 1), [1])
-    assert str(error.value) == message
-
-
-@pytest.mark.parametrize(("grid", "stride"), [((0, 2), 1), ((2, 0), 1), ((2, 2), 0)])
-def test_sides_and_strides_are_at_least_1(grid: Grid, stride: int) -> None:
-    with pytest.raises(ValueError) as error:
-        plan_pooling([grid], [stride])
     assert str(error.value) == (
-        f"grid is {grid} and stride is {stride}; all must be at least 1"
+        "strides has 1 frames but tokens has 2; each frame needs one stride"
+    )
+
+
+def test_edges_may_be_refused() -> None:
+    with pytest.raises(ValueError) as error:
+        pool_frames(torch.zeros(1, 3, 4, 1), [2], edge="error")
+    assert str(error.value) == (
+        "a side of 3 tokens is no multiple of stride 2; edge 'ceil' keeps what remains "
+        "and 'floor' drops it"
+    )
+
+
+def test_an_unknown_mode_is_named() -> None:
+    plan: Any = inspect.unwrap(plan_pooling)
+    with pytest.raises(ValueError) as error:
+        plan([], mode="median")
+    assert str(error.value) == (
+        "mode is 'median'; it must be one of average, max, area, bilinear"
     )
 
 
 def test_a_plan_is_for_its_number_of_cells() -> None:
+    plan = plan_pooling([((2, 2), repeat_strides(1, (1,)))])
     with pytest.raises(ValueError) as error:
-        pool_tokens(torch.zeros(5, 1), plan_pooling([(2, 2)], [1]))
+        pool_tokens(torch.zeros(5, 1), plan)
     assert str(error.value) == (
         "tokens has 5 cells but the plan is for 4; both describe the same frames"
-    )
-
-
-@pytest.mark.parametrize("frames", [[-1], [0, 2]])
-def test_only_frames_that_exist_are_pooled(frames: list[int]) -> None:
-    with pytest.raises(ValueError) as error:
-        plan_pooling([(2, 2), (2, 2)], [1] * len(frames), frames=frames)
-    assert str(error.value) == (
-        f"frames lies between {min(frames)} and {max(frames)}; there are 2 frames, "
-        "counted from 0"
     )

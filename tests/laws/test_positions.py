@@ -1,16 +1,21 @@
 """Laws of ``fastslow.positions``."""
 
-import pytest
+from dataclasses import astuple
+
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastslow import (
+    FrameSchedule,
     Grid,
     TextSpan,
     VideoSpan,
     after_video,
     build_layout,
+    kernel_schedule,
+    repeat_strides,
+    schedule_from_strides,
     tokens_per_frame,
     video_positions,
 )
@@ -30,35 +35,54 @@ def test_video_positions__stride_one(grid: Grid, num_frames: int, start: int) ->
         for row in range(height)
         for column in range(width)
     ]
-    positions = video_positions(grid, [1] * num_frames, start=start)
+    positions = video_positions(grid, repeat_strides(num_frames, (1,)), start=start)
     assert list(map(tuple, positions.T.tolist())) == expected
 
 
-@given(fst.grids(max_side=12), fst.stride_lists(max_stride=8))
-@example((4, 4), [4])
-@example((5, 5), [3])
-def test_video_positions__inside_window(grid: Grid, strides: list[int]) -> None:
-    positions = iter(video_positions(grid, strides).T.tolist())
-    for time, stride in enumerate(strides):
-        for cells in reference.window_cells(grid, stride):
-            at, row, column = next(positions)
-            assert at == time
-            assert (row, column) in cells
+def windows_of(clip: VideoSpan) -> list[tuple[range, list[Grid]]]:
+    """List frames and cells of every token of a clip."""
+    _, frames, edge = astuple(clip.schedule)
+    return [
+        (range(*frame[:2]), cells)
+        for frame in frames
+        for cells in reference.window_cells(clip.grid, frame, edge)
+    ]
 
 
-@given(fst.grids(), fst.stride_lists(), starts)
-def test_video_positions__translation(
-    grid: Grid, strides: list[int], start: int
-) -> None:
-    moved = video_positions(grid, strides, start=start)
-    assert torch.equal(moved, video_positions(grid, strides) + start)
+@given(fst.video_spans(max_side=9, max_stride=8))
+@example(VideoSpan(grid=(4, 4), schedule=repeat_strides(1, (4,))))
+@example(VideoSpan(grid=(5, 5), schedule=repeat_strides(1, (3,))))
+def test_video_positions__inside_window(clip: VideoSpan) -> None:
+    positions = video_positions(clip.grid, clip.schedule).T.tolist()
+    for (time, *cell), (times, cells) in zip(positions, windows_of(clip), strict=True):
+        assert time in times
+        assert tuple(cell) in cells
 
 
-@given(fst.grids(), fst.stride_lists(max_stride=8))
-def test_video_positions__lengths(grid: Grid, strides: list[int]) -> None:
-    times = video_positions(grid, strides)[0]
-    counts = torch.bincount(times, minlength=len(strides)).tolist()
-    assert counts == list(tokens_per_frame(grid, strides))
+@given(fst.video_spans(max_side=9, max_stride=8, max_frames=6))
+@example(VideoSpan(grid=(4, 4), schedule=kernel_schedule(4, (4, 4, 3))))
+def test_video_positions__centred(clip: VideoSpan) -> None:
+    positions = video_positions(clip.grid, clip.schedule).T.tolist()
+    for position, (times, cells) in zip(positions, windows_of(clip), strict=True):
+        for place, axis in zip(
+            position, (times, *zip(*cells, strict=True)), strict=True
+        ):
+            before = sum(cell < place for cell in set(axis))
+            after = sum(cell > place for cell in set(axis))
+            assert after - before in {0, 1}
+
+
+@given(fst.video_spans(), starts)
+def test_video_positions__translation(clip: VideoSpan, start: int) -> None:
+    moved = video_positions(clip.grid, clip.schedule, start=start)
+    assert torch.equal(moved, video_positions(clip.grid, clip.schedule) + start)
+
+
+@given(fst.grids(), fst.plain_schedules(max_stride=8))
+def test_video_positions__lengths(grid: Grid, schedule: FrameSchedule) -> None:
+    times = video_positions(grid, schedule)[0]
+    counts = torch.bincount(times, minlength=schedule.num_frames).tolist()
+    assert counts == list(tokens_per_frame(grid, schedule))
     assert times.tolist() == sorted(times.tolist())
 
 
@@ -70,7 +94,13 @@ def test_after_video__independent_of_strides(
     places = []
     for chosen in (tuple(strides), (1, 1, 1)):
         layout = build_layout(
-            [[text, VideoSpan(grid=grid, strides=chosen), text]],
+            [
+                [
+                    text,
+                    VideoSpan(grid=grid, schedule=schedule_from_strides(chosen)),
+                    text,
+                ]
+            ],
             video_token_id=fst.VIDEO_TOKEN_ID,
             after_video_rule=rule,
         )
@@ -84,8 +114,9 @@ def test_after_video__independent_of_strides(
 @example((6, 2), [1], 0)
 def test_after_video__clears_video(grid: Grid, strides: list[int], start: int) -> None:
     text = start + after_video(grid, len(strides))
-    unpooled = video_positions(grid, [1] * len(strides), start=start)
-    assert video_positions(grid, strides, start=start).max() < text
+    schedule = schedule_from_strides(strides)
+    unpooled = video_positions(grid, repeat_strides(len(strides), (1,)), start=start)
+    assert video_positions(grid, schedule, start=start).max() < text
     assert text == unpooled.max() + 1
 
 
@@ -93,26 +124,5 @@ def test_after_video__clears_video(grid: Grid, strides: list[int], start: int) -
 def test_the_spatial_rule_looks_at_height_and_width_alone(
     grid: Grid, num_frames: int
 ) -> None:
-    unpooled = video_positions(grid, [1] * num_frames)[1:]
+    unpooled = video_positions(grid, repeat_strides(num_frames, (1,)))[1:]
     assert after_video(grid, num_frames, rule="spatial_axes") == unpooled.max() + 1
-
-
-@given(fst.grids(max_side=12), fst.stride_lists(max_stride=8))
-def test_every_window_is_placed_at_its_middle(grid: Grid, strides: list[int]) -> None:
-    expected = [
-        [time, row, column]
-        for time, stride in enumerate(strides)
-        for row, column in reference.window_centres(grid, stride)
-    ]
-    positions = video_positions(grid, strides)
-    assert positions.dtype == torch.int64
-    assert positions.T.tolist() == expected
-
-
-@pytest.mark.parametrize(("grid", "stride"), [((0, 2), 1), ((2, 0), 1), ((2, 2), 0)])
-def test_sides_and_strides_are_at_least_1(grid: Grid, stride: int) -> None:
-    with pytest.raises(ValueError) as error:
-        video_positions(grid, [stride])
-    assert str(error.value) == (
-        f"grid is {grid} and stride is {stride}; all must be at least 1"
-    )

@@ -14,6 +14,7 @@ from fastslow import (
     pack_ragged,
     position_ids_from_cu_seqlens,
     segment_ids_from_cu_seqlens,
+    select_ragged,
     unpack_ragged,
 )
 from fastslow.testing import reference
@@ -217,3 +218,27 @@ def test_device_follows_the_input() -> None:
     )
     assert segment_ids_from_cu_seqlens(bounds, 2).device == bounds.device
     assert position_ids_from_cu_seqlens(bounds, 2).device == bounds.device
+
+
+@given(fst.lengths(min_size=1), features, st.lists(st.integers(0, 20), max_size=6))
+def test_select_ragged__matches_unpacked(
+    lengths: list[int], feature: list[int], numbers: list[int]
+) -> None:
+    sequences = sequences_of(lengths, feature, torch.float64)
+    chosen = [number % len(lengths) for number in numbers]
+    selected = select_ragged(
+        pack_ragged(sequences), torch.tensor(chosen, dtype=torch.long)
+    )
+    assert selected.cu_seqlens.dtype == torch.int32
+    unpacked = unpack_ragged(selected)
+    assert len(unpacked) == len(chosen)
+    for actual, number in zip(unpacked, chosen, strict=True):
+        assert_same(actual, sequences[number])
+
+
+@given(fst.lengths(min_size=1), features)
+def test_select_ragged__identity(lengths: list[int], feature: list[int]) -> None:
+    ragged = pack_ragged(sequences_of(lengths, feature, torch.float64))
+    selected = select_ragged(ragged, torch.arange(len(lengths)))
+    assert_same(selected.values, ragged.values)
+    assert torch.equal(selected.cu_seqlens, ragged.cu_seqlens)

@@ -17,6 +17,7 @@ from fastslow import (
     VideoSpan,
     build_layout,
     interval_block_mask,
+    schedule_from_strides,
     visible_intervals,
 )
 from fastslow.qwen2_vl import ATTENTION_NAME, FastSlowQwen2VL, RowPlan
@@ -27,8 +28,14 @@ from fastslow.testing import strategies as fst
 MakeBackbone = Callable[..., Qwen2VLForConditionalGeneration]
 
 SAMPLES: list[list[Span]] = [
-    [TextSpan(token_ids=(1, 2, 7)), VideoSpan(grid=(4, 5), strides=(1, 2, 1))],
-    [VideoSpan(grid=(3, 3), strides=(2, 1, 4)), TextSpan(token_ids=(3, 4, 5))],
+    [
+        TextSpan(token_ids=(1, 2, 7)),
+        VideoSpan(grid=(4, 5), schedule=schedule_from_strides((1, 2, 1))),
+    ],
+    [
+        VideoSpan(grid=(3, 3), schedule=schedule_from_strides((2, 1, 4))),
+        TextSpan(token_ids=(3, 4, 5)),
+    ],
 ]
 
 uncompiled = pytest.mark.filterwarnings("ignore:flex_attention called without")

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from fastslow import Span, TextSpan, VideoSpan
+from fastslow import Span, TextSpan, VideoSpan, schedule_from_strides
 from fastslow.qwen2_vl import encode_conversation
 from recipes.edge.tokenizer import VIDEO_TOKEN, train_tokenizer
 
@@ -31,7 +31,7 @@ TEMPLATE = """
 {%- endif -%}
 """
 
-CLIP = VideoSpan(grid=(2, 3), strides=(1, 2))
+CLIP = VideoSpan(grid=(2, 3), schedule=schedule_from_strides((1, 2)))
 Turns = list[tuple[str, str]]
 
 EXAMPLES: list[Turns] = [

@@ -22,6 +22,9 @@ from fastslow import (
     next_frame_loss,
     plan_pooling,
     pool_tokens,
+    repeat_strides,
+    schedule_from_strides,
+    select_frames,
     visible_intervals,
 )
 from fastslow.testing import strategies as fst
@@ -46,9 +49,11 @@ BACKENDS = [
 ]
 
 PLANS = [
-    plan_pooling([(5, 3)] * 3, [2, 1, 4]),
-    plan_pooling([(4, 4)] * 2 + [(2, 7)], [1, 3, 2]),
-    plan_pooling([(3, 3), (3, 3)], [2, 2], frames=[1, 1]),
+    plan_pooling([((5, 3), schedule_from_strides([2, 1, 4]))]),
+    plan_pooling(
+        [((4, 4), repeat_strides(2, (1, 3))), ((2, 7), repeat_strides(1, (2,)))]
+    ),
+    plan_pooling([((3, 3), select_frames(repeat_strides(2, (2,)), [1, 1]))]),
 ]
 """Plans of different sizes: the second turns axes dynamic, the third uses that."""
 
@@ -117,7 +122,7 @@ def test_next_frame_loss(compiled: Compile, distance: str, reduction: str) -> No
 def rows() -> Iterator[tuple[Tensor, Tensor]]:
     """Give the visible intervals of rows of several lengths."""
     for frames in (2, 3, 5):
-        video = VideoSpan(grid=(3, 3), strides=(1,) * frames)
+        video = VideoSpan(grid=(3, 3), schedule=schedule_from_strides((1,) * frames))
         sample = [TextSpan(token_ids=(1, 2)), video]
         layout = build_layout([sample] * 2, video_token_id=9, multiple_of=16)
         yield visible_intervals(layout.causal_ranks, layout.segment_ids)

@@ -1,7 +1,7 @@
 """Laws of the whole forward pass, on transformers' own Qwen2-VL classes."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import product
 
 import pytest
@@ -20,6 +20,8 @@ from fastslow import (
     lengths_from_cu_seqlens,
     merged_grid,
     next_frame_loss,
+    repeat_strides,
+    schedule_from_strides,
     unpack_ragged,
 )
 from fastslow.qwen2_vl import (
@@ -49,7 +51,7 @@ def text(*token_ids: int, trained: bool = False) -> TextSpan:
 
 
 def clip(grid: tuple[int, int], *strides: int) -> VideoSpan:
-    return VideoSpan(grid=grid, strides=strides)
+    return VideoSpan(grid=grid, schedule=schedule_from_strides(strides))
 
 
 TALK = (
@@ -103,13 +105,13 @@ def moments(samples: Sequence[Sample]) -> Iterator[Moment]:
                     row += 1
             else:
                 size = MERGE**2 * span.grid[0] * span.grid[1]
-                counts = reference.tokens_per_frame(span.grid, span.strides)
+                counts = reference.tokens_per_frame(span.grid, astuple(span.schedule))
                 for t, count in enumerate(counts):
                     yield Moment(
                         sample=number,
                         rows=range(row, row + count),
                         patches=range(patch, patch + size),
-                        stride=span.strides[t],
+                        stride=span.schedule.strides[t],
                         has_next=t + 1 < len(counts),
                     )
                     row, patch = row + count, patch + size
@@ -119,7 +121,7 @@ def patch_grids(sample: Sample) -> Tensor:
     """Give ``grid_thw`` of the clips of a sample."""
     return torch.tensor(
         [
-            (len(span.strides), span.grid[0] * MERGE, span.grid[1] * MERGE)
+            (len(span.schedule.strides), span.grid[0] * MERGE, span.grid[1] * MERGE)
             for span in sample
             if isinstance(span, VideoSpan)
         ]
@@ -137,7 +139,9 @@ def published_positions(sample: Sample, *, rule: str = "all_axes") -> Tensor:
                 start += 1
         else:
             height, width = span.grid
-            cells = list(product(range(len(span.strides)), range(height), range(width)))
+            cells = list(
+                product(range(len(span.schedule.strides)), range(height), range(width))
+            )
             places.extend((start + t, start + y, start + x) for t, y, x in cells)
             axes = 0 if rule == "all_axes" else 1
             start += max(max(cell[axes:]) for cell in cells) + 1
@@ -147,7 +151,7 @@ def published_positions(sample: Sample, *, rule: str = "all_axes") -> Tensor:
 def unpooled(sample: Sample) -> list[Span]:
     """Set every stride to 1."""
     return [
-        replace(span, strides=(1,) * len(span.strides))
+        replace(span, schedule=repeat_strides(span.schedule.num_frames, (1,)))
         if isinstance(span, VideoSpan)
         else span
         for span in sample
@@ -183,7 +187,7 @@ def token_ids(sample: Sample) -> list[int]:
         if isinstance(span, TextSpan):
             ids.extend(span.token_ids)
         else:
-            cells = len(span.strides) * span.grid[0] * span.grid[1]
+            cells = len(span.schedule.strides) * span.grid[0] * span.grid[1]
             ids.extend([VIDEO_TOKEN_ID] * cells)
     return ids
 
@@ -325,7 +329,7 @@ def forward_by_hand(
                 rank += 1
             continue
         cells = span.grid[0] * span.grid[1]
-        for stride in span.strides:
+        for stride in span.schedule.strides:
             frame = merged[first : first + cells].T.unflatten(1, span.grid)[None]
             pooled = F.avg_pool2d(
                 frame, stride, ceil_mode=True, count_include_pad=False
@@ -356,7 +360,7 @@ def test_pooled_frames_equal_a_forward_written_in_loops(
     plan = read_every_row(lay([sample]))
     patches = make_patches(plan)
     spans = [
-        (span.grid, span.strides)
+        (span.grid, astuple(span.schedule))
         if isinstance(span, VideoSpan)
         else (span.token_ids, span.trained)
         for span in sample
@@ -627,7 +631,7 @@ def frames_in_space(
             continue
         height, width = (side * MERGE for side in span.grid)
         frames = []
-        for _ in span.strides:
+        for _ in span.schedule.strides:
             frame = seen.new_zeros(seen.shape[1], height, width)
             for y, x in product(range(height), range(width)):
                 block = y // MERGE * (width // MERGE) + x // MERGE
@@ -656,8 +660,8 @@ def targets_by_hand(
     clips = frames_in_space(tower, patches, sample)
     for span, frames in zip(videos, clips, strict=True):
         for t in range(len(frames) - 1):
-            targets.append(shrink(frames[t + 1], span.strides[t]))
-            copies.append(shrink(frames[t], span.strides[t]))
+            targets.append(shrink(frames[t + 1], span.schedule.strides[t]))
+            copies.append(shrink(frames[t], span.schedule.strides[t]))
     return targets, copies
 
 
@@ -911,7 +915,7 @@ def test_only_labelled_rows_meet_the_vocabulary(
 def test_patches_of_other_clips_are_refused(
     make_model: MakeModel, lay: Lay, make_patches: MakePatches
 ) -> None:
-    plan = lay([[VideoSpan(grid=(2, 3), strides=(1, 2))]])
+    plan = lay([[VideoSpan(grid=(2, 3), schedule=schedule_from_strides((1, 2)))]])
     patches = make_patches(plan)[:-4]
     said = "^patches has 44 rows but the plan is for 48; both describe the same clips$"
     with pytest.raises(ValueError, match=said):

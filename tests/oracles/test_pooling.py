@@ -7,7 +7,17 @@ import torch.nn.functional as F
 from hypothesis import given
 from torch import Tensor
 
-from fastslow import Grid, plan_pooling, pool_frames, pool_tokens, unpack_ragged
+from fastslow import (
+    Grid,
+    kernel_schedule,
+    plan_pooling,
+    pool_frames,
+    pool_tokens,
+    schedule_from_grids,
+    schedule_from_strides,
+    select_frames,
+    unpack_ragged,
+)
 from fastslow.testing import strategies as fst
 
 STRIDES = [1, 2, 3, 4, 8, 13, 40]
@@ -86,20 +96,48 @@ def test_a_mixture_of_strides_where_all_divide() -> None:
 
 
 def test_frames_repeated_and_left_out_on_mixed_grids() -> None:
-    grids, frames, strides = [(13, 23), (4, 6), (17, 30)], [2, 0, 2, 0], [4, 8, 3, 5]
-    areas = [height * width for height, width in grids]
+    grids, strides = [(13, 23), (17, 30)], [[4, 8], [3, 5]]
+    clips = [
+        (grid, select_frames(schedule_from_strides([*pair, 2]), [1, 0, 1]))
+        for grid, pair in zip(grids, strides, strict=True)
+    ]
+    areas = [3 * height * width for height, width in grids]
     tokens = fst.random_values((sum(areas), 5), seed=0, dtype=torch.float64)
     tokens.requires_grad_()
-    by_frame = [
-        part.reshape(*grid, 5)
-        for part, grid in zip(tokens.split(areas), grids, strict=True)
-    ]
     expected = torch.cat(
         [
-            pool_one_by_one(by_frame[frame][None], [stride])
-            for frame, stride in zip(frames, strides, strict=True)
+            pool_one_by_one(part.reshape(3, *grid, 5)[[1, 0, 1]], [b, a, b])
+            for part, grid, (a, b) in zip(
+                tokens.split(areas), grids, strides, strict=True
+            )
         ]
     )
-    plan = plan_pooling(grids, strides, frames=frames)
-    actual = pool_tokens(tokens, plan).values
+    actual = pool_tokens(tokens, plan_pooling(clips)).values
     assert_same_values_and_gradients(tokens, actual, expected)
+
+
+@pytest.mark.parametrize("kernel", [(2, 1, 1), (4, 2, 2), (3, 5, 2)])
+def test_avg_pool3d_where_the_kernel_reads_several_frames(
+    kernel: tuple[int, int, int],
+) -> None:
+    tokens = clip(7, (5, 6))
+    plan = plan_pooling([((5, 6), kernel_schedule(7, kernel))])
+    actual = pool_tokens(tokens.flatten(0, 2), plan).values
+    pooled = F.avg_pool3d(tokens.movedim(-1, 0)[None], kernel, ceil_mode=True)[0]
+    expected = pooled.movedim(0, -1).flatten(0, 2)
+    assert_same_values_and_gradients(tokens, actual, expected)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (1, 1), (5, 3)])
+def test_adaptive_pooling_to_a_target_grid(size: tuple[int, int]) -> None:
+    tokens = clip(2, (13, 7))
+    images = tokens.movedim(-1, 1)
+    schedule = schedule_from_grids([size] * 2)
+    for mode, pool in (
+        ("average", F.adaptive_avg_pool2d),
+        ("max", F.adaptive_max_pool2d),
+    ):
+        plan = plan_pooling([((13, 7), schedule)], mode=mode)
+        actual = pool_tokens(tokens.flatten(0, 2), plan).values
+        expected = pool(images, size).movedim(1, -1).flatten(0, 2)
+        assert_same_values_and_gradients(tokens, actual, expected)

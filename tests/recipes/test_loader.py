@@ -90,8 +90,14 @@ def test_the_plan_is_what_decoding_gives(planned: list[PlannedSample]) -> None:
     assert [clip.grid for clip in row.plan.layout.clips] == [
         (height // 28, width // 28) for height, width in SIZES
     ]
-    assert [len(clip.strides) for clip in row.plan.layout.clips] == [2, 2, 3, 3, 3]
-    assert {clip.strides[:2] for clip in row.plan.layout.clips} == {(2, 4)}
+    assert [len(clip.schedule.strides) for clip in row.plan.layout.clips] == [
+        2,
+        2,
+        3,
+        3,
+        3,
+    ]
+    assert {clip.schedule.strides[:2] for clip in row.plan.layout.clips} == {(2, 4)}
     placeholders = row.plan.layout.input_ids == VIDEO_TOKEN_ID
     assert int(placeholders.sum()) == int(row.plan.pool.cu_seqlens[-1])
 

@@ -8,6 +8,7 @@ frames of a row.
 """
 
 from fastslow.testing.reference.frames import (
+    Schedule,
     plain_frame,
     side_windows,
     tokens_per_frame,
@@ -28,6 +29,7 @@ from fastslow.testing.reference.ragged import bounds, segments_and_places
 from fastslow.testing.reference.schedules import slow_frames
 
 __all__ = [
+    "Schedule",
     "Span",
     "best_fit_decreasing",
     "bounds",
