@@ -59,7 +59,8 @@ class FrameSchedule:
 
     Attributes:
         num_frames: Frames of the clip before pooling.
-        frames: The pooled frames. They may overlap, repeat and leave frames out.
+        frames: The pooled frames, if any. They may overlap, repeat and leave frames
+            out.
         edge: What becomes of cells that fill no whole window, see ``window_bounds``.
     """
 
@@ -69,9 +70,7 @@ class FrameSchedule:
 
     def __post_init__(self) -> None:
         """Check that every pooled frame reads frames that exist."""
-        if not self.frames:
-            raise ValueError("frames is empty; a schedule has at least 1 frame")
-        last = max(frame.stop for frame in self.frames)
+        last = max((frame.stop for frame in self.frames), default=0)
         if last > self.num_frames:
             raise ValueError(
                 f"a pooled frame reads up to frame {last} but the clip has "
@@ -100,7 +99,7 @@ class FrameSchedule:
     def __str__(self) -> str:
         """Draw the frames and count them."""
         drawn = "".join("S" if frame.is_slow else "." for frame in self.frames)
-        return f"{drawn}  {len(self.frames)} frame{'s' * (len(self.frames) > 1)}"
+        return f"{drawn}  {len(self.frames)} frame{'s' * (len(self.frames) != 1)}"
 
 
 def frame_windows(
@@ -311,9 +310,8 @@ _DEFAULTS = (None, False)
 
 def _frame_from_json(fields: dict[str, Any]) -> PooledFrame:
     """Turn JSON's lists into tuples."""
-    return PooledFrame(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in fields.items()
-        }
-    )
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in fields.items()
+    }
+    return PooledFrame(**values)

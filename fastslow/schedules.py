@@ -295,7 +295,9 @@ def kernel_schedule(
 def _check_same_length(
     name: str, values: Sequence[object], is_slow: Sequence[bool]
 ) -> None:
-    """Raise unless there is one flag per frame."""
+    """Raise unless there are frames and one flag for each."""
+    if not values:
+        raise ValueError(f"{name} is empty; a clip has at least 1 frame")
     if len(values) != len(is_slow):
         raise ValueError(
             f"{name} has {len(values)} frames but is_slow has {len(is_slow)}; both "

@@ -5,6 +5,7 @@ generator that is seeded with a drawn integer, so failures shrink and replay.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
@@ -13,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastslow._typing import Grid
+from fastslow.frames import FrameSchedule, PooledFrame, frame_windows
+from fastslow.grids import Edge
 from fastslow.layouts import (
     Attention,
     Span,
@@ -22,7 +25,11 @@ from fastslow.layouts import (
     build_layout,
 )
 from fastslow.positions import AfterVideo
-from fastslow.schedules import FrameSchedule, Strategy, build_schedule
+from fastslow.schedules import (
+    Strategy,
+    build_schedule,
+    schedule_from_strides,
+)
 
 Row = tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]
 """``causal_ranks`` and ``segment_ids`` of one packed row."""
@@ -58,7 +65,7 @@ def slow_ratios(*, max_denominator: int = 12) -> st.SearchStrategy[Fraction]:
 
 def frame_strategies() -> st.SearchStrategy[Strategy]:
     """Draw the name of a way to choose slow frames."""
-    return st.sampled_from(("interleave", "first_slow", "uniform"))
+    return st.sampled_from(("interleave", "first_slow", "last_slow", "uniform"))
 
 
 def schedules(
@@ -115,13 +122,80 @@ def text_spans(
     return st.builds(TextSpan, token_ids=ids.map(tuple), trained=st.booleans())
 
 
+def plain_schedules(
+    *, max_frames: int = 5, max_stride: int = 5
+) -> st.SearchStrategy[FrameSchedule]:
+    """Draw one stride for each frame, edges kept."""
+    return stride_lists(max_size=max_frames, max_stride=max_stride).map(
+        schedule_from_strides
+    )
+
+
+@st.composite
+def grid_schedules(
+    draw: st.DrawFn, grid: Grid, *, max_frames: int = 4, max_stride: int = 5
+) -> FrameSchedule:
+    """Draw any schedule of clips of one grid.
+
+    Its pooled frames may overlap, repeat, stand in any order and read several frames;
+    windows are given by stride or by count, and some tokens may be dropped.
+    """
+    num_frames = draw(st.integers(1, max_frames))
+    edge: Edge = draw(st.sampled_from(("ceil", "floor")))
+    frames = draw(
+        st.lists(_pooled_frames(grid, num_frames, edge, max_stride), max_size=4)
+    )
+    return FrameSchedule(num_frames=num_frames, frames=tuple(frames), edge=edge)
+
+
+@st.composite
+def _pooled_frames(
+    draw: st.DrawFn, grid: Grid, num_frames: int, edge: Edge, max_stride: int
+) -> PooledFrame:
+    """Draw a pooled frame that fits the grid."""
+    start = draw(st.integers(0, num_frames - 1))
+    most = min(max_stride, *grid) if edge == "floor" else max_stride
+    sides = draw(st.tuples(st.integers(1, most), st.integers(1, most)))
+    by_stride = draw(st.booleans())
+    frame = PooledFrame(
+        start=start,
+        stop=draw(st.integers(start + 1, num_frames)),
+        stride=sides if by_stride else None,
+        grid=None if by_stride else sides,
+        is_slow=draw(st.booleans()),
+    )
+    height, width = frame_windows(grid, frame, edge)
+    windows = len(height) * len(width)
+    masks = st.lists(st.booleans(), min_size=windows, max_size=windows)
+    return replace(frame, keep=draw(st.none() | masks.filter(any).map(tuple)))
+
+
 def video_spans(
-    *, max_side: int = 4, max_frames: int = 4, max_stride: int = 5
+    *,
+    max_side: int = 4,
+    max_frames: int = 4,
+    max_stride: int = 5,
+    plain: bool = False,
 ) -> st.SearchStrategy[VideoSpan]:
-    """Draw a clip with any mixture of strides."""
-    frames = stride_lists(max_size=max_frames, max_stride=max_stride)
-    return st.builds(
-        VideoSpan, grid=grids(max_side=max_side), strides=frames.map(tuple)
+    """Draw a clip.
+
+    Args:
+        max_side: Longest side of its grid.
+        max_frames: Frames at most.
+        max_stride: Largest stride.
+        plain: Whether its schedule is one stride per frame, or any schedule.
+    """
+    sizes = {"max_frames": max_frames, "max_stride": max_stride}
+    return grids(max_side=max_side).flatmap(
+        lambda grid: st.builds(
+            VideoSpan,
+            grid=st.just(grid),
+            schedule=(
+                plain_schedules(**sizes)
+                if plain
+                else grid_schedules(grid, **sizes).filter(lambda s: bool(s.frames))
+            ),
+        )
     )
 
 

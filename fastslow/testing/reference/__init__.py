@@ -2,11 +2,18 @@
 
 Nothing here comes from the code that it judges, and nothing is fast. Integers come as
 Python integers and lists. A span is a plain tuple: ``(token_ids, trained)`` for text
-and ``(grid, strides)`` for a clip, as ``dataclasses.astuple`` gives them; a row is a
+and ``(grid, schedule)`` for a clip, as ``dataclasses.astuple`` gives them; a row is a
 list of samples, a sample a list of spans. Cells count in raster order through all
 frames of a row.
 """
 
+from fastslow.testing.reference.frames import (
+    plain_frame,
+    side_windows,
+    tokens_per_frame,
+    window_cells,
+    window_centres,
+)
 from fastslow.testing.reference.layouts import Span, layout
 from fastslow.testing.reference.losses import (
     labelled_rows,
@@ -16,14 +23,7 @@ from fastslow.testing.reference.losses import (
 )
 from fastslow.testing.reference.masks import visible_pairs
 from fastslow.testing.reference.packing import best_fit_decreasing, fewest_bins
-from fastslow.testing.reference.pooling import (
-    pool,
-    pool_plan,
-    pooling_windows,
-    tokens_per_frame,
-    window_cells,
-    window_centres,
-)
+from fastslow.testing.reference.pooling import pool, pool_plan, pooling_windows
 from fastslow.testing.reference.ragged import bounds, segments_and_places
 from fastslow.testing.reference.schedules import slow_frames
 
@@ -36,10 +36,12 @@ __all__ = [
     "layout",
     "next_frame_loss",
     "next_frame_pairs",
+    "plain_frame",
     "pool",
     "pool_plan",
     "pooling_windows",
     "segments_and_places",
+    "side_windows",
     "slow_frames",
     "token_distance",
     "tokens_per_frame",

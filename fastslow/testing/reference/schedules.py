@@ -9,7 +9,7 @@ def slow_frames(num_frames: int, strategy: str, ratio: Fraction) -> list[bool]:
 
     Args:
         num_frames: Frames of the clip.
-        strategy: ``interleave``, ``first_slow`` or ``uniform``.
+        strategy: ``interleave``, ``first_slow``, ``last_slow`` or ``uniform``.
         ratio: Exact share of slow frames.
 
     Returns:
@@ -23,6 +23,8 @@ def slow_frames(num_frames: int, strategy: str, ratio: Fraction) -> list[bool]:
             nearest = min(range(num_frames), key=lambda t: (abs(t - place), -t))
             slow[nearest] = True
         return slow
+    if strategy == "last_slow":
+        return slow_frames(num_frames, "first_slow", ratio)[::-1]
     for frame in range(num_frames):
         owed = (frame + 1 if strategy == "interleave" else num_frames) * ratio
         slow[frame] = sum(slow) < owed
