@@ -4,12 +4,29 @@ from importlib.metadata import version
 
 from fastslow._plans import to_device
 from fastslow._typing import Grid, MaskMod
+from fastslow.budgets import schedule_for_budget, slow_frames_for_budget
+from fastslow.content import (
+    keep_by_score,
+    slow_by_score,
+    slow_by_similarity,
+    slow_by_top_k,
+)
+from fastslow.frames import (
+    FrameSchedule,
+    PooledFrame,
+    describe_schedule,
+    frame_kinds,
+    frame_windows,
+    schedule_from_json,
+    schedule_to_json,
+    tokens_per_frame,
+)
 from fastslow.grids import (
     merged_grid,
     merged_stride,
     pooled_grid,
     temporal_patches,
-    tokens_per_frame,
+    window_bounds,
 )
 from fastslow.layouts import (
     IGNORED_LABEL,
@@ -31,7 +48,13 @@ from fastslow.masks import (
     visible_intervals,
 )
 from fastslow.packing import StreamState, best_fit_decreasing, next_bin, take_bin
-from fastslow.pooling import PoolPlan, plan_pooling, pool_frames, pool_tokens
+from fastslow.pooling import (
+    PoolPlan,
+    plan_bags,
+    plan_pooling,
+    pool_frames,
+    pool_tokens,
+)
 from fastslow.positions import after_video, video_positions
 from fastslow.ragged import (
     Ragged,
@@ -41,9 +64,18 @@ from fastslow.ragged import (
     pack_ragged,
     position_ids_from_cu_seqlens,
     segment_ids_from_cu_seqlens,
+    select_ragged,
     unpack_ragged,
 )
-from fastslow.schedules import FrameSchedule, build_schedule
+from fastslow.schedules import (
+    build_schedule,
+    kernel_schedule,
+    repeat_strides,
+    schedule_from_grids,
+    schedule_from_strides,
+    two_level_schedule,
+)
+from fastslow.streams import keep_tokens, merge_streams, select_frames
 
 __version__ = version("fastslow")
 
@@ -55,6 +87,7 @@ __all__ = [
     "MaskMod",
     "NextFramePlan",
     "PoolPlan",
+    "PooledFrame",
     "Ragged",
     "Span",
     "StreamState",
@@ -68,17 +101,25 @@ __all__ = [
     "count_tokens",
     "cu_seqlens_from_lengths",
     "dense_mask",
+    "describe_schedule",
     "frame_causal_block_mask",
     "frame_causal_mask",
+    "frame_kinds",
+    "frame_windows",
     "interval_block_mask",
     "interval_mask",
+    "keep_by_score",
+    "keep_tokens",
+    "kernel_schedule",
     "lengths_from_cu_seqlens",
     "lengths_from_segment_ids",
+    "merge_streams",
     "merged_grid",
     "merged_stride",
     "next_bin",
     "next_frame_loss",
     "pack_ragged",
+    "plan_bags",
     "plan_labels",
     "plan_next_frame",
     "plan_pooling",
@@ -86,12 +127,26 @@ __all__ = [
     "pool_tokens",
     "pooled_grid",
     "position_ids_from_cu_seqlens",
+    "repeat_strides",
+    "schedule_for_budget",
+    "schedule_from_grids",
+    "schedule_from_json",
+    "schedule_from_strides",
+    "schedule_to_json",
     "segment_ids_from_cu_seqlens",
+    "select_frames",
+    "select_ragged",
+    "slow_by_score",
+    "slow_by_similarity",
+    "slow_by_top_k",
+    "slow_frames_for_budget",
     "take_bin",
     "temporal_patches",
     "to_device",
     "tokens_per_frame",
+    "two_level_schedule",
     "unpack_ragged",
     "video_positions",
     "visible_intervals",
+    "window_bounds",
 ]

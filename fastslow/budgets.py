@@ -5,9 +5,9 @@ from fractions import Fraction
 from math import prod
 
 from fastslow._typing import Grid
-from fastslow.frames import FrameSchedule
+from fastslow.frames import FrameSchedule, tokens_per_frame
 from fastslow.grids import pooled_grid
-from fastslow.schedules import Strategy, build_schedule
+from fastslow.schedules import Strategy, build_schedule, two_level_schedule
 
 
 def slow_frames_for_budget(
@@ -44,13 +44,10 @@ def slow_frames_for_budget(
         Shen et al., "LongVU" (arXiv:2410.17434), section 3: the number of frames that
         keep their resolution.
     """
-    _check_clip(num_frames, (slow_stride, fast_stride))
-    if fast_stride < slow_stride:
-        raise ValueError(
-            f"fast_stride {fast_stride} is smaller than slow_stride {slow_stride}; "
-            "a fast frame keeps no more tokens than a slow one"
-        )
-    slow, fast = (prod(pooled_grid(grid, s)) for s in (slow_stride, fast_stride))
+    both = two_level_schedule(
+        [True, False], slow_stride=slow_stride, fast_stride=fast_stride
+    )
+    slow, fast = tokens_per_frame(grid, both)
     _check_budget(num_frames, grid, budget, fast_stride, fast)
     return _most_slow(num_frames, budget, slow, fast)
 
@@ -96,11 +93,14 @@ def schedule_for_budget(
         >>> from fastslow import describe_schedule
         >>> schedule = schedule_for_budget(8, (16, 16), 400)
         >>> print(describe_schedule(schedule, (16, 16)))
-        S.S.SS.S  8 frames, 368 tokens
+        SSS.SSS.  8 frames, 392 tokens
         >>> sorted(set(schedule.strides))
-        [2, 4]
+        [2, 8]
     """
-    _check_clip(num_frames, strides)
+    if not strides or min(strides) < 1:
+        raise ValueError(
+            f"strides is {tuple(strides)}; it needs at least one, each at least 1"
+        )
     tokens = {stride: prod(pooled_grid(grid, stride)) for stride in strides}
     _check_budget(num_frames, grid, budget, max(strides), tokens[max(strides)])
     plans = []
@@ -129,20 +129,12 @@ def _most_slow(num_frames: int, budget: int, slow: int, fast: int) -> int:
     return min(num_frames, (budget - num_frames * fast) // (slow - fast))
 
 
-def _check_clip(num_frames: int, strides: Sequence[int]) -> None:
-    """Raise unless there are frames, and strides to pool them with."""
-    if num_frames < 1:
-        raise ValueError(f"num_frames is {num_frames}; a clip has at least 1 frame")
-    if not strides or min(strides) < 1:
-        raise ValueError(
-            f"strides is {tuple(strides)}; it needs at least one, each at least 1"
-        )
-
-
 def _check_budget(
     num_frames: int, grid: Grid, budget: int, stride: int, tokens: int
 ) -> None:
-    """Raise unless all frames fit at their largest stride."""
+    """Raise unless there are frames, and all fit at their largest stride."""
+    if num_frames < 1:
+        raise ValueError(f"num_frames is {num_frames}; a clip has at least 1 frame")
     if num_frames * tokens > budget:
         raise ValueError(
             f"budget is {budget} tokens but a clip of {num_frames} frames on a grid of "

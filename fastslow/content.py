@@ -29,8 +29,7 @@ def slow_by_similarity(
 
     Laws:
         first: frame 0 is slow
-        all_or_none: nothing is below minus infinity, and all is that is finite below
-            infinity
+        prefix: the first m frames are chosen as in the clip of m frames
         matches_reference: equals the loop-written reference
 
     Example:
@@ -57,8 +56,7 @@ def slow_by_score(
 ) -> tuple[bool, ...]:
     """Make the frames slow whose score reaches a threshold.
 
-    NaN reaches every threshold; it is the score of a frame that nothing predicts, such
-    as the first one.
+    NaN reaches every threshold, so it suits frame 0 where nothing predicts that.
 
     Args:
         scores: One per frame, such as the surprise of a next-frame prediction.
@@ -77,7 +75,7 @@ def slow_by_score(
 
     References:
         Yang et al., "Cambrian-S" (arXiv:2511.04670), section 4: frames that surprise
-        less than a threshold are compressed.
+        less than a threshold are compressed. Its own code gives frame 0 the score 1.
     """
     return tuple((~(scores < threshold)).tolist())
 

@@ -83,9 +83,10 @@ def build_schedule(
         raise ValueError(f"slow_ratio is {ratio}; it must lie between 0 and 1")
     count = ceil(num_frames * ratio)
     if strategy == "interleave":
-        chosen = {
-            t for t in range(num_frames) if ceil((t + 1) * ratio) > ceil(t * ratio)
-        }
+        owed = [
+            -(-t * ratio.numerator // ratio.denominator) for t in range(num_frames + 1)
+        ]
+        chosen = {t for t in range(num_frames) if owed[t + 1] > owed[t]}
     elif strategy == "first_slow":
         chosen = set(range(count))
     elif strategy == "last_slow":

@@ -40,13 +40,18 @@ EFFECTS = {
 """Files, network, processes, clocks, logs and global random state: for recipes."""
 
 SHARED = {"fastslow._typing", "fastslow._plans"}
-PLANS = SHARED | {f"fastslow.{n}" for n in ("grids", "packing", "ragged", "schedules")}
-PARTS = PLANS | {f"fastslow.{name}" for name in ("masks", "pooling", "positions")}
+INTEGERS = SHARED | {f"fastslow.{name}" for name in ("grids", "packing", "ragged")}
+SCHEDULES = INTEGERS | {
+    f"fastslow.{name}"
+    for name in ("budgets", "content", "frames", "schedules", "streams")
+}
+PARTS = SCHEDULES | {f"fastslow.{name}" for name in ("masks", "pooling", "positions")}
 CORE = PARTS | {f"fastslow.{name}" for name in ("layouts", "loss_plans", "losses")}
 ROOMS: dict[str, set[str]] = {
     **{room: set() for room in SHARED},
-    **dict.fromkeys(PLANS - SHARED, SHARED),
-    **dict.fromkeys(PARTS - PLANS, PLANS),
+    **dict.fromkeys(INTEGERS - SHARED, SHARED),
+    **dict.fromkeys(SCHEDULES - INTEGERS, SCHEDULES),
+    **dict.fromkeys(PARTS - SCHEDULES, SCHEDULES),
     "fastslow.layouts": PARTS,
     "fastslow.loss_plans": PARTS | {"fastslow.layouts"},
     "fastslow.losses": PARTS,
