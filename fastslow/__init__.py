@@ -4,6 +4,13 @@ from importlib.metadata import version
 
 from fastslow._plans import to_device
 from fastslow._typing import Grid, MaskMod
+from fastslow.budgets import schedule_for_budget, slow_frames_for_budget
+from fastslow.content import (
+    keep_by_score,
+    slow_by_score,
+    slow_by_similarity,
+    slow_by_top_k,
+)
 from fastslow.frames import (
     FrameSchedule,
     PooledFrame,
@@ -101,6 +108,7 @@ __all__ = [
     "frame_windows",
     "interval_block_mask",
     "interval_mask",
+    "keep_by_score",
     "keep_tokens",
     "kernel_schedule",
     "lengths_from_cu_seqlens",
@@ -120,6 +128,7 @@ __all__ = [
     "pooled_grid",
     "position_ids_from_cu_seqlens",
     "repeat_strides",
+    "schedule_for_budget",
     "schedule_from_grids",
     "schedule_from_json",
     "schedule_from_strides",
@@ -127,6 +136,10 @@ __all__ = [
     "segment_ids_from_cu_seqlens",
     "select_frames",
     "select_ragged",
+    "slow_by_score",
+    "slow_by_similarity",
+    "slow_by_top_k",
+    "slow_frames_for_budget",
     "take_bin",
     "temporal_patches",
     "to_device",

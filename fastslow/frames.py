@@ -167,6 +167,7 @@ def frame_kinds(
         distinct: no two kinds are equal
 
     Example:
+        >>> from fastslow import build_schedule
         >>> kinds, kind_of = frame_kinds(build_schedule(5))
         >>> len(kinds), kind_of
         (2, (0, 1, 0, 1, 0))
@@ -268,7 +269,11 @@ def schedule_to_json(schedule: FrameSchedule) -> str:
         [{"start": 0, "stop": 1, "stride": [4, 4], "is_slow": true}]}'
     """
     frames = [
-        {name: value for name, value in asdict(frame).items() if value not in _DEFAULTS}
+        {
+            name: value
+            for name, value in asdict(frame).items()
+            if value is not None and value is not False
+        }
         for frame in schedule.frames
     ]
     content = {"num_frames": schedule.num_frames, "edge": schedule.edge}
@@ -303,9 +308,6 @@ def schedule_from_json(text: str) -> FrameSchedule:
         return FrameSchedule(frames=frames, **content)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the JSON is no schedule: {error}") from error
-
-
-_DEFAULTS = (None, False)
 
 
 def _frame_from_json(fields: dict[str, Any]) -> PooledFrame:

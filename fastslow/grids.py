@@ -197,7 +197,7 @@ def pooled_grid(
     return height, width
 
 
-def _num_windows(side: int, stride: int, edge: Edge) -> int:
+def _num_windows(side: int, stride: int, edge: str) -> int:
     """Count the windows of one side; side and stride are at least 1."""
     whole, rest = divmod(side, stride)
     if edge == "ceil":

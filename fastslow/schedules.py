@@ -52,6 +52,7 @@ def build_schedule(
     Laws:
         length: one stride per frame, each one of the two given
         slow_count: ceil(T r) slow frames; round(T r), halves up, for ``uniform``
+        exact_count: ratio k / T gives k slow frames under every strategy
         extremes: ratio 0 gives no slow frame, ratio 1 no fast one
         period: ``interleave`` with ratio 1/s is slow exactly at multiples of s
         prefix: m frames of an ``interleave`` schedule are the schedule of m frames
@@ -83,9 +84,10 @@ def build_schedule(
         raise ValueError(f"slow_ratio is {ratio}; it must lie between 0 and 1")
     count = ceil(num_frames * ratio)
     if strategy == "interleave":
-        chosen = {
-            t for t in range(num_frames) if ceil((t + 1) * ratio) > ceil(t * ratio)
-        }
+        owed = [
+            -(-t * ratio.numerator // ratio.denominator) for t in range(num_frames + 1)
+        ]
+        chosen = {t for t in range(num_frames) if owed[t + 1] > owed[t]}
     elif strategy == "first_slow":
         chosen = set(range(count))
     elif strategy == "last_slow":
@@ -271,7 +273,7 @@ def kernel_schedule(
         The schedule.
 
     Raises:
-        ValueError: If a number is below 1, nothing is left under ``floor``, or frames
+        ValueError: If a number is below 1, no frame is left under ``floor``, or frames
             remain under ``error``.
 
     Laws:
@@ -285,6 +287,10 @@ def kernel_schedule(
     References:
         Liu et al., "NVILA" (arXiv:2412.04468): temporal pooling of token grids.
     """
+    if min(num_frames, *kernel) < 1:
+        raise ValueError(
+            f"num_frames is {num_frames} and kernel is {kernel}; all must be at least 1"
+        )
     frames = tuple(
         PooledFrame(start=start, stop=stop, stride=kernel[1:], is_slow=is_slow)
         for start, stop in window_bounds(num_frames, stride=kernel[0], edge=edge)

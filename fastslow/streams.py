@@ -14,14 +14,14 @@ def select_frames(schedule: FrameSchedule, frames: Sequence[int]) -> FrameSchedu
 
     Args:
         schedule: The schedule.
-        frames: Numbers of the pooled frames to keep, at least one; a number may stand
-            here more than once.
+        frames: Numbers of the pooled frames to keep; a number may stand here more than
+            once.
 
     Returns:
         The schedule of those frames; the clip stays as long as it was.
 
     Raises:
-        ValueError: If there is no number, or a frame does not exist.
+        ValueError: If a frame does not exist.
 
     Laws:
         chosen: its pooled frames are those numbered, in that order

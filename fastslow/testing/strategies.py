@@ -29,6 +29,8 @@ from fastslow.positions import AfterVideo
 from fastslow.schedules import (
     Strategy,
     build_schedule,
+    kernel_schedule,
+    schedule_from_grids,
     schedule_from_strides,
 )
 
@@ -69,7 +71,7 @@ def frame_strategies() -> st.SearchStrategy[Strategy]:
     return st.sampled_from(("interleave", "first_slow", "last_slow", "uniform"))
 
 
-def schedules(
+def ratio_schedules(
     *, max_frames: int = 12, max_stride: int = 5
 ) -> st.SearchStrategy[FrameSchedule]:
     """Draw a schedule that ``build_schedule`` makes."""
@@ -88,6 +90,43 @@ def schedules(
         frame_strategies(),
         slow_ratios(),
         stride_pairs,
+    )
+
+
+def kernel_schedules(
+    *, max_frames: int = 8, max_stride: int = 4
+) -> st.SearchStrategy[FrameSchedule]:
+    """Draw a schedule of one kernel of frames, rows and columns, edges kept."""
+    kernels = st.tuples(*[st.integers(1, max_stride)] * 3)
+    return st.builds(
+        kernel_schedule, st.integers(1, max_frames), kernels, is_slow=st.booleans()
+    )
+
+
+def schedules(
+    *, max_frames: int = 6, max_stride: int = 5
+) -> st.SearchStrategy[FrameSchedule]:
+    """Draw any schedule that suits every grid, see ``grid_schedules`` for one grid.
+
+    Ratios, strides, target grids and kernels, and pooled frames that overlap, repeat
+    and stand in any order; edges are kept, and so are all tokens.
+    """
+    sizes = {"max_frames": max_frames, "max_stride": max_stride}
+    targets = st.lists(grids(max_side=max_stride), min_size=1, max_size=max_frames)
+    return st.one_of(
+        ratio_schedules(**sizes),
+        plain_schedules(**sizes),
+        kernel_schedules(**sizes),
+        targets.map(schedule_from_grids),
+        st.integers(1, max_frames).flatmap(
+            lambda num_frames: st.builds(
+                FrameSchedule,
+                num_frames=st.just(num_frames),
+                frames=st.lists(
+                    _pooled_frames(num_frames, max_stride), min_size=1, max_size=4
+                ).map(tuple),
+            )
+        ),
     )
 
 
@@ -136,35 +175,57 @@ def plain_schedules(
 def grid_schedules(
     draw: Callable[..., Any], grid: Grid, *, max_frames: int = 4, max_stride: int = 5
 ) -> FrameSchedule:
-    """Draw any schedule of clips of one grid.
+    """Draw any schedule of clips of one grid, the empty one included.
 
     Its pooled frames may overlap, repeat, stand in any order and read several frames;
-    windows are given by stride or by count, and some tokens may be dropped.
+    windows are given by stride or by count, edges are kept, dropped or not there, and
+    some tokens may be dropped.
     """
     num_frames = draw(st.integers(1, max_frames))
-    edge: Edge = draw(st.sampled_from(("ceil", "floor")))
-    frames = draw(
-        st.lists(_pooled_frames(grid, num_frames, edge, max_stride), max_size=4)
+    edge: Edge = draw(st.sampled_from(("ceil", "floor", "error")))
+    fits: Callable[[int, int], bool] = {
+        "ceil": lambda side, stride: True,
+        "floor": lambda side, stride: stride <= side,
+        "error": lambda side, stride: side % stride == 0,
+    }[edge]
+    heights, widths = (
+        st.sampled_from([s for s in range(1, max_stride + 1) if fits(side, s)])
+        for side in grid
     )
-    return FrameSchedule(num_frames=num_frames, frames=tuple(frames), edge=edge)
+    pooled = _pooled_frames(num_frames, max_stride, st.tuples(heights, widths))
+    drawn = draw(st.lists(pooled, max_size=4))
+    frames = tuple(_drop_some(draw, grid, frame, edge) for frame in drawn)
+    return FrameSchedule(num_frames=num_frames, frames=frames, edge=edge)
 
 
-@st.composite
 def _pooled_frames(
-    draw: Callable[..., Any], grid: Grid, num_frames: int, edge: Edge, max_stride: int
-) -> PooledFrame:
-    """Draw a pooled frame that fits the grid."""
-    start = draw(st.integers(0, num_frames - 1))
-    most = min(max_stride, *grid) if edge == "floor" else max_stride
-    sides = draw(st.tuples(st.integers(1, most), st.integers(1, most)))
-    by_stride = draw(st.booleans())
-    frame = PooledFrame(
-        start=start,
-        stop=draw(st.integers(start + 1, num_frames)),
-        stride=sides if by_stride else None,
-        grid=None if by_stride else sides,
-        is_slow=draw(st.booleans()),
+    num_frames: int,
+    max_side: int,
+    stride_pairs: st.SearchStrategy[tuple[int, int]] | None = None,
+) -> st.SearchStrategy[PooledFrame]:
+    """Draw a pooled frame of a clip, with windows by stride or by count."""
+    pairs = grids(max_side=max_side) if stride_pairs is None else stride_pairs
+    by_stride = st.tuples(pairs, st.none())
+    by_count = st.tuples(st.none(), grids(max_side=max_side))
+    return st.builds(
+        lambda first, last, sizes, slow: PooledFrame(
+            start=min(first, last),
+            stop=max(first, last) + 1,
+            stride=sizes[0],
+            grid=sizes[1],
+            is_slow=slow,
+        ),
+        st.integers(0, num_frames - 1),
+        st.integers(0, num_frames - 1),
+        st.one_of(by_stride, by_count),
+        st.booleans(),
     )
+
+
+def _drop_some(
+    draw: Callable[..., Any], grid: Grid, frame: PooledFrame, edge: Edge
+) -> PooledFrame:
+    """Give the frame with a drawn mask of its tokens, or with all of them."""
     height, width = frame_windows(grid, frame, edge)
     windows = len(height) * len(width)
     masks = st.lists(st.booleans(), min_size=windows, max_size=windows)

@@ -1,6 +1,7 @@
 """Laws of ``fastslow.schedules``."""
 
 import inspect
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil
@@ -9,7 +10,18 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from fastslow import FrameSchedule, build_schedule
+from fastslow import (
+    FrameSchedule,
+    Grid,
+    build_schedule,
+    kernel_schedule,
+    repeat_strides,
+    schedule_from_grids,
+    schedule_from_strides,
+    tokens_per_frame,
+    two_level_schedule,
+)
+from fastslow.grids import Edge
 from fastslow.schedules import Strategy
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
@@ -20,6 +32,12 @@ even_strategies = st.sampled_from(("interleave", "uniform"))
 
 def slow_places(schedule: FrameSchedule) -> list[int]:
     return [frame for frame, slow in enumerate(schedule.is_slow) if slow]
+
+
+def assert_one_frame_each(schedule: FrameSchedule, num_frames: int) -> None:
+    assert schedule.num_frames == num_frames
+    read = [(frame.start, frame.stop) for frame in schedule.frames]
+    assert read == [(t, t + 1) for t in range(num_frames)]
 
 
 @given(
@@ -58,6 +76,17 @@ def test_build_schedule__slow_count(
         assert -Fraction(1, 2) < gap <= Fraction(1, 2)
     else:
         assert count - 1 < num_frames * ratio <= count
+
+
+@given(frame_counts, fst.frame_strategies(), st.data())
+@example(1, "uniform", None)
+def test_build_schedule__exact_count(
+    num_frames: int, strategy: Strategy, data: st.DataObject | None
+) -> None:
+    count = data.draw(st.integers(0, num_frames)) if data else num_frames
+    ratio = Fraction(count, num_frames)
+    schedule = build_schedule(num_frames, strategy=strategy, slow_ratio=ratio)
+    assert sum(schedule.is_slow) == count
 
 
 @given(frame_counts, fst.frame_strategies())
@@ -111,11 +140,22 @@ def test_build_schedule__uniform_ends(num_frames: int, ratio: Fraction) -> None:
     assert places[-1] == num_frames - 1
 
 
+@given(frame_counts, fst.slow_ratios())
+def test_build_schedule__mirrored(num_frames: int, ratio: Fraction) -> None:
+    first, last = (
+        build_schedule(num_frames, strategy=strategy, slow_ratio=ratio)
+        for strategy in ("first_slow", "last_slow")
+    )
+    assert last.is_slow == first.is_slow[::-1]
+    assert last.strides == first.strides[::-1]
+
+
 @given(frame_counts, fst.frame_strategies(), fst.slow_ratios())
 @example(8, "uniform", Fraction(2, 5))
 @example(5, "uniform", Fraction(1, 2))
 @example(5, "uniform", Fraction(1, 5))
 @example(5, "first_slow", Fraction(1, 2))
+@example(5, "last_slow", Fraction(1, 2))
 def test_build_schedule__matches_reference(
     num_frames: int, strategy: Strategy, ratio: Fraction
 ) -> None:
@@ -131,7 +171,7 @@ def test_build_schedule__matches_reference(
 def test_a_float_counts_as_the_fraction_that_it_rounds(
     num_frames: int, ratio: Fraction
 ) -> None:
-    for strategy in ("interleave", "first_slow", "uniform"):
+    for strategy in ("interleave", "first_slow", "last_slow", "uniform"):
         exact = build_schedule(num_frames, strategy=strategy, slow_ratio=ratio)
         rounded = build_schedule(num_frames, strategy=strategy, slow_ratio=float(ratio))
         assert rounded == exact
@@ -145,10 +185,109 @@ def test_tiny_ratios_are_not_rounded_to_zero() -> None:
     ).is_slow.count(True)
 
 
-@given(fst.schedules())
-def test_str_draws_one_letter_a_frame(schedule: FrameSchedule) -> None:
-    letters = ["S" if slow else "." for slow in schedule.is_slow]
-    assert str(schedule) == "".join(letters)
+@given(st.lists(st.booleans(), min_size=1), fst.strides(), st.integers(0, 4))
+def test_two_level_schedule__levels(
+    is_slow: list[bool], slow_stride: int, more: int
+) -> None:
+    fast_stride = slow_stride + more
+    schedule = two_level_schedule(
+        is_slow, slow_stride=slow_stride, fast_stride=fast_stride
+    )
+    expected = [slow_stride if slow else fast_stride for slow in is_slow]
+    assert list(schedule.strides) == expected
+    assert list(schedule.is_slow) == is_slow
+    assert_one_frame_each(schedule, len(is_slow))
+
+
+@given(fst.stride_lists(), st.sampled_from(("ceil", "floor", "error")), st.data())
+def test_schedule_from_strides__round_trip(
+    strides: list[int], edge: Edge, data: st.DataObject
+) -> None:
+    schedule = schedule_from_strides(strides, edge=edge)
+    assert list(schedule.strides) == strides
+    assert schedule.edge == edge
+    assert_one_frame_each(schedule, len(strides))
+    assert slow_places(schedule) == [
+        t for t, stride in enumerate(strides) if not any(s < stride for s in strides)
+    ]
+    flags = data.draw(
+        st.lists(st.booleans(), min_size=len(strides), max_size=len(strides))
+    )
+    flagged = schedule_from_strides(strides, is_slow=flags)
+    assert list(flagged.is_slow) == flags
+    assert list(flagged.strides) == strides
+
+
+patterns = fst.stride_lists().map(tuple)
+phases = st.integers(-7, 7)
+
+
+@given(frame_counts, patterns, phases)
+def test_repeat_strides__period(
+    num_frames: int, pattern: tuple[int, ...], phase: int
+) -> None:
+    strides = repeat_strides(num_frames, pattern, phase=phase).strides
+    assert len(strides) == num_frames
+    assert strides[len(pattern) :] == strides[: -len(pattern)]
+    turned = repeat_strides(len(pattern), pattern, phase=phase).strides
+    assert sorted(turned) == sorted(pattern)
+
+
+@given(frame_counts, frame_counts, patterns, phases)
+@example(1, 4, (4, 2), 0)
+def test_repeat_strides__prefix(
+    first: int, second: int, pattern: tuple[int, ...], phase: int
+) -> None:
+    short, long = sorted((first, second))
+    whole = repeat_strides(long, pattern, phase=phase)
+    part = repeat_strides(short, pattern, phase=phase)
+    assert part.frames == whole.frames[:short]
+    assert part.num_frames == short
+
+
+@given(frame_counts, patterns, st.data())
+def test_repeat_strides__phase(
+    num_frames: int, pattern: tuple[int, ...], data: st.DataObject
+) -> None:
+    phase = data.draw(st.integers(0, num_frames - 1))
+    strides = repeat_strides(num_frames, pattern, phase=phase).strides
+    assert strides[phase : phase + len(pattern)] == pattern[: num_frames - phase]
+    assert (
+        strides[:phase]
+        == repeat_strides(num_frames, pattern, phase=phase - len(pattern)).strides[
+            :phase
+        ]
+    )
+
+
+@given(st.lists(fst.grids(max_side=8), min_size=1, max_size=6), fst.grids(max_side=30))
+def test_schedule_from_grids__counts(targets: list[Grid], grid: Grid) -> None:
+    schedule = schedule_from_grids(targets)
+    counts = [height * width for height, width in targets]
+    assert list(tokens_per_frame(grid, schedule)) == counts
+    assert slow_places(schedule) == [
+        t for t, count in enumerate(counts) if count == max(counts)
+    ]
+    assert_one_frame_each(schedule, len(targets))
+    flags = [t % 2 == 0 for t in range(len(targets))]
+    assert list(schedule_from_grids(targets, is_slow=flags).is_slow) == flags
+
+
+@given(frame_counts, st.tuples(st.integers(1, 9), fst.strides(), fst.strides()))
+@example(10, (4, 2, 1))
+@example(3, (4, 1, 2))
+def test_kernel_schedule__chunks(num_frames: int, kernel: tuple[int, int, int]) -> None:
+    schedule = kernel_schedule(num_frames, kernel)
+    read = [list(range(frame.start, frame.stop)) for frame in schedule.frames]
+    assert read == reference.side_windows(num_frames, kernel[0], None, "ceil")
+    assert all(frame.stride == kernel[1:] for frame in schedule.frames)
+    whole = [frames for frames in read if len(frames) == kernel[0]]
+    if whole:
+        floored = kernel_schedule(num_frames, kernel, is_slow=True, edge="floor")
+        assert floored.num_frames == num_frames
+        assert floored.edge == "floor"
+        assert floored.is_slow == (True,) * len(whole)
+        assert [frame.start for frame in floored.frames] == [run[0] for run in whole]
 
 
 def test_defaults_are_every_second_frame_at_strides_4_and_8() -> None:
@@ -164,7 +303,10 @@ def test_defaults_are_every_second_frame_at_strides_4_and_8() -> None:
         ({"num_frames": -2}, "num_frames is -2; a clip has at least 1 frame"),
         (
             {"strategy": "middle"},
-            "strategy is 'middle'; it must be one of interleave, first_slow, uniform",
+            (
+                "strategy is 'middle'; it must be one of interleave, first_slow, "
+                "last_slow, uniform"
+            ),
         ),
         ({"slow_ratio": -0.1}, "slow_ratio is -0.1; it must lie between 0 and 1"),
         ({"slow_ratio": 1.5}, "slow_ratio is 1.5; it must lie between 0 and 1"),
@@ -198,12 +340,69 @@ def test_build_schedule_names_what_is_out_of_range(
     assert str(error.value) == message
 
 
-def test_a_schedule_checks_its_fields() -> None:
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: two_level_schedule([]),
+            "strides is empty; a clip has at least 1 frame",
+        ),
+        (
+            lambda: schedule_from_strides([]),
+            "strides is empty; a clip has at least 1 frame",
+        ),
+        (
+            lambda: schedule_from_grids([]),
+            "grids is empty; a clip has at least 1 frame",
+        ),
+        (
+            lambda: schedule_from_strides([1, 2], is_slow=[True]),
+            "strides has 2 frames but is_slow has 1; both describe the same clip",
+        ),
+        (
+            lambda: schedule_from_grids([(1, 2)], is_slow=[True, False]),
+            "grids has 1 frames but is_slow has 2; both describe the same clip",
+        ),
+        (
+            lambda: schedule_from_strides([1, 0]),
+            "stride is (0, 0); both sides must be at least 1",
+        ),
+        (
+            lambda: schedule_from_grids([(1, 0)]),
+            "grid is (1, 0); both sides must be at least 1",
+        ),
+        (
+            lambda: repeat_strides(0, (2,)),
+            ("num_frames is 0 and pattern has 1 strides; both must be at least 1"),
+        ),
+        (
+            lambda: repeat_strides(3, ()),
+            ("num_frames is 3 and pattern has 0 strides; both must be at least 1"),
+        ),
+        (
+            lambda: kernel_schedule(0, (1, 1, 1)),
+            "num_frames is 0 and kernel is (1, 1, 1); all must be at least 1",
+        ),
+        (
+            lambda: kernel_schedule(4, (0, 1, 1)),
+            "num_frames is 4 and kernel is (0, 1, 1); all must be at least 1",
+        ),
+        (
+            lambda: kernel_schedule(4, (1, 0, 1)),
+            "num_frames is 4 and kernel is (1, 0, 1); all must be at least 1",
+        ),
+        (
+            lambda: kernel_schedule(3, (4, 1, 1), edge="floor"),
+            (
+                "a side of 3 tokens holds no whole window of stride 4; edge 'ceil' "
+                "keeps it"
+            ),
+        ),
+    ],
+)
+def test_what_makes_no_schedule_is_named(
+    call: Callable[[], FrameSchedule], message: str
+) -> None:
     with pytest.raises(ValueError) as error:
-        FrameSchedule(strides=(1, 2), is_slow=(True,))
-    assert str(error.value) == (
-        "strides has 2 frames but is_slow has 1; both describe the same clip"
-    )
-    with pytest.raises(ValueError) as error:
-        FrameSchedule(strides=(1, 0), is_slow=(True, False))
-    assert str(error.value) == "strides has 0; a stride is at least 1"
+        call()
+    assert str(error.value) == message

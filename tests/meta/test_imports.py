@@ -41,7 +41,10 @@ EFFECTS = {
 
 SHARED = {"fastslow._typing", "fastslow._plans"}
 INTEGERS = SHARED | {f"fastslow.{name}" for name in ("grids", "packing", "ragged")}
-SCHEDULES = INTEGERS | {f"fastslow.{n}" for n in ("frames", "schedules", "streams")}
+SCHEDULES = INTEGERS | {
+    f"fastslow.{name}"
+    for name in ("budgets", "content", "frames", "schedules", "streams")
+}
 PARTS = SCHEDULES | {f"fastslow.{name}" for name in ("masks", "pooling", "positions")}
 CORE = PARTS | {f"fastslow.{name}" for name in ("layouts", "loss_plans", "losses")}
 ROOMS: dict[str, set[str]] = {

@@ -26,7 +26,14 @@ from fastslow.testing.reference.masks import visible_pairs
 from fastslow.testing.reference.packing import best_fit_decreasing, fewest_bins
 from fastslow.testing.reference.pooling import pool, pool_plan, pooling_windows
 from fastslow.testing.reference.ragged import bounds, segments_and_places
-from fastslow.testing.reference.schedules import slow_frames
+from fastslow.testing.reference.schedules import (
+    keep_by_score,
+    schedule_for_budget,
+    slow_by_score,
+    slow_by_similarity,
+    slow_by_top_k,
+    slow_frames,
+)
 
 __all__ = [
     "Schedule",
@@ -34,6 +41,7 @@ __all__ = [
     "best_fit_decreasing",
     "bounds",
     "fewest_bins",
+    "keep_by_score",
     "labelled_rows",
     "layout",
     "next_frame_loss",
@@ -42,8 +50,12 @@ __all__ = [
     "pool",
     "pool_plan",
     "pooling_windows",
+    "schedule_for_budget",
     "segments_and_places",
     "side_windows",
+    "slow_by_score",
+    "slow_by_similarity",
+    "slow_by_top_k",
     "slow_frames",
     "token_distance",
     "tokens_per_frame",

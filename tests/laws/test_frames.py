@@ -1,0 +1,277 @@
+"""Laws of ``fastslow.frames``."""
+
+import json
+from collections.abc import Callable
+from dataclasses import astuple, replace
+from itertools import pairwise, product
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fastslow import (
+    FrameSchedule,
+    Grid,
+    PooledFrame,
+    build_schedule,
+    describe_schedule,
+    frame_kinds,
+    frame_windows,
+    keep_tokens,
+    repeat_strides,
+    schedule_from_grids,
+    schedule_from_json,
+    schedule_from_strides,
+    schedule_to_json,
+    tokens_per_frame,
+)
+from fastslow.testing import reference
+from fastslow.testing import strategies as fst
+
+clips = fst.grids().flatmap(
+    lambda grid: st.tuples(st.just(grid), fst.grid_schedules(grid))
+)
+any_schedule = st.one_of(fst.schedules(), clips.map(lambda clip: clip[1]))
+dropped = PooledFrame(start=0, stop=2, stride=(2, 1), keep=(True, False, True))
+
+
+@given(clips)
+@example(((3, 2), repeat_strides(1, (2,))))
+@example(((3, 2), schedule_from_grids([(2, 4)])))
+def test_frame_windows__matches_reference(clip: tuple[Grid, FrameSchedule]) -> None:
+    grid, schedule = clip
+    for frame in schedule.frames:
+        heights, widths = frame_windows(grid, frame, schedule.edge)
+        windows = [
+            [(row, column) for row in range(*rows) for column in range(*columns)]
+            for rows, columns in product(heights, widths)
+        ]
+        whole = replace(frame, keep=None)
+        assert windows == reference.window_cells(grid, astuple(whole), schedule.edge)
+
+
+@given(any_schedule)
+def test_frame_kinds__round_trip(schedule: FrameSchedule) -> None:
+    kinds, kind_of = frame_kinds(schedule)
+    moved = tuple(
+        replace(
+            kinds[kind],
+            start=frame.start,
+            stop=frame.start + kinds[kind].stop,
+            is_slow=frame.is_slow,
+        )
+        for kind, frame in zip(kind_of, schedule.frames, strict=True)
+    )
+    assert moved == schedule.frames
+    assert all(kind.start == 0 and not kind.is_slow for kind in kinds)
+
+
+@given(any_schedule)
+def test_frame_kinds__distinct(schedule: FrameSchedule) -> None:
+    kinds, kind_of = frame_kinds(schedule)
+    assert len(set(kinds)) == len(kinds)
+    assert list(dict.fromkeys(kind_of)) == list(range(len(kinds)))
+
+
+@given(fst.grids(max_side=40), st.integers(1, 50))
+def test_tokens_per_frame__monotone(grid: Grid, stride: int) -> None:
+    schedule = schedule_from_strides([stride, stride + 1])
+    fine, coarse = tokens_per_frame(grid, schedule)
+    assert fine >= coarse >= 1
+
+
+@given(clips)
+@example(((2, 3), FrameSchedule(num_frames=2, frames=(dropped, dropped))))
+def test_tokens_per_frame__matches_reference(clip: tuple[Grid, FrameSchedule]) -> None:
+    grid, schedule = clip
+    expected = reference.tokens_per_frame(grid, astuple(schedule))
+    assert list(tokens_per_frame(grid, schedule)) == expected
+
+
+@given(clips)
+def test_describe_schedule__counts(clip: tuple[Grid, FrameSchedule]) -> None:
+    grid, schedule = clip
+    tokens = sum(reference.tokens_per_frame(grid, astuple(schedule)))
+    assert describe_schedule(schedule, grid) == f"{schedule}, {tokens} tokens"
+
+
+@given(any_schedule)
+@example(FrameSchedule(num_frames=2, frames=(dropped,), edge="floor"))
+def test_schedule_to_json__round_trip(schedule: FrameSchedule) -> None:
+    text = schedule_to_json(schedule)
+    assert schedule_from_json(text) == schedule
+    assert "\n" not in text
+
+
+@given(any_schedule)
+def test_schedule_from_json__round_trip(schedule: FrameSchedule) -> None:
+    text = schedule_to_json(schedule)
+    assert schedule_to_json(schedule_from_json(text)) == text
+
+
+def test_json_holds_the_fields_and_leaves_defaults_out() -> None:
+    schedule = FrameSchedule(num_frames=2, frames=(dropped,))
+    assert json.loads(schedule_to_json(schedule)) == {
+        "num_frames": 2,
+        "edge": "ceil",
+        "frames": [
+            {"start": 0, "stop": 2, "stride": [2, 1], "keep": [True, False, True]}
+        ],
+    }
+
+
+@given(any_schedule)
+def test_str_draws_one_letter_a_frame(schedule: FrameSchedule) -> None:
+    letters, count = str(schedule).split("  ")
+    assert letters == "".join("S" if slow else "." for slow in schedule.is_slow)
+    assert count == f"{len(letters)} frame" + ("" if len(letters) == 1 else "s")
+
+
+@given(any_schedule)
+def test_slow_flags_are_those_of_the_frames(schedule: FrameSchedule) -> None:
+    assert schedule.is_slow == tuple(frame.is_slow for frame in schedule.frames)
+
+
+@given(any_schedule)
+def test_strides_are_there_where_all_windows_are_square(
+    schedule: FrameSchedule,
+) -> None:
+    found = [frame.stride for frame in schedule.frames]
+    if all(stride and stride[0] == stride[1] for stride in found):
+        assert schedule.strides == tuple(stride[1] for stride in found if stride)
+        return
+    with pytest.raises(ValueError) as error:
+        _ = schedule.strides
+    assert str(error.value) == (
+        f"the schedule {schedule} has windows that are not square; strides has one "
+        "number per frame"
+    )
+
+
+@given(st.lists(st.integers(1, 60), min_size=2, max_size=5, unique=True))
+def test_a_larger_grid_of_windows_has_more_tokens(sides: list[int]) -> None:
+    schedule = schedule_from_grids([(side, 3) for side in sorted(sides)])
+    counts = tokens_per_frame((13, 23), schedule)
+    assert all(few < many for few, many in pairwise(counts))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"start": 2, "stop": 2},
+            (
+                "a pooled frame reads frames 2 to 2, half open; it must read at least "
+                "one, counted from 0"
+            ),
+        ),
+        (
+            {"start": -1, "stop": 1},
+            (
+                "a pooled frame reads frames -1 to 1, half open; it must read at least "
+                "one, counted from 0"
+            ),
+        ),
+        (
+            {"stride": None},
+            "stride is None and grid is None; exactly one of them is given",
+        ),
+        (
+            {"grid": (1, 1)},
+            "stride is (2, 2) and grid is (1, 1); exactly one of them is given",
+        ),
+        ({"stride": (2, 0)}, "stride is (2, 0); both sides must be at least 1"),
+        (
+            {"stride": None, "grid": (0, 3)},
+            "grid is (0, 3); both sides must be at least 1",
+        ),
+        (
+            {"keep": (False, False)},
+            "keep drops every token; a frame keeps at least one",
+        ),
+        ({"keep": ()}, "keep drops every token; a frame keeps at least one"),
+    ],
+)
+def test_a_pooled_frame_checks_its_fields(
+    fields: dict[str, object], message: str
+) -> None:
+    good: dict[str, object] = {"start": 0, "stop": 1, "stride": (2, 2)}
+    with pytest.raises(ValueError) as error:
+        PooledFrame(**(good | fields))
+    assert str(error.value) == message
+
+
+def test_a_schedule_reads_frames_that_exist() -> None:
+    frame = PooledFrame(start=1, stop=3, stride=(1, 1))
+    assert FrameSchedule(num_frames=3, frames=(frame,)).is_slow == (False,)
+    with pytest.raises(ValueError) as error:
+        FrameSchedule(num_frames=2, frames=(frame,))
+    assert str(error.value) == ("a pooled frame reads up to frame 3 but the clip has 2")
+
+
+def test_a_schedule_knows_its_edge() -> None:
+    schedule = build_schedule(2)
+    object.__setattr__(schedule, "edge", "wrap")
+    with pytest.raises(ValueError) as error:
+        schedule.__post_init__()
+    assert str(error.value) == "edge is 'wrap'; it must be one of ceil, floor, error"
+
+
+def test_a_mask_has_one_entry_per_window() -> None:
+    schedule = keep_tokens(repeat_strides(1, (2,)), [[True, False]])
+    for call in (
+        lambda: frame_windows((4, 4), schedule.frames[0]),
+        lambda: tokens_per_frame((4, 4), schedule),
+        lambda: describe_schedule(schedule, (4, 4)),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert str(error.value) == (
+            "keep has 2 entries but the frame has 4 windows on a grid of (4, 4)"
+        )
+    assert tokens_per_frame((4, 2), schedule) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("S..", "Expecting value: line 1 column 1 (char 0)"),
+        ('{"num_frames": 1}', "the JSON is no schedule: 'frames'"),
+        (
+            '{"num_frames": 1, "frames": [{"start": 1, "stop": 1, "stride": [2, 2]}]}',
+            (
+                "a pooled frame reads frames 1 to 1, half open; it must read at least "
+                "one, counted from 0"
+            ),
+        ),
+    ],
+)
+def test_json_that_is_no_schedule_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        schedule_from_json(text)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.update(tempo=3),
+        lambda content: content.pop("num_frames"),
+        lambda content: content.update(num_frames="8"),
+        lambda content: content["frames"][0].update(speed=2),
+        lambda content: content["frames"][0].pop("start"),
+        lambda content: content.update(frames=None),
+        lambda content: content.update(frames=[3]),
+    ],
+)
+def test_json_with_wrong_fields_is_refused(change: Callable[[Any], object]) -> None:
+    content = json.loads(schedule_to_json(build_schedule(8)))
+    change(content)
+    with pytest.raises(ValueError, match="the JSON is no schedule: "):
+        schedule_from_json(json.dumps(content))
+
+
+def test_json_that_is_no_object_is_refused() -> None:
+    with pytest.raises(ValueError, match="the JSON is no schedule: "):
+        schedule_from_json("[1, 2]")

@@ -1,0 +1,211 @@
+"""Laws of ``fastslow.streams``."""
+
+import inspect
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fastslow import (
+    FrameSchedule,
+    Grid,
+    PooledFrame,
+    keep_tokens,
+    merge_streams,
+    repeat_strides,
+    schedule_from_grids,
+    select_frames,
+    tokens_per_frame,
+)
+from fastslow.testing import strategies as fst
+
+Mask = list[bool] | None
+
+
+@st.composite
+def masked_schedules(
+    draw: st.DrawFn,
+) -> tuple[Grid, FrameSchedule, list[Mask]]:
+    """Draw a grid, a schedule of it, and a mask for each of its frames."""
+    grid = draw(fst.grids(max_side=4))
+    schedule = draw(fst.grid_schedules(grid))
+    whole = replace(
+        schedule, frames=tuple(replace(frame, keep=None) for frame in schedule.frames)
+    )
+    masks = [
+        draw(
+            st.none()
+            | st.lists(st.booleans(), min_size=count, max_size=count).filter(any)
+        )
+        for count in tokens_per_frame(grid, whole)
+    ]
+    return grid, schedule, masks
+
+
+def streams_of_one_clip() -> st.SearchStrategy[list[FrameSchedule]]:
+    """Draw schedules that may be merged, in order of time or not."""
+
+    def stream(num_frames: int) -> st.SearchStrategy[FrameSchedule]:
+        clip = repeat_strides(num_frames, (2, 4))
+        runs = st.tuples(st.integers(0, num_frames - 1), st.integers(1, num_frames))
+        frames = st.lists(
+            runs.map(
+                lambda run: PooledFrame(
+                    start=min(run[0], run[1] - 1), stop=run[1], stride=(1, 1)
+                )
+            ),
+            max_size=5,
+        )
+        places = st.lists(st.integers(0, num_frames - 1), max_size=5)
+        return st.one_of(
+            places.map(sorted).map(lambda chosen: select_frames(clip, chosen)),
+            frames.map(
+                lambda drawn: FrameSchedule(num_frames=num_frames, frames=tuple(drawn))
+            ),
+        )
+
+    return st.integers(1, 6).flatmap(
+        lambda num_frames: st.lists(stream(num_frames), min_size=1, max_size=3)
+    )
+
+
+def in_order(frames: Sequence[PooledFrame]) -> bool:
+    return all(before.stop <= after.stop for before, after in pairwise(frames))
+
+
+@given(fst.schedules(), st.data())
+def test_select_frames__chosen(schedule: FrameSchedule, data: st.DataObject) -> None:
+    places = st.integers(0, len(schedule.frames) - 1)
+    chosen = data.draw(st.lists(places, max_size=8))
+    selected = select_frames(schedule, chosen)
+    assert list(selected.frames) == [schedule.frames[place] for place in chosen]
+    assert selected.num_frames == schedule.num_frames
+    assert selected.edge == schedule.edge
+
+
+@given(fst.schedules())
+def test_select_frames__identity(schedule: FrameSchedule) -> None:
+    assert select_frames(schedule, range(len(schedule.frames))) == schedule
+
+
+@given(masked_schedules())
+def test_keep_tokens__counts(drawn: tuple[Grid, FrameSchedule, list[Mask]]) -> None:
+    grid, schedule, masks = drawn
+    whole = keep_tokens(schedule, [None] * len(masks))
+    expected = [
+        count if mask is None else sum(mask)
+        for count, mask in zip(tokens_per_frame(grid, whole), masks, strict=True)
+    ]
+    kept = keep_tokens(schedule, masks)
+    assert list(tokens_per_frame(grid, kept)) == expected
+    assert [replace(frame, keep=None) for frame in kept.frames] == list(whole.frames)
+    assert [frame.keep and list(frame.keep) for frame in kept.frames] == masks
+
+
+@given(streams_of_one_clip(), st.sampled_from(("stream", "time")))
+def test_merge_streams__keeps_all(streams: list[FrameSchedule], order: str) -> None:
+    merged = merge_streams(streams, order=order)
+    every = [frame for stream in streams for frame in stream.frames]
+    assert Counter(merged.frames) == Counter(every)
+    assert merged.num_frames == streams[0].num_frames
+
+
+@given(streams_of_one_clip())
+def test_merge_streams__stream_order(streams: list[FrameSchedule]) -> None:
+    merged = merge_streams(streams)
+    place = 0
+    for stream in streams:
+        end = place + len(stream.frames)
+        assert merged.frames[place:end] == stream.frames
+        place = end
+    assert place == len(merged.frames)
+
+
+@given(streams_of_one_clip())
+@example(
+    [
+        schedule_from_grids([(2, 2)] * 3, is_slow=[True] * 3),
+        schedule_from_grids([(1, 1)] * 3, is_slow=[False] * 3),
+    ]
+)
+def test_merge_streams__time_order(streams: list[FrameSchedule]) -> None:
+    merged = merge_streams(streams, order="time")
+    assert in_order(merged.frames)
+    for time in {frame.stop for frame in merged.frames}:
+        found = [frame for frame in merged.frames if frame.stop == time]
+        expected = [
+            frame for stream in streams for frame in stream.frames if frame.stop == time
+        ]
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (
+            [0, 5],
+            "frames lies between 0 and 5; the schedule has 5 frames, counted from 0",
+        ),
+        (
+            [3, -1, 2],
+            "frames lies between -1 and 3; the schedule has 5 frames, counted from 0",
+        ),
+    ],
+)
+def test_a_frame_that_does_not_exist_is_named(chosen: list[int], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        select_frames(repeat_strides(5, (2,)), chosen)
+    assert str(error.value) == message
+
+
+def test_a_mask_is_needed_for_each_frame() -> None:
+    schedule = repeat_strides(2, (2,))
+    with pytest.raises(ValueError) as error:
+        keep_tokens(schedule, [None])
+    assert str(error.value) == (
+        "keep has 1 frames but the schedule has 2; each needs one entry"
+    )
+    with pytest.raises(ValueError) as error:
+        keep_tokens(schedule, [None, [False, False]])
+    assert str(error.value) == "keep drops every token; a frame keeps at least one"
+
+
+@pytest.mark.parametrize(
+    ("streams", "message"),
+    [
+        ([], "streams describe nothing; all must describe the same clip"),
+        (
+            [repeat_strides(2, (2,)), repeat_strides(3, (2,))],
+            (
+                "streams describe 2 frames with edge 'ceil' and 3 frames with edge "
+                "'ceil'; all must describe the same clip"
+            ),
+        ),
+        (
+            [
+                repeat_strides(2, (2,)),
+                replace(repeat_strides(2, (2,)), edge="floor"),
+            ],
+            (
+                "streams describe 2 frames with edge 'ceil' and 2 frames with edge "
+                "'floor'; all must describe the same clip"
+            ),
+        ),
+    ],
+)
+def test_streams_of_different_clips_are_named(
+    streams: list[FrameSchedule], message: str
+) -> None:
+    with pytest.raises(ValueError) as error:
+        merge_streams(streams)
+    assert str(error.value) == message
+
+
+def test_an_unknown_order_is_named() -> None:
+    with pytest.raises(ValueError) as error:
+        inspect.unwrap(merge_streams)([repeat_strides(2, (2,))], order="size")
+    assert str(error.value) == "order is 'size'; it must be one of stream, time"
