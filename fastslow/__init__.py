@@ -48,13 +48,8 @@ from fastslow.masks import (
     visible_intervals,
 )
 from fastslow.packing import StreamState, best_fit_decreasing, next_bin, take_bin
-from fastslow.pooling import (
-    PoolPlan,
-    plan_bags,
-    plan_pooling,
-    pool_frames,
-    pool_tokens,
-)
+from fastslow.pool_plans import PoolPlan, plan_bags, plan_pooling
+from fastslow.pooling import pool_frames, pool_tokens
 from fastslow.positions import after_video, video_positions
 from fastslow.ragged import (
     Ragged,

@@ -17,7 +17,7 @@ from fastslow.frames import (
     tokens_per_frame,
 )
 from fastslow.layouts import IGNORED_LABEL, TokenLayout, VideoSpan
-from fastslow.pooling import PoolPlan, plan_bags, plan_pooling
+from fastslow.pool_plans import PoolPlan, plan_bags, plan_pooling
 from fastslow.ragged import cu_seqlens_from_lengths
 
 Pairing = Literal["source_grid", "common_grid", "frame_mean"]

@@ -1,186 +1,19 @@
 """Variable-stride pooling of a clip's tokens into a ragged sequence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Float64, Int, Int32
+from jaxtyping import Float
 from torch import Tensor
 
 from fastslow._plans import to_device
-from fastslow._typing import Grid
-from fastslow.frames import FrameSchedule, PooledFrame, frame_kinds, frame_windows
-from fastslow.grids import Edge, window_bounds
-from fastslow.ragged import (
-    Ragged,
-    lengths_from_cu_seqlens,
-    pack_ragged,
-    select_ragged,
-)
+from fastslow.grids import Edge
+from fastslow.pool_plans import Mode, PoolPlan, plan_pooling
+from fastslow.ragged import Ragged
 from fastslow.schedules import schedule_from_strides
-
-Mode = Literal["average", "max", "area", "bilinear"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolPlan:
-    """Which cells each pooled token reads, and the way back.
-
-    A *cell* is a token before pooling, a *window* the cells that become one token.
-    Both directions are stored as bags end to end, so that forward and backward are
-    one gather each, whatever mixture of strides and grids the plan holds.
-
-    Attributes:
-        cells: Cells of window 0, then those of window 1, and so on.
-        window_starts: First entry of each window in ``cells``.
-        window_sizes: Cells of each window, at least 1.
-        windows: Windows that read cell 0, then those that read cell 1, and so on.
-        cell_starts: First entry of each cell in ``windows``; a cell that no window
-            reads has an empty bag.
-        cu_seqlens: Cumulative number of windows, frame by frame.
-        weights: Share of each entry of ``cells`` in its window; None where a window
-            takes the mean of its cells, or their maximum.
-        back_weights: The same shares in the order of ``windows``.
-        takes_max: Whether a window takes the maximum of its cells.
-    """
-
-    cells: Int[Tensor, " entries"]
-    window_starts: Int[Tensor, " windows"]
-    window_sizes: Int[Tensor, " windows"]
-    windows: Int[Tensor, " entries"]
-    cell_starts: Int[Tensor, " cells"]
-    cu_seqlens: Int32[Tensor, " bounds"]
-    weights: Float64[Tensor, " entries"] | None = None
-    back_weights: Float64[Tensor, " entries"] | None = None
-    takes_max: bool = False
-
-
-def plan_pooling(
-    clips: Sequence[tuple[Grid, FrameSchedule]], *, mode: Mode = "average"
-) -> PoolPlan:
-    """Plan the pooling of clips that each have their own grid and schedule.
-
-    Cells are numbered through all frames of all clips in raster order. Computed on the
-    host from shapes alone. A pooled token is, by mode:
-
-    - ``average``: the mean of its window's cells; those that an edge window holds;
-    - ``max``: their maximum, channel by channel;
-    - ``area``: the mean of the window that adaptive pooling gives a token of the same
-      pooled grid; windows then have nearly equal size and may share cells;
-    - ``bilinear``: the interpolated value at its centre, of 2 x 2 cells whatever the
-      stride, without antialiasing.
-
-    Args:
-        clips: Grid of a frame, in tokens, and schedule of each clip.
-        mode: ``average``, ``max``, ``area`` or ``bilinear``.
-
-    Returns:
-        The plan, on the CPU.
-
-    Raises:
-        ValueError: If the mode is unknown, or as ``frame_windows`` does.
-
-    Laws:
-        partition: where every frame is pooled once, ``average`` and ``max`` read every
-            cell exactly once
-        transpose: both directions hold the same (window, cell) pairs
-        weights: the shares of a window add up to 1
-        matches_reference: equals the loop-written reference
-
-    Example:
-        >>> from fastslow import schedule_from_strides
-        >>> plan = plan_pooling([((3, 2), schedule_from_strides([2]))])
-        >>> plan.cells.tolist(), plan.window_sizes.tolist()
-        ([0, 1, 2, 3, 4, 5], [4, 2])
-
-    References:
-        Zhang et al., "LLaVA-NeXT-Video" and its code: ``bilinear`` with ``ceil`` edges,
-        ``average`` and ``max`` with ``floor`` edges.
-    """
-    if mode not in get_args(Mode):
-        known = ", ".join(get_args(Mode))
-        raise ValueError(f"mode is {mode!r}; it must be one of {known}")
-    bags = [_Bags(cells=_integers([]), sizes=_integers([]), shares=_shares([]))]
-    kind_of_frame: list[int] = []
-    first_cells: list[int] = []
-    num_cells = 0
-    for grid, schedule in clips:
-        kinds, kind_of = frame_kinds(schedule)
-        kind_of_frame += [len(bags) + kind for kind in kind_of]
-        bags += [_frame_bags(grid, kind, schedule.edge, mode) for kind in kinds]
-        first_cells += [num_cells + f.start * prod(grid) for f in schedule.frames]
-        num_cells += schedule.num_frames * prod(grid)
-    frames = _integers(kind_of_frame)
-    cells, sizes, shares = (
-        select_ragged(pack_ragged(parts), frames)
-        for parts in (
-            [bag.cells for bag in bags],
-            [bag.sizes for bag in bags],
-            [bag.shares for bag in bags],
-        )
-    )
-    first_cell = torch.repeat_interleave(
-        _integers(first_cells), lengths_from_cu_seqlens(cells.cu_seqlens)
-    )
-    return plan_bags(
-        cells.values + first_cell,
-        sizes.values,
-        sizes.cu_seqlens,
-        num_cells=num_cells,
-        weights=shares.values if mode == "bilinear" else None,
-        takes_max=mode == "max",
-    )
-
-
-def plan_bags(
-    cells: Int[Tensor, " entries"],
-    window_sizes: Int[Tensor, " windows"],
-    cu_seqlens: Int32[Tensor, " bounds"],
-    *,
-    num_cells: int,
-    weights: Float64[Tensor, " entries"] | None = None,
-    takes_max: bool = False,
-) -> PoolPlan:
-    """Plan a pooling whose windows are any sets of cells.
-
-    Args:
-        cells: Cells of window 0, then those of window 1, and so on.
-        window_sizes: Cells of each window, at least 1.
-        cu_seqlens: Cumulative number of windows, frame by frame.
-        num_cells: Cells in all; they are numbered from 0.
-        weights: Share of each entry of ``cells`` in its window; None takes means.
-        takes_max: Whether a window takes the maximum of its cells.
-
-    Returns:
-        The plan, on the CPU.
-
-    Laws:
-        transpose: both directions hold the same (window, cell) pairs, with their
-            weights
-
-    Example:
-        >>> sizes, bounds = torch.tensor([2, 1]), torch.tensor([0, 2]).int()
-        >>> plan_bags(torch.tensor([0, 2, 2]), sizes, bounds, num_cells=3).windows
-        tensor([0, 0, 1])
-    """
-    window = torch.repeat_interleave(window_sizes)
-    back = cells.argsort(stable=True)
-    reads = torch.bincount(cells, minlength=num_cells)
-    return PoolPlan(
-        cells=cells,
-        window_starts=window_sizes.cumsum(0) - window_sizes,
-        window_sizes=window_sizes,
-        windows=window[back],
-        cell_starts=reads.cumsum(0) - reads,
-        cu_seqlens=cu_seqlens,
-        weights=weights,
-        back_weights=None if weights is None else weights[back],
-        takes_max=takes_max,
-    )
 
 
 def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
@@ -269,77 +102,6 @@ def pool_frames(
     plan = plan_pooling([((height, width), schedule)], mode=mode)
     cells = rearrange(tokens, "t h w d -> (t h w) d")
     return pool_tokens(cells, to_device(plan, tokens.device))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Bags:
-    """Cells, window sizes and shares of one kind of frame, counted from its start."""
-
-    cells: Tensor
-    sizes: Tensor
-    shares: Tensor
-
-
-def _frame_bags(grid: Grid, frame: PooledFrame, edge: Edge, mode: Mode) -> _Bags:
-    """Write out the windows of a frame that begins at cell 0."""
-    sides = frame_windows(grid, frame, edge)
-    (row_window, row, row_share), (column_window, column, column_share) = (
-        _side_taps(side, bounds, mode) for side, bounds in zip(grid, sides, strict=True)
-    )
-    span = frame.stop - frame.start
-    first = torch.arange(span)[:, None, None] * prod(grid)
-    cells = first + row[:, None] * grid[1] + column
-    window = row_window[:, None] * len(sides[1]) + column_window
-    shares = row_share[:, None] * column_share / span
-    entries = window.expand_as(cells).flatten().argsort(stable=True)
-    if frame.keep is not None:
-        kept = torch.tensor(frame.keep)
-        entries = entries[kept[window.repeat(span, 1, 1).flatten()[entries]]]
-    chosen = window.expand_as(cells).flatten()[entries]
-    return _Bags(
-        cells=cells.flatten()[entries],
-        sizes=torch.unique_consecutive(chosen, return_counts=True)[1],
-        shares=shares.expand_as(cells).flatten()[entries],
-    )
-
-
-def _side_taps(
-    side: int, bounds: Sequence[tuple[int, int]], mode: Mode
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Give window, cell and share of every cell that a window of one side reads."""
-    if mode == "bilinear":
-        taps = [_linear_taps(i, len(bounds), side) for i in range(len(bounds))]
-    else:
-        if mode == "area":
-            bounds = window_bounds(side, count=len(bounds))
-        taps = [
-            [(cell, 1 / (stop - start)) for cell in range(start, stop)]
-            for start, stop in bounds
-        ]
-    window, cell, share = zip(
-        *((i, *tap) for i, window in enumerate(taps) for tap in window), strict=True
-    )
-    return _integers(window), _integers(cell), _shares(share)
-
-
-def _linear_taps(window: int, windows: int, side: int) -> list[tuple[int, float]]:
-    """Interpolate at the centre of a window, on cells that are 1 apart."""
-    twice = max((2 * window + 1) * side - windows, 0)
-    first, rest = divmod(twice, 2 * windows)
-    if not rest or first + 1 == side:
-        return [(first, 1.0)]
-    share = rest / (2 * windows)
-    return [(first, 1 - share), (first + 1, share)]
-
-
-def _integers(values: Sequence[int]) -> Tensor:
-    """Make an integer tensor, of an empty sequence too."""
-    return torch.tensor(values, dtype=torch.long)
-
-
-def _shares(values: Sequence[float]) -> Tensor:
-    """Make a tensor of shares, of an empty sequence too."""
-    return torch.tensor(values, dtype=torch.float64)
 
 
 class _WindowSum(torch.autograd.Function):

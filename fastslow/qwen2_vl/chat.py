@@ -39,7 +39,8 @@ def encode_conversation(
         answers_only: the trained tokens are the answers, each with its end
 
     Example:
-        >>> clip = VideoSpan(grid=(2, 2), strides=(2,))
+        >>> from fastslow import repeat_strides
+        >>> clip = VideoSpan(grid=(2, 2), schedule=repeat_strides(1, (2,)))
         >>> turns = [("user", "<video>What?"), ("assistant", "A cat.")]
         >>> spans = encode_conversation(turns, clip, lambda text: text.encode())
         >>> [bytes(s.token_ids) for s in spans if s != clip and s.trained]

@@ -15,7 +15,7 @@ from fastslow.loss_plans import (
     plan_next_frame,
 )
 from fastslow.masks import visible_intervals
-from fastslow.pooling import PoolPlan, plan_pooling
+from fastslow.pool_plans import PoolPlan, plan_pooling
 from fastslow.positions import AfterVideo
 
 

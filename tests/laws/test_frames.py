@@ -19,6 +19,8 @@ from fastslow import (
     frame_kinds,
     frame_windows,
     keep_tokens,
+    lengths_from_cu_seqlens,
+    plan_pooling,
     repeat_strides,
     schedule_from_grids,
     schedule_from_json,
@@ -79,6 +81,13 @@ def test_tokens_per_frame__monotone(grid: Grid, stride: int) -> None:
     schedule = schedule_from_strides([stride, stride + 1])
     fine, coarse = tokens_per_frame(grid, schedule)
     assert fine >= coarse >= 1
+
+
+@given(clips)
+def test_tokens_per_frame__matches_pooling(clip: tuple[Grid, FrameSchedule]) -> None:
+    plan = plan_pooling([clip])
+    counts = lengths_from_cu_seqlens(plan.cu_seqlens).tolist()
+    assert list(tokens_per_frame(*clip)) == counts
 
 
 @given(clips)

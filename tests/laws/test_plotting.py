@@ -116,7 +116,7 @@ def test_schedule_svg__one_window_per_token(clip: VideoSpan) -> None:
     )
 
 
-@given(fst.schedules(), fst.grids())
+@given(fst.plain_schedules(), fst.grids())
 def test_schedule_svg__tiles(schedule: FrameSchedule, grid: Grid) -> None:
     frames = boxes(schedule_svg(schedule, grid), "frame")
     for stride, windows in zip(schedule.strides, frames, strict=True):

@@ -1,9 +1,7 @@
 """Laws of ``fastslow.pooling``."""
 
-import inspect
 from dataclasses import astuple, fields
 from itertools import pairwise
-from math import prod
 from random import Random
 from typing import Any
 
@@ -18,9 +16,6 @@ from fastslow import (
     FrameSchedule,
     Grid,
     PoolPlan,
-    cu_seqlens_from_lengths,
-    lengths_from_cu_seqlens,
-    plan_bags,
     plan_pooling,
     pool_frames,
     pool_tokens,
@@ -29,7 +24,7 @@ from fastslow import (
     select_frames,
     unpack_ragged,
 )
-from fastslow.pooling import Mode
+from fastslow.pool_plans import Mode
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
 
@@ -70,95 +65,6 @@ def cells_of(plan: PoolPlan, seed: int) -> Tensor:
 
 def assert_near(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
-
-
-def assert_transposed(plan: PoolPlan) -> None:
-    ones = torch.ones(len(plan.cells), dtype=torch.float64)
-    weights = ones if plan.weights is None else plan.weights
-    back = ones if plan.back_weights is None else plan.back_weights
-    by_window = zip(
-        bags(plan.cells, plan.window_starts),
-        bags(weights, plan.window_starts),
-        strict=True,
-    )
-    by_cell = zip(
-        bags(plan.windows, plan.cell_starts), bags(back, plan.cell_starts), strict=True
-    )
-    forward = [
-        (window, *entry)
-        for window, (cells, shares) in enumerate(by_window)
-        for entry in zip(cells, shares, strict=True)
-    ]
-    backward = [
-        (window, cell, share)
-        for cell, (windows, shares) in enumerate(by_cell)
-        for window, share in zip(windows, shares, strict=True)
-    ]
-    assert sorted(forward) == sorted(backward)
-
-
-@given(plain_clips, st.sampled_from(("average", "max")))
-def test_plan_pooling__partition(clips: Clips, mode: Mode) -> None:
-    plan = plan_pooling(clips, mode=mode)
-    num_cells = sum(prod(grid) * schedule.num_frames for grid, schedule in clips)
-    assert sorted(plan.cells.tolist()) == list(range(num_cells))
-    assert plan.window_sizes.sum() == num_cells
-    assert all(len(readers) == 1 for readers in bags(plan.windows, plan.cell_starts))
-
-
-@given(clips_of_grids, modes)
-def test_plan_pooling__transpose(clips: Clips, mode: Mode) -> None:
-    plan = plan_pooling(clips, mode=mode)
-    sizes = [len(cells) for cells in bags(plan.cells, plan.window_starts)]
-    assert plan.window_sizes.tolist() == sizes
-    assert_transposed(plan)
-
-
-@given(clips_of_grids)
-def test_plan_pooling__weights(clips: Clips) -> None:
-    plan = plan_pooling(clips, mode="bilinear")
-    assert plan.weights is not None
-    totals = [sum(shares) for shares in bags(plan.weights, plan.window_starts)]
-    assert totals == pytest.approx([1] * len(plan.window_sizes))
-    assert (plan.weights > 0).all()
-    for mode in ("average", "max", "area"):
-        assert plan_pooling(clips, mode=mode).weights is None
-
-
-@given(clips_of_grids)
-def test_plan_pooling__matches_reference(clips: Clips) -> None:
-    plan = plan_pooling(clips)
-    for name, expected in reference.pool_plan(plain(clips)).items():
-        assert getattr(plan, name).tolist() == expected, name
-
-
-bag_lists = st.lists(
-    st.lists(st.tuples(st.integers(0, 5), st.floats(-2, 2)), min_size=1, max_size=4),
-    max_size=5,
-)
-
-
-@given(bag_lists, st.booleans(), fst.seeds())
-def test_plan_bags__transpose(
-    windows: list[list[tuple[int, float]]], is_weighted: bool, seed: int
-) -> None:
-    entries = [entry for window in windows for entry in window]
-    sizes = torch.tensor([len(window) for window in windows], dtype=torch.long)
-    shares = torch.tensor([share for _, share in entries], dtype=torch.float64)
-    plan = plan_bags(
-        torch.tensor([cell for cell, _ in entries], dtype=torch.long),
-        sizes,
-        cu_seqlens_from_lengths(torch.tensor([len(windows)])),
-        num_cells=6,
-        weights=shares if is_weighted else None,
-    )
-    assert_transposed(plan)
-    tokens = cells_of(plan, seed)
-    pooled = pool_tokens(tokens, plan).values
-    for row, window in zip(pooled, windows, strict=True):
-        share = 1 / len(window)
-        parts = [tokens[c] * (w if is_weighted else share) for c, w in window]
-        assert_near(row, torch.stack(parts).sum(0))
 
 
 @given(clips_of_grids, linear_modes, fst.seeds())
@@ -416,20 +322,6 @@ def test_no_pooled_frame_gives_no_token_and_no_gradient(
     assert torch.equal(tokens.grad, torch.zeros(4 * num_frames, 3))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_plans_are_int64_with_int32_bounds_and_float64_shares(mode: Mode) -> None:
-    plan = plan_pooling([((2, 2), repeat_strides(1, (2,)))], mode=mode)
-    for field in fields(PoolPlan):
-        value = getattr(plan, field.name)
-        if isinstance(value, Tensor):
-            expected = {"cu_seqlens": torch.int32}.get(field.name, torch.int64)
-            assert value.dtype == (
-                torch.float64 if "weights" in field.name else expected
-            )
-            assert value.device.type == "cpu"
-    assert lengths_from_cu_seqlens(plan.cu_seqlens).tolist() == [1]
-
-
 def test_one_stride_per_frame() -> None:
     with pytest.raises(ValueError) as error:
         pool_frames(torch.zeros(2, 2, 2, 1), [1])
@@ -444,15 +336,6 @@ def test_edges_may_be_refused() -> None:
     assert str(error.value) == (
         "a side of 3 tokens is no multiple of stride 2; edge 'ceil' keeps what remains "
         "and 'floor' drops it"
-    )
-
-
-def test_an_unknown_mode_is_named() -> None:
-    plan: Any = inspect.unwrap(plan_pooling)
-    with pytest.raises(ValueError) as error:
-        plan([], mode="median")
-    assert str(error.value) == (
-        "mode is 'median'; it must be one of average, max, area, bilinear"
     )
 
 

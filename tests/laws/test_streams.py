@@ -20,6 +20,7 @@ from fastslow import (
     schedule_from_grids,
     select_frames,
     tokens_per_frame,
+    video_positions,
 )
 from fastslow.testing import strategies as fst
 
@@ -104,6 +105,24 @@ def test_keep_tokens__counts(drawn: tuple[Grid, FrameSchedule, list[Mask]]) -> N
     assert list(tokens_per_frame(grid, kept)) == expected
     assert [replace(frame, keep=None) for frame in kept.frames] == list(whole.frames)
     assert [frame.keep and list(frame.keep) for frame in kept.frames] == masks
+
+
+@given(masked_schedules())
+def test_keep_tokens__positions(drawn: tuple[Grid, FrameSchedule, list[Mask]]) -> None:
+    grid, schedule, masks = drawn
+    if not masks:
+        return
+    whole = keep_tokens(schedule, [None] * len(masks))
+    counts = tokens_per_frame(grid, whole)
+    kept = [
+        flag
+        for mask, count in zip(masks, counts, strict=True)
+        for flag in (mask or [True] * count)
+    ]
+    everywhere = video_positions(grid, whole).T.tolist()
+    left = [place for place, flag in zip(everywhere, kept, strict=True) if flag]
+    masked = keep_tokens(schedule, masks)
+    assert video_positions(grid, masked).T.tolist() == left
 
 
 @given(streams_of_one_clip(), st.sampled_from(("stream", "time")))

@@ -45,13 +45,16 @@ SCHEDULES = INTEGERS | {
     f"fastslow.{name}"
     for name in ("budgets", "content", "frames", "schedules", "streams")
 }
-PARTS = SCHEDULES | {f"fastslow.{name}" for name in ("masks", "pooling", "positions")}
+PARTS = SCHEDULES | {
+    f"fastslow.{name}" for name in ("masks", "pool_plans", "pooling", "positions")
+}
 CORE = PARTS | {f"fastslow.{name}" for name in ("layouts", "loss_plans", "losses")}
 ROOMS: dict[str, set[str]] = {
     **{room: set() for room in SHARED},
     **dict.fromkeys(INTEGERS - SHARED, SHARED),
     **dict.fromkeys(SCHEDULES - INTEGERS, SCHEDULES),
     **dict.fromkeys(PARTS - SCHEDULES, SCHEDULES),
+    "fastslow.pooling": SCHEDULES | {"fastslow.pool_plans"},
     "fastslow.layouts": PARTS,
     "fastslow.loss_plans": PARTS | {"fastslow.layouts"},
     "fastslow.losses": PARTS,

@@ -377,7 +377,7 @@ def mixtures(draw: st.DrawFn) -> list[Span]:
     words = fst.text_spans(min_tokens=1).map(
         lambda span: text(*(10 + number for number in span.token_ids))
     )
-    videos = fst.video_spans(max_side=5, max_frames=6)
+    videos = fst.video_spans(max_side=5, max_frames=6, plain=True)
     clips = draw(st.lists(videos, min_size=1, max_size=3))
     spans = [draw(words)] if draw(st.booleans()) else []
     for video in clips:
@@ -516,7 +516,7 @@ rows_with_clips = fst.packed_samples(
     sample=fst.samples(
         max_spans=3,
         texts=fst.text_spans(max_tokens=2),
-        videos=fst.video_spans(max_side=3, max_frames=3, max_stride=3),
+        videos=fst.video_spans(max_side=3, max_frames=3, max_stride=3, plain=True),
     ),
     max_samples=2,
 ).filter(lambda row: any(isinstance(span, VideoSpan) for s in row for span in s))

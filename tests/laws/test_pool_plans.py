@@ -1,0 +1,178 @@
+"""Laws of ``fastslow.pool_plans``."""
+
+import inspect
+from dataclasses import astuple, fields
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastslow import (
+    FrameSchedule,
+    Grid,
+    PoolPlan,
+    cu_seqlens_from_lengths,
+    lengths_from_cu_seqlens,
+    plan_bags,
+    plan_pooling,
+    pool_tokens,
+    repeat_strides,
+)
+from fastslow.pool_plans import Mode
+from fastslow.testing import reference
+from fastslow.testing import strategies as fst
+
+Clip = tuple[Tensor, list[int]]
+Clips = list[tuple[Grid, FrameSchedule]]
+
+MODES: tuple[Mode, ...] = ("average", "max", "area", "bilinear")
+LINEAR: tuple[Mode, ...] = ("average", "area", "bilinear")
+
+modes = st.sampled_from(MODES)
+linear_modes = st.sampled_from(LINEAR)
+clips_of_grids = st.lists(
+    fst.grids(max_side=4).flatmap(
+        lambda grid: st.tuples(st.just(grid), fst.grid_schedules(grid, max_frames=3))
+    ),
+    max_size=3,
+)
+"""Frames repeated, left out and in any order; windows by stride or count; kernels."""
+
+plain_clips = st.lists(
+    st.tuples(fst.grids(max_side=5), fst.plain_schedules()), min_size=1, max_size=3
+)
+
+
+def plain(clips: Clips) -> list[tuple[Grid, reference.Schedule]]:
+    return [(grid, astuple(schedule)) for grid, schedule in clips]
+
+
+def bags(entries: Tensor, starts: Tensor) -> list[list[Any]]:
+    bounds = [*starts.tolist(), len(entries)]
+    return [entries[first:last].tolist() for first, last in pairwise(bounds)]
+
+
+def cells_of(plan: PoolPlan, seed: int) -> Tensor:
+    shape = (len(plan.cell_starts), 2)
+    return fst.random_values(shape, seed=seed, dtype=torch.float64)
+
+
+def assert_near(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def assert_transposed(plan: PoolPlan) -> None:
+    ones = torch.ones(len(plan.cells), dtype=torch.float64)
+    weights = ones if plan.weights is None else plan.weights
+    back = ones if plan.back_weights is None else plan.back_weights
+    by_window = zip(
+        bags(plan.cells, plan.window_starts),
+        bags(weights, plan.window_starts),
+        strict=True,
+    )
+    by_cell = zip(
+        bags(plan.windows, plan.cell_starts), bags(back, plan.cell_starts), strict=True
+    )
+    forward = [
+        (window, *entry)
+        for window, (cells, shares) in enumerate(by_window)
+        for entry in zip(cells, shares, strict=True)
+    ]
+    backward = [
+        (window, cell, share)
+        for cell, (windows, shares) in enumerate(by_cell)
+        for window, share in zip(windows, shares, strict=True)
+    ]
+    assert sorted(forward) == sorted(backward)
+
+
+bag_lists = st.lists(
+    st.lists(st.tuples(st.integers(0, 5), st.floats(-2, 2)), min_size=1, max_size=4),
+    max_size=5,
+)
+
+
+@given(plain_clips, st.sampled_from(("average", "max")))
+def test_plan_pooling__partition(clips: Clips, mode: Mode) -> None:
+    plan = plan_pooling(clips, mode=mode)
+    num_cells = sum(prod(grid) * schedule.num_frames for grid, schedule in clips)
+    assert sorted(plan.cells.tolist()) == list(range(num_cells))
+    assert plan.window_sizes.sum() == num_cells
+    assert all(len(readers) == 1 for readers in bags(plan.windows, plan.cell_starts))
+
+
+@given(clips_of_grids, modes)
+def test_plan_pooling__transpose(clips: Clips, mode: Mode) -> None:
+    plan = plan_pooling(clips, mode=mode)
+    sizes = [len(cells) for cells in bags(plan.cells, plan.window_starts)]
+    assert plan.window_sizes.tolist() == sizes
+    assert_transposed(plan)
+
+
+@given(clips_of_grids)
+def test_plan_pooling__weights(clips: Clips) -> None:
+    plan = plan_pooling(clips, mode="bilinear")
+    assert plan.weights is not None
+    totals = [sum(shares) for shares in bags(plan.weights, plan.window_starts)]
+    assert totals == pytest.approx([1] * len(plan.window_sizes))
+    assert (plan.weights > 0).all()
+    for mode in ("average", "max", "area"):
+        assert plan_pooling(clips, mode=mode).weights is None
+
+
+@given(clips_of_grids)
+def test_plan_pooling__matches_reference(clips: Clips) -> None:
+    plan = plan_pooling(clips)
+    for name, expected in reference.pool_plan(plain(clips)).items():
+        assert getattr(plan, name).tolist() == expected, name
+
+
+@given(bag_lists, st.booleans(), fst.seeds())
+def test_plan_bags__transpose(
+    windows: list[list[tuple[int, float]]], is_weighted: bool, seed: int
+) -> None:
+    entries = [entry for window in windows for entry in window]
+    sizes = torch.tensor([len(window) for window in windows], dtype=torch.long)
+    shares = torch.tensor([share for _, share in entries], dtype=torch.float64)
+    plan = plan_bags(
+        torch.tensor([cell for cell, _ in entries], dtype=torch.long),
+        sizes,
+        cu_seqlens_from_lengths(torch.tensor([len(windows)])),
+        num_cells=6,
+        weights=shares if is_weighted else None,
+    )
+    assert_transposed(plan)
+    tokens = cells_of(plan, seed)
+    pooled = pool_tokens(tokens, plan).values
+    for row, window in zip(pooled, windows, strict=True):
+        share = 1 / len(window)
+        parts = [tokens[c] * (w if is_weighted else share) for c, w in window]
+        assert_near(row, torch.stack(parts).sum(0))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_plans_are_int64_with_int32_bounds_and_float64_shares(mode: Mode) -> None:
+    plan = plan_pooling([((2, 2), repeat_strides(1, (2,)))], mode=mode)
+    for field in fields(PoolPlan):
+        value = getattr(plan, field.name)
+        if isinstance(value, Tensor):
+            expected = {"cu_seqlens": torch.int32}.get(field.name, torch.int64)
+            assert value.dtype == (
+                torch.float64 if "weights" in field.name else expected
+            )
+            assert value.device.type == "cpu"
+    assert lengths_from_cu_seqlens(plan.cu_seqlens).tolist() == [1]
+
+
+def test_an_unknown_mode_is_named() -> None:
+    plan: Any = inspect.unwrap(plan_pooling)
+    with pytest.raises(ValueError) as error:
+        plan([], mode="median")
+    assert str(error.value) == (
+        "mode is 'median'; it must be one of average, max, area, bilinear"
+    )
