@@ -30,7 +30,15 @@ from fastslow.masks import (
     interval_mask,
     visible_intervals,
 )
-from fastslow.packing import StreamState, best_fit_decreasing, next_bin, take_bin
+from fastslow.packing import (
+    StreamState,
+    best_fit_decreasing,
+    fewest_bins_bound,
+    fill,
+    first_fit_decreasing,
+    next_bin,
+    take_bin,
+)
 from fastslow.pooling import PoolPlan, plan_pooling, pool_frames, pool_tokens
 from fastslow.positions import after_video, video_positions
 from fastslow.ragged import (
@@ -68,6 +76,9 @@ __all__ = [
     "count_tokens",
     "cu_seqlens_from_lengths",
     "dense_mask",
+    "fewest_bins_bound",
+    "fill",
+    "first_fit_decreasing",
     "frame_causal_block_mask",
     "frame_causal_mask",
     "interval_block_mask",

@@ -15,7 +15,12 @@ from fastslow.testing.reference.losses import (
     token_distance,
 )
 from fastslow.testing.reference.masks import visible_pairs
-from fastslow.testing.reference.packing import best_fit_decreasing, fewest_bins
+from fastslow.testing.reference.packing import (
+    best_fit_decreasing,
+    fewest_bins,
+    fewest_bins_bound,
+    first_fit_decreasing,
+)
 from fastslow.testing.reference.pooling import (
     pool,
     pool_plan,
@@ -32,6 +37,8 @@ __all__ = [
     "best_fit_decreasing",
     "bounds",
     "fewest_bins",
+    "fewest_bins_bound",
+    "first_fit_decreasing",
     "labelled_rows",
     "layout",
     "next_frame_loss",
