@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from fastslow._plans import to_device
 from fastslow._typing import Grid, MaskMod
+from fastslow.balancing import Balanced, balance, imbalance, imbalance_bound
 from fastslow.grids import (
     merged_grid,
     merged_stride,
@@ -57,6 +58,7 @@ __version__ = version("fastslow")
 
 __all__ = [
     "IGNORED_LABEL",
+    "Balanced",
     "FrameSchedule",
     "Grid",
     "LabelPlan",
@@ -70,6 +72,7 @@ __all__ = [
     "TokenLayout",
     "VideoSpan",
     "after_video",
+    "balance",
     "best_fit_decreasing",
     "build_layout",
     "build_schedule",
@@ -81,6 +84,8 @@ __all__ = [
     "first_fit_decreasing",
     "frame_causal_block_mask",
     "frame_causal_mask",
+    "imbalance",
+    "imbalance_bound",
     "interval_block_mask",
     "interval_mask",
     "lengths_from_cu_seqlens",

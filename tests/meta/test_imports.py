@@ -40,7 +40,10 @@ EFFECTS = {
 """Files, network, processes, clocks, logs and global random state: for recipes."""
 
 SHARED = {"fastslow._fits", "fastslow._plans", "fastslow._typing"}
-PLANS = SHARED | {f"fastslow.{n}" for n in ("grids", "packing", "ragged", "schedules")}
+PLANS = SHARED | {
+    f"fastslow.{name}"
+    for name in ("balancing", "grids", "packing", "ragged", "schedules")
+}
 PARTS = PLANS | {f"fastslow.{name}" for name in ("masks", "pooling", "positions")}
 CORE = PARTS | {f"fastslow.{name}" for name in ("layouts", "loss_plans", "losses")}
 ROOMS: dict[str, set[str]] = {

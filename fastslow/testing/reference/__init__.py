@@ -7,6 +7,7 @@ list of samples, a sample a list of spans. Cells count in raster order through a
 frames of a row.
 """
 
+from fastslow.testing.reference.balancing import greedy_ranks, least_peak
 from fastslow.testing.reference.layouts import Span, layout
 from fastslow.testing.reference.losses import (
     labelled_rows,
@@ -39,8 +40,10 @@ __all__ = [
     "fewest_bins",
     "fewest_bins_bound",
     "first_fit_decreasing",
+    "greedy_ranks",
     "labelled_rows",
     "layout",
+    "least_peak",
     "next_frame_loss",
     "next_frame_pairs",
     "pool",
