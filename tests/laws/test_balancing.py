@@ -67,6 +67,7 @@ def test_balance__maximal(problem: Problem) -> None:
 
 
 @given(problems)
+@example(([10, 3, 2], [0, 0, 0], 2, 0))
 def test_balance__never_worse(problem: Problem) -> None:
     costs, lengths, num_ranks, capacity = problem
     balanced = share_out(problem)
@@ -145,7 +146,8 @@ def test_imbalance__ratio(costs: list[int]) -> None:
 
 
 @given(st.lists(st.floats(0, 1e300), min_size=1, max_size=8))
-@example([0.1, 0.1, 0.1])
+@example([0.7] * 7)
+@example([0.3] * 6)
 def test_imbalance__range(costs: list[float]) -> None:
     assert 1 <= imbalance(costs) <= len(costs) * (1 + 1e-12)
     assert imbalance([costs[0]] * len(costs)) == pytest.approx(1, rel=1e-12)

@@ -88,6 +88,7 @@ def test_best_fit_decreasing__scale(problem: Problem, factor: int) -> None:
 
 @given(st.one_of(problems, repeated))
 @example(([12, 9, 9, 2], 20))
+@example(([12, 10, 9, 7, 1], 20))
 @example(([3] * 7 + [2] * 9 + [1], 8))
 @example(([5, 5, 5, 3, 3, 2, 2, 2, 2, 1, 1, 1], 10))
 def test_best_fit_decreasing__matches_reference(problem: Problem) -> None:
@@ -122,6 +123,7 @@ def test_first_fit_decreasing__scale(problem: Problem, factor: int) -> None:
 
 @given(st.one_of(problems, repeated))
 @example(([6, 5, 3, 2], 8))
+@example(([5] * 11, 8))
 @example(([3] * 7 + [2] * 9 + [1], 8))
 @example(([5, 5, 5, 3, 3, 2, 2, 2, 2, 1, 1, 1], 10))
 def test_first_fit_decreasing__matches_reference(problem: Problem) -> None:
