@@ -55,7 +55,7 @@ def workload(items: int) -> Workload:
     frames = log_normal(28, 4, 384) * is_video
     slow = (frames + PERIOD - 1) // PERIOD
     fast = frames - slow
-    tokens = log_normal(300, 16, 8192) + SLOW * slow + FAST * fast
+    tokens = log_normal(300, 1, 8192) + SLOW * slow + FAST * fast
     in_frames = SLOW * (SLOW - 1) // 2 * slow + FAST * (FAST - 1) // 2 * fast
     pairs = tokens * (tokens + 1) // 2 + in_frames
     patches = PATCHES * frames
