@@ -1,6 +1,6 @@
 """Which samples share a bin: integers in, integers out."""
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from fastslow._fits import Place, place_best, place_first
+
+_ATTEMPTS = 8
+"""Lengths that may be the longest beside the oldest item of a stream."""
 
 
 def best_fit_decreasing(
@@ -163,8 +166,9 @@ def take_bin(lengths: Sequence[int], capacity: int) -> tuple[int, ...]:
     """Choose the next bin of a stream from the items that wait.
 
     The item that has waited longest always goes; the others fill the bin, longest
-    first. A packer over a stream is this function and a buffer: its whole state is
-    the list of waiting items.
+    first. Where that leaves space it is tried again without the longest, up to eight
+    lengths, and the fullest bin goes. A packer over a stream is this function and a
+    buffer: its whole state is the list of waiting items.
 
     Args:
         lengths: Tokens of each waiting item, oldest first, each at least 1.
@@ -181,6 +185,7 @@ def take_bin(lengths: Sequence[int], capacity: int) -> tuple[int, ...]:
         oldest_first: item 0 is always chosen, so no item waits for ever
         capacity: the bin holds at most its capacity
         maximal: no item that stays behind would still fit
+        matches_reference: equals the same attempts in plain loops
 
     Example:
         >>> take_bin([3, 6, 5, 2], 8)
@@ -189,16 +194,19 @@ def take_bin(lengths: Sequence[int], capacity: int) -> tuple[int, ...]:
     _check_lengths(lengths, capacity)
     if not lengths:
         raise ValueError("lengths is empty; a bin holds at least one item")
-    free = capacity - lengths[0]
-    chosen = [0]
     order = sorted(range(1, len(lengths)), key=lengths.__getitem__, reverse=True)
     negated = [-lengths[item] for item in order]
-    place = bisect_left(negated, -free)
-    while place < len(order):
-        chosen.append(order[place])
-        free += negated[place]
-        place = bisect_left(negated, -free, lo=place + 1)
-    return tuple(sorted(chosen))
+    fullest: list[int] = []
+    least = capacity - lengths[0]
+    start = bisect_left(negated, -least)
+    for _ in range(_ATTEMPTS):
+        places, free = _fill_up(negated, start, capacity - lengths[0])
+        if free < least:
+            fullest, least = places, free
+        if start == len(order):
+            break
+        start = bisect_right(negated, negated[start])
+    return tuple(sorted([0, *(order[place] for place in fullest)]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +276,16 @@ def next_bin(
     left = tuple(item for i, item in enumerate(waiting) if i not in taken)
     after = StreamState(epoch=epoch, position=position, waiting=left)
     return tuple(waiting[i] for i in chosen), after
+
+
+def _fill_up(negated: list[int], place: int, free: int) -> tuple[list[int], int]:
+    """Take what fits from ``place`` on, longest first; give it and the space left."""
+    places = []
+    while place < len(negated):
+        places.append(place)
+        free += negated[place]
+        place = bisect_left(negated, -free, lo=place + 1)
+    return places, free
 
 
 @lru_cache(maxsize=4)

@@ -243,17 +243,21 @@ def test_take_bin__maximal(problem: Problem) -> None:
     )
 
 
-@given(problems)
+@given(st.one_of(problems, repeated, fst.packing_problems(max_capacity=60)))
 @example(([1, 1, 7], 8))
-def test_a_bin_fills_longest_first(problem: Problem) -> None:
-    lengths, capacity = problem
-    chosen = take_bin(lengths, capacity)
-    for item, length in enumerate(lengths):
-        longer = [other for other in chosen if other == 0 or lengths[other] > length]
-        if item not in chosen:
-            equal = [o for o in chosen if lengths[o] == length and 0 < o < item]
-            load = sum(lengths[other] for other in [*longer, *equal])
-            assert load + length > capacity
+@example(([2, 5, 4, 4], 10))
+@example(([2, 1, 4, 5, 4], 10))
+@example(([1, *range(29, 21, -1), 17], 40))
+@example(([1, *range(30, 21, -1), 17], 40))
+def test_take_bin__matches_reference(problem: Problem) -> None:
+    assert list(take_bin(*problem)) == reference.take_bin(*problem)
+
+
+def test_a_bin_is_tried_from_eight_lengths() -> None:
+    eight = [29, 28, 27, 26, 25, 24, 23, 22]
+    assert take_bin([1, *eight, 17], 40) == (0, 8, 9)
+    assert take_bin([1, 29, *eight, 17], 40) == (0, 9, 10)
+    assert take_bin([1, 30, *eight, 17], 40) == (0, 1)
 
 
 @given(problems, windows, stream_seeds)

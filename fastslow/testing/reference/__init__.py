@@ -21,6 +21,7 @@ from fastslow.testing.reference.packing import (
     fewest_bins,
     fewest_bins_bound,
     first_fit_decreasing,
+    take_bin,
 )
 from fastslow.testing.reference.pooling import (
     pool,
@@ -51,6 +52,7 @@ __all__ = [
     "pooling_windows",
     "segments_and_places",
     "slow_frames",
+    "take_bin",
     "token_distance",
     "tokens_per_frame",
     "visible_pairs",

@@ -70,3 +70,21 @@ def fewest_bins_bound(lengths: Sequence[int], capacity: int) -> int:
             bins, spaces = bins + 1, spaces + capacity
         proven.append(bins)
     return max(proven)
+
+
+def take_bin(lengths: Sequence[int], capacity: int) -> list[int]:
+    """Fill a bin beside item 0, longest first, from each of the 8 longest that fit.
+
+    Items of equal length go in the order given. The fullest bin counts, the first of
+    equally full ones.
+    """
+    fitting = {n for n in lengths[1:] if lengths[0] + n <= capacity}
+    bins = [[0]]
+    for longest in sorted(fitting, reverse=True)[:8]:
+        chosen = [0]
+        for item in sorted(range(1, len(lengths)), key=lambda i: (-lengths[i], i)):
+            load = sum(lengths[i] for i in chosen)
+            if lengths[item] <= min(longest, capacity - load):
+                chosen.append(item)
+        bins.append(chosen)
+    return sorted(max(bins, key=lambda chosen: sum(lengths[i] for i in chosen)))
