@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from fastslow._plans import to_device
 from fastslow._typing import Grid, MaskMod
+from fastslow.balancing import Balanced, balance, imbalance, imbalance_bound
 from fastslow.budgets import schedule_for_budget, slow_frames_for_budget
 from fastslow.content import (
     keep_by_score,
@@ -47,7 +48,15 @@ from fastslow.masks import (
     interval_mask,
     visible_intervals,
 )
-from fastslow.packing import StreamState, best_fit_decreasing, next_bin, take_bin
+from fastslow.packing import (
+    StreamState,
+    best_fit_decreasing,
+    fewest_bins_bound,
+    fill,
+    first_fit_decreasing,
+    next_bin,
+    take_bin,
+)
 from fastslow.pool_plans import PoolPlan, plan_bags, plan_pooling
 from fastslow.pooling import pool_frames, pool_tokens
 from fastslow.positions import after_video, video_positions
@@ -76,6 +85,7 @@ __version__ = version("fastslow")
 
 __all__ = [
     "IGNORED_LABEL",
+    "Balanced",
     "FrameSchedule",
     "Grid",
     "LabelPlan",
@@ -90,6 +100,7 @@ __all__ = [
     "TokenLayout",
     "VideoSpan",
     "after_video",
+    "balance",
     "best_fit_decreasing",
     "build_layout",
     "build_schedule",
@@ -97,10 +108,15 @@ __all__ = [
     "cu_seqlens_from_lengths",
     "dense_mask",
     "describe_schedule",
+    "fewest_bins_bound",
+    "fill",
+    "first_fit_decreasing",
     "frame_causal_block_mask",
     "frame_causal_mask",
     "frame_kinds",
     "frame_windows",
+    "imbalance",
+    "imbalance_bound",
     "interval_block_mask",
     "interval_mask",
     "keep_by_score",

@@ -152,6 +152,33 @@ def packing_problems(
     )
 
 
+def balancing_problems(
+    *, max_items: int = 10, max_ranks: int = 4, max_cost: int = 12, max_length: int = 6
+) -> st.SearchStrategy[tuple[list[int], list[int], int, int]]:
+    """Draw costs and lengths of items, a number of ranks and the room of each.
+
+    The room may be too small for all the items, and for any one of them.
+
+    Args:
+        max_items: Items at most.
+        max_ranks: Ranks at most.
+        max_cost: Largest cost of an item; the least is 0.
+        max_length: Largest length of an item; the least is 0.
+    """
+    items = st.tuples(st.integers(0, max_cost), st.integers(0, max_length))
+    return st.builds(
+        lambda drawn, num_ranks, capacity: (
+            [cost for cost, _ in drawn],
+            [length for _, length in drawn],
+            num_ranks,
+            capacity,
+        ),
+        st.lists(items, max_size=max_items),
+        st.integers(1, max_ranks),
+        st.integers(0, 3 * max_length),
+    )
+
+
 def text_spans(
     *, min_tokens: int = 0, max_tokens: int = 4, max_token_id: int = 20
 ) -> st.SearchStrategy[TextSpan]:

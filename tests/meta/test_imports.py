@@ -39,8 +39,10 @@ EFFECTS = {
 }
 """Files, network, processes, clocks, logs and global random state: for recipes."""
 
-SHARED = {"fastslow._typing", "fastslow._plans"}
-INTEGERS = SHARED | {f"fastslow.{name}" for name in ("grids", "packing", "ragged")}
+SHARED = {"fastslow._fits", "fastslow._plans", "fastslow._typing"}
+INTEGERS = SHARED | {
+    f"fastslow.{name}" for name in ("balancing", "grids", "packing", "ragged")
+}
 SCHEDULES = INTEGERS | {
     f"fastslow.{name}"
     for name in ("budgets", "content", "frames", "schedules", "streams")

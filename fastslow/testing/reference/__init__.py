@@ -7,6 +7,7 @@ list of samples, a sample a list of spans. Cells count in raster order through a
 frames of a row.
 """
 
+from fastslow.testing.reference.balancing import greedy_ranks, least_peak
 from fastslow.testing.reference.frames import (
     Schedule,
     plain_frame,
@@ -23,7 +24,13 @@ from fastslow.testing.reference.losses import (
     token_distance,
 )
 from fastslow.testing.reference.masks import visible_pairs
-from fastslow.testing.reference.packing import best_fit_decreasing, fewest_bins
+from fastslow.testing.reference.packing import (
+    best_fit_decreasing,
+    fewest_bins,
+    fewest_bins_bound,
+    first_fit_decreasing,
+    take_bin,
+)
 from fastslow.testing.reference.pooling import pool, pool_plan, pooling_windows
 from fastslow.testing.reference.ragged import bounds, segments_and_places
 from fastslow.testing.reference.schedules import (
@@ -41,9 +48,13 @@ __all__ = [
     "best_fit_decreasing",
     "bounds",
     "fewest_bins",
+    "fewest_bins_bound",
+    "first_fit_decreasing",
+    "greedy_ranks",
     "keep_by_score",
     "labelled_rows",
     "layout",
+    "least_peak",
     "next_frame_loss",
     "next_frame_pairs",
     "plain_frame",
@@ -57,6 +68,7 @@ __all__ = [
     "slow_by_similarity",
     "slow_by_top_k",
     "slow_frames",
+    "take_bin",
     "token_distance",
     "tokens_per_frame",
     "visible_pairs",
