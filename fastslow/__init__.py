@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from fastslow._plans import to_device
 from fastslow._typing import Grid, MaskMod
+from fastslow.attention import interval_attention
 from fastslow.grids import (
     merged_grid,
     merged_stride,
@@ -70,6 +71,7 @@ __all__ = [
     "dense_mask",
     "frame_causal_block_mask",
     "frame_causal_mask",
+    "interval_attention",
     "interval_block_mask",
     "interval_mask",
     "lengths_from_cu_seqlens",
