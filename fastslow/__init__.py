@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from fastslow._plans import to_device
 from fastslow._typing import Grid, MaskMod
+from fastslow.attention import interval_attention
 from fastslow.balancing import Balanced, balance, imbalance, imbalance_bound
 from fastslow.budgets import schedule_for_budget, slow_frames_for_budget
 from fastslow.content import (
@@ -117,6 +118,7 @@ __all__ = [
     "frame_windows",
     "imbalance",
     "imbalance_bound",
+    "interval_attention",
     "interval_block_mask",
     "interval_mask",
     "keep_by_score",

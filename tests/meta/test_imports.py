@@ -50,13 +50,19 @@ SCHEDULES = INTEGERS | {
 PARTS = SCHEDULES | {
     f"fastslow.{name}" for name in ("masks", "pool_plans", "pooling", "positions")
 }
-CORE = PARTS | {f"fastslow.{name}" for name in ("layouts", "loss_plans", "losses")}
+MASK_READERS = {f"fastslow.{name}" for name in ("attention",)}
+CORE = (
+    PARTS
+    | MASK_READERS
+    | {f"fastslow.{name}" for name in ("layouts", "loss_plans", "losses")}
+)
 ROOMS: dict[str, set[str]] = {
     **{room: set() for room in SHARED},
     **dict.fromkeys(INTEGERS - SHARED, SHARED),
     **dict.fromkeys(SCHEDULES - INTEGERS, SCHEDULES),
     **dict.fromkeys(PARTS - SCHEDULES, SCHEDULES),
     "fastslow.pooling": SCHEDULES | {"fastslow.pool_plans"},
+    **dict.fromkeys(MASK_READERS, INTEGERS | {"fastslow.masks"}),
     "fastslow.layouts": PARTS,
     "fastslow.loss_plans": PARTS | {"fastslow.layouts"},
     "fastslow.losses": PARTS,
