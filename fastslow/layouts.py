@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -65,6 +65,7 @@ class TokenLayout:
             shifted.
         segment_ids: Packed sample of each token; -1 is padding.
         frame_ids: Frame of its sample that a video token belongs to; -1 is text.
+        is_slow: Whether a token belongs to a slow frame.
         causal_ranks: Order of each token in its sample.
         position_ids: Four rows as Qwen2-VL takes them for packed samples: the place
             in the sample, then time, height and width.
@@ -75,6 +76,7 @@ class TokenLayout:
     labels: Int[Tensor, " tokens"]
     segment_ids: Int[Tensor, " tokens"]
     frame_ids: Int[Tensor, " tokens"]
+    is_slow: Bool[Tensor, " tokens"]
     causal_ranks: Int[Tensor, " tokens"]
     position_ids: Int[Tensor, "4 tokens"]
     clips: tuple[VideoSpan, ...]
@@ -169,6 +171,7 @@ _FIELDS_PADDED_WITH = {
     "labels": IGNORED_LABEL,
     "segment_ids": -1,
     "frame_ids": -1,
+    "is_slow": False,
     "causal_ranks": 0,
     "position_ids": 0,
 }
@@ -183,7 +186,7 @@ def _lay_sample(
 ) -> TokenLayout:
     """Lay out one sample; its frames count on through all of its clips."""
     clips = tuple(span for span in sample if isinstance(span, VideoSpan))
-    table = [torch.empty(6, 0, dtype=torch.long)]
+    table = [torch.empty(7, 0, dtype=torch.long)]
     place = frame = 0
     for span in sample:
         if isinstance(span, TextSpan):
@@ -194,7 +197,7 @@ def _lay_sample(
             frames = span.schedule.num_frames
             place += after_video(span.grid, frames, rule=after_video_rule)
             frame += frames
-    input_ids, labels, frame_ids, *coordinates = torch.cat(table, dim=1)
+    input_ids, labels, frame_ids, slow, *coordinates = torch.cat(table, dim=1)
     index = torch.arange(len(input_ids))
     runs = [length for span in sample for length in _run_lengths(span)]
     ranks = torch.repeat_interleave(torch.tensor(runs, dtype=torch.long))
@@ -203,29 +206,35 @@ def _lay_sample(
         labels=labels,
         segment_ids=torch.full_like(index, segment),
         frame_ids=frame_ids,
+        is_slow=slow > 0,
         causal_ranks=ranks if attention == "frame_causal" else index,
         position_ids=torch.stack([index, *coordinates]),
         clips=clips,
     )
 
 
-def _text_columns(span: TextSpan, place: int) -> Int[Tensor, "6 tokens"]:
-    """Give id, label, frame, time, height and width of each token of a text."""
+def _text_columns(span: TextSpan, place: int) -> Int[Tensor, "7 tokens"]:
+    """Give id, label, frame, slowness, time, height and width of each text token."""
     ids = torch.tensor(span.token_ids, dtype=torch.long)
     labels = ids if span.trained else torch.full_like(ids, IGNORED_LABEL)
     position = torch.arange(len(ids)) + place
-    return torch.stack([ids, labels, torch.full_like(ids, -1), *[position] * 3])
+    no_frame, not_slow = torch.full_like(ids, -1), torch.zeros_like(ids)
+    return torch.stack([ids, labels, no_frame, not_slow, *[position] * 3])
 
 
 def _video_columns(
     span: VideoSpan, place: int, first_frame: int, video_token_id: int
-) -> Int[Tensor, "6 tokens"]:
-    """Give id, label, frame, time, height and width of each token of a clip."""
+) -> Int[Tensor, "7 tokens"]:
+    """Give id, label, frame, slowness, time, height and width of each video token."""
     positions = video_positions(span.grid, span.schedule, start=place)
-    first = torch.tensor([frame.start for frame in span.schedule.frames]) + first_frame
-    frames = torch.repeat_interleave(first, torch.tensor(_run_lengths(span)))
+    of_frames = torch.tensor(
+        [(frame.start + first_frame, frame.is_slow) for frame in span.schedule.frames]
+    )
+    lengths = torch.tensor(_run_lengths(span))
+    frames, slow = of_frames.repeat_interleave(lengths, 0).T
     ids = torch.full_like(frames, video_token_id)
-    return torch.stack([ids, torch.full_like(ids, IGNORED_LABEL), frames, *positions])
+    labels = torch.full_like(ids, IGNORED_LABEL)
+    return torch.stack([ids, labels, frames, slow, *positions])
 
 
 def _run_lengths(span: Span) -> tuple[int, ...]:

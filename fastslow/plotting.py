@@ -239,21 +239,16 @@ def _pairs(
 
 def _kinds(layout: TokenLayout) -> list[str]:
     """Say of each token whether it is text, slow, fast or padding."""
-    video = iter(
-        "slow" if slow else "fast"
-        for clip in layout.clips
-        for slow, count in zip(
-            clip.schedule.is_slow,
-            tokens_per_frame(clip.grid, clip.schedule),
-            strict=True,
-        )
-        for _ in range(count)
-    )
+    columns = layout.segment_ids, layout.frame_ids, layout.is_slow
     return [
-        "padding" if segment < 0 else "text" if frame < 0 else next(video)
-        for segment, frame in zip(
-            layout.segment_ids.tolist(), layout.frame_ids.tolist(), strict=True
-        )
+        "padding"
+        if segment < 0
+        else "text"
+        if frame < 0
+        else "slow"
+        if slow
+        else "fast"
+        for segment, frame, slow in zip(*(c.tolist() for c in columns), strict=True)
     ]
 
 

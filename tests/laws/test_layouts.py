@@ -32,6 +32,7 @@ FIELDS = (
     "labels",
     "segment_ids",
     "frame_ids",
+    "is_slow",
     "causal_ranks",
     "position_ids",
 )
@@ -149,10 +150,11 @@ def test_build_layout__matches_reference(
 
 
 @given(fst.layouts())
-def test_every_tensor_is_int64_on_the_cpu(layout: TokenLayout) -> None:
+def test_every_tensor_is_int64_or_bool_on_the_cpu(layout: TokenLayout) -> None:
     for name in FIELDS:
         tensor = getattr(layout, name)
-        assert (tensor.dtype, tensor.device.type) == (torch.int64, "cpu"), name
+        expected = torch.bool if name == "is_slow" else torch.int64
+        assert (tensor.dtype, tensor.device.type) == (expected, "cpu"), name
 
 
 @given(fst.packed_samples())

@@ -36,7 +36,9 @@ def layout(
         for place, token in enumerate(tokens):
             rank = token["run"] if attention == "frame_causal" else place
             rows.append(token | {"segment": segment, "rank": rank, "place": place})
-    padding = dict.fromkeys(("id", "rank", "place", "time", "height", "width"), 0)
+    padding = dict.fromkeys(
+        ("id", "rank", "slow", "place", "time", "height", "width"), 0
+    )
     padding |= {"label": -100, "segment": -1, "frame": -1}
     while len(rows) % multiple_of:
         rows.append(padding)
@@ -46,6 +48,7 @@ def layout(
         "labels": [row["label"] for row in rows],
         "segment_ids": [row["segment"] for row in rows],
         "frame_ids": [row["frame"] for row in rows],
+        "is_slow": [row["slow"] for row in rows],
         "causal_ranks": [row["rank"] for row in rows],
         "position_ids": [[row[axis] for row in rows] for axis in axes],
     }
@@ -63,12 +66,12 @@ def _sample_tokens(
                 for number in token_ids:
                     what = {"id": number, "label": number if trained else -100}
                     where = {"time": start, "height": start, "width": start}
-                    tokens.append(what | where | {"frame": -1, "run": run})
+                    tokens.append(what | where | {"frame": -1, "slow": 0, "run": run})
                     start, run = start + 1, run + 1
             case (grid, (num_frames, frames, edge)):
                 for pooled in frames:
                     what = {"id": video_token_id, "label": -100, "run": run}
-                    what["frame"] = frame + pooled[0]
+                    what |= {"frame": frame + pooled[0], "slow": int(pooled[4])}
                     for row, column in window_centres(grid, pooled, edge):
                         where = {"height": start + row, "width": start + column}
                         middle = floor((pooled[0] + pooled[1] - 1) / 2)
