@@ -7,7 +7,7 @@
 import os
 
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 COMMON = settings(
     deadline=None,
@@ -17,6 +17,13 @@ COMMON = settings(
 settings.register_profile("dev", COMMON, max_examples=50)
 settings.register_profile("ci", COMMON, max_examples=100, derandomize=True)
 settings.register_profile("nightly", COMMON, max_examples=5000)
+settings.register_profile(  # a mutant need not be shown at its smallest
+    "mutants",
+    COMMON,
+    max_examples=100,
+    derandomize=True,
+    phases=(Phase.explicit, Phase.generate),
+)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev")
 )

@@ -1,0 +1,191 @@
+"""The laws bite: each slip below, made in a copy of the library, breaks a law.
+
+A mutant is a file, a piece of its text, what stands there instead, and the laws that
+are asked. The copy comes before the installed library on the path of a new process.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Mutant(NamedTuple):
+    """A slip, and the laws of one file of tests that should notice it."""
+
+    module: str
+    text: str
+    slip: str
+    laws: str
+
+
+MUTANTS = [
+    Mutant(
+        "grids",
+        "whole + (rest > 0)",
+        "whole + (rest > 1)",
+        "grids.py -k pooled_grid__covers",
+    ),
+    Mutant(
+        "grids",
+        "i * side // count, -(-(i + 1) * side // count)",
+        "i * side // count, (i + 1) * side // count",
+        "grids.py -k window_bounds__counted",
+    ),
+    Mutant(
+        "schedules",
+        "if owed[t + 1] > owed[t]",
+        "if owed[t + 1] >= owed[t] + 2 or t == 0",
+        "schedules.py -k build_schedule__slow_count",
+    ),
+    Mutant(
+        "schedules",
+        "range(num_frames - count, num_frames)",
+        "range(num_frames - count - 1, num_frames - 1)",
+        "schedules.py -k build_schedule__mirrored",
+    ),
+    Mutant(
+        "schedules",
+        "pattern[(t - phase) % len(pattern)]",
+        "pattern[(t + phase) % len(pattern)]",
+        "schedules.py -k repeat_strides__phase",
+    ),
+    Mutant(
+        "streams",
+        "key=lambda frame: frame.stop",
+        "key=lambda frame: frame.start",
+        "streams.py -k merge_streams__time_order",
+    ),
+    Mutant(
+        "frames",
+        "key = (span, frame.stride, frame.grid, frame.keep)",
+        "key = (frame.stride, frame.grid, frame.keep)",
+        "frames.py -k frame_kinds__round_trip",
+    ),
+    Mutant(
+        "positions",
+        "return (first + end - 1) // 2",
+        "return (first + end) // 2",
+        "positions.py -k video_positions__",
+    ),
+    Mutant(
+        "ragged",
+        "torch.searchsorted(cu_seqlens, items, right=True) - 1\n    return ids",
+        "torch.searchsorted(cu_seqlens, items, right=False) - 1\n    return ids",
+        "ragged.py -k segment_ids_from_cu_seqlens__",
+    ),
+    Mutant(
+        "ragged",
+        "ragged.cu_seqlens[sequences] - cu_seqlens[:-1]",
+        "ragged.cu_seqlens[sequences] - cu_seqlens[1:]",
+        "ragged.py -k select_ragged__",
+    ),
+    Mutant(
+        "pool_plans",
+        "twice = max((2 * window + 1) * side - windows, 0)",
+        "twice = max(2 * window * side - windows, 0)",
+        "pooling.py -k pool_frames__matches_torch",
+    ),
+    Mutant(
+        "pool_plans",
+        "num_cells += schedule.num_frames * prod(grid)",
+        "num_cells += len(schedule.frames) * prod(grid)",
+        "pool_plans.py -k plan_pooling__matches_reference",
+    ),
+    Mutant(
+        "pooling",
+        "shares = shares / plan.window_sizes[:, None]",
+        "shares = shares / plan.window_sizes.max()",
+        "pooling.py -k pool_tokens__adjoint",
+    ),
+    Mutant(
+        "pooling",
+        "won = winners[plan.windows] == cell[:, None]",
+        "won = winners[plan.windows] <= cell[:, None]",
+        "pooling.py -k pool_tokens__routes",
+    ),
+    Mutant(
+        "layouts",
+        "frame += frames\n",
+        "frame = frames\n",
+        "layouts.py -k build_layout__matches_reference",
+    ),
+    Mutant(
+        "layouts",
+        'ranks if attention == "frame_causal" else index',
+        'ranks if attention == "causal" else index',
+        "layouts.py -k build_layout__frames_share_rank",
+    ),
+    Mutant(
+        "loss_plans",
+        "if frame.stop == stop < schedule.num_frames",
+        "if frame.stop < schedule.num_frames",
+        "loss_plans.py -k plan_next_frame__",
+    ),
+    Mutant(
+        "loss_plans",
+        "            start=frame.stop,\n",
+        "            start=frame.start,\n",
+        "loss_plans.py -k plan_next_frame__unseen",
+    ),
+    Mutant(
+        "loss_plans",
+        "same_segment & (layout.labels[1:] != IGNORED_LABEL)",
+        "(layout.labels[1:] != IGNORED_LABEL)",
+        "loss_plans.py -k plan_labels__within_segment",
+    ),
+    Mutant(
+        "loss_plans",
+        "targets=layout.labels[rows + 1]",
+        "targets=layout.labels[rows]",
+        "loss_plans.py -k plan_labels__next_token",
+    ),
+]
+
+
+def run_laws(folder: Path, laws: str) -> int:
+    """Run some laws on the library in a folder; give pytest's exit status."""
+    file, _, options = laws.partition(" ")
+    command = [sys.executable, "-P", "-m", "pytest", "-x", "-q"]
+    options = f"-p no:cacheprovider {options}"
+    done = subprocess.run(
+        [*command, f"tests/laws/test_{file}", *options.split()],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(folder), "HYPOTHESIS_PROFILE": "mutants"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(done.stdout[-2000:])
+    return done.returncode
+
+
+def copy_library(folder: Path) -> Path:
+    """Copy the library to a folder."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "fastslow", folder / "fastslow", ignore=ignored)
+    return folder / "fastslow"
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.module}: {m.slip[:40]}")
+def test_a_law_notices(mutant: Mutant, tmp_path: Path) -> None:
+    file = copy_library(tmp_path) / f"{mutant.module}.py"
+    source = file.read_text()
+    assert source.count(mutant.text) == 1, "the mutant's text must stand there once"
+    file.write_text(source.replace(mutant.text, mutant.slip))
+    assert run_laws(tmp_path, mutant.laws) == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_faithful_copy_passes(tmp_path: Path) -> None:
+    copy_library(tmp_path)
+    assert run_laws(tmp_path, MUTANTS[0].laws) == pytest.ExitCode.OK
+
+
+def test_there_are_enough_mutants() -> None:
+    assert len(MUTANTS) >= 20
