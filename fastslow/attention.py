@@ -19,7 +19,7 @@ def interval_attention(
     intervals: KeyIntervals,
     *,
     scale: float | None = None,
-    tile: int = 128,
+    tile: int = 64,
 ) -> Float[Tensor, "batch heads tokens value_dim"]:
     """Attend to the keys of each query's interval.
 
