@@ -19,15 +19,15 @@ def interval_attention(
     intervals: KeyIntervals,
     *,
     scale: float | None = None,
-    tile: int = 128,
+    tile: int = 64,
 ) -> Float[Tensor, "batch heads tokens value_dim"]:
     """Attend to the keys of each query's interval.
 
-    Exact, with gradients. For each tile of queries the keys are cut to those that any
-    of them may read, and only the tile's own mask is made. The backward pass computes
-    every tile anew, in float32 or wider, so that nothing is kept but query, key, value
-    and output. Made for the CPU: the bounds of the tiles are read on the host, and
-    another device is waited for.
+    Exact, and differentiable once. For each tile of queries the keys are cut to those
+    that any of them may read, and only the tile's own mask is made. The backward pass
+    computes every tile anew, in float32 or wider, and keeps no more than query, key,
+    value and output. Made for the CPU: the bounds of the tiles are read on the host,
+    which waits for any other device.
 
     Args:
         query: One vector for each query head and token.

@@ -255,6 +255,7 @@ def test_interval_attention__support(
 
 @given(problems, st.integers(1, 40))
 @example(WINDOW_WITH_KEPT, 8)
+@example(WINDOW_WITH_KEPT, 2**40)
 def test_interval_attention__tile_free(problem: Problem, tile: int) -> None:
     other = Problem(**{**vars(problem), "tile": tile})
     inputs, weights = problem.inputs, problem.weights
@@ -308,6 +309,14 @@ def test_narrow_types_keep_their_type_and_their_accuracy(
         )
 
 
+def test_gradients_of_narrow_types_add_up_in_float32() -> None:
+    problem = Problem(intervals=key_intervals([0] * 512, [1] * 512), tile=1)
+    inputs = tuple(x.bfloat16() for x in problem.inputs)
+    *_, value = gradients(problem.ours, inputs, torch.ones_like(inputs[0]))
+    assert (value[:, :, 0] == 512).all()
+    assert (value[:, :, 1:] == 0).all()
+
+
 def test_inputs_may_be_views() -> None:
     problem = WINDOW_WITH_KEPT
     query, key, value = problem.inputs
@@ -346,6 +355,9 @@ class Made(TorchDispatchMode):
             if isinstance(made, Tensor):
                 self.results.append((made.dtype, made.numel()))
         return result
+
+    def largest_mask(self) -> int:
+        return max(size for dtype, size in self.results if dtype == torch.bool)
 
 
 def packed_frames(tokens: int, *, frame: int, documents: int) -> KeyIntervals:
@@ -400,8 +412,17 @@ def test_a_tile_that_reads_all_its_keys_has_no_mask() -> None:
     problem = Problem(intervals=intervals, tile=8)
     with Made() as made:
         problem.ours(*problem.inputs)
-    masks = [size for dtype, size in made.results if dtype == torch.bool]
-    assert max(masks) <= tokens
+    assert made.largest_mask() <= tokens
+
+
+def test_padding_widens_no_tile() -> None:
+    firsts = [q // 8 * 8 for q in range(64)]
+    start = [0 if q % 2 else first for q, first in enumerate(firsts)]
+    stop = [0 if q % 2 else first + 8 for q, first in enumerate(firsts)]
+    problem = Problem(intervals=key_intervals(start, stop), tile=8)
+    with Made() as made:
+        problem.ours(*problem.inputs)
+    assert made.largest_mask() <= 8 * 8
 
 
 def test_gradients_are_not_differentiated_again() -> None:
