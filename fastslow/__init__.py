@@ -13,6 +13,8 @@ from fastslow.content import (
     slow_by_similarity,
     slow_by_top_k,
 )
+from fastslow.cross_entropy import labelled_cross_entropy
+from fastslow.diagnostics import copy_skill, effective_rank
 from fastslow.frames import (
     FrameSchedule,
     PooledFrame,
@@ -40,7 +42,7 @@ from fastslow.layouts import (
     count_tokens,
 )
 from fastslow.loss_plans import LabelPlan, NextFramePlan, plan_labels, plan_next_frame
-from fastslow.losses import next_frame_loss
+from fastslow.losses import change_weights, next_frame_loss
 from fastslow.masks import (
     dense_mask,
     frame_causal_block_mask,
@@ -105,10 +107,13 @@ __all__ = [
     "best_fit_decreasing",
     "build_layout",
     "build_schedule",
+    "change_weights",
+    "copy_skill",
     "count_tokens",
     "cu_seqlens_from_lengths",
     "dense_mask",
     "describe_schedule",
+    "effective_rank",
     "fewest_bins_bound",
     "fill",
     "first_fit_decreasing",
@@ -124,6 +129,7 @@ __all__ = [
     "keep_by_score",
     "keep_tokens",
     "kernel_schedule",
+    "labelled_cross_entropy",
     "lengths_from_cu_seqlens",
     "lengths_from_segment_ids",
     "merge_streams",

@@ -34,7 +34,8 @@ class NextFramePlan:
         predictions: Pools what is predicted at ``rows`` to the grid of the targets.
         targets: Pools the next frame's features to that grid.
         copies: Pools the frame's own features to it: what copying would predict.
-        cu_videos: Cumulative number of those frames, clip by clip.
+        cu_videos: Cumulative number of those frames, clip by clip; clips without one
+            are left out.
     """
 
     rows: Int[Tensor, " tokens"]
@@ -102,7 +103,9 @@ def plan_next_frame(
         predictions=_pool_predictions(own.window_sizes, groups, cu_groups),
         targets=_join_windows(ahead, groups, cu_groups),
         copies=_join_windows(own, groups, cu_groups),
-        cu_videos=cu_seqlens_from_lengths(_integers([len(r) for _, r in sources])),
+        cu_videos=cu_seqlens_from_lengths(
+            _integers([len(read) for _, read in sources if read])
+        ),
     )
 
 

@@ -1,11 +1,12 @@
 """Losses as (sum, count): divided once, by the count over the whole optimizer step."""
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastslow.ragged import (
     Ragged,
@@ -13,8 +14,8 @@ from fastslow.ragged import (
     segment_ids_from_cu_seqlens,
 )
 
-Distance = Literal["cosine", "mse", "smooth_l1"]
-Reduction = Literal["frame", "token"]
+Distance = Literal["cosine", "mse", "smooth_l1", "l1", "mse+cosine"]
+Reduction = Literal["frame", "token", "video"]
 
 
 def next_frame_loss(
@@ -23,39 +24,57 @@ def next_frame_loss(
     *,
     distance: Distance = "cosine",
     reduction: Reduction = "frame",
-) -> tuple[Float[Tensor, ""], int]:
+    normalize_targets: bool = False,
+    weights: Float[Tensor, " tokens"] | None = None,
+    cu_videos: Int32[Tensor, " video_bounds"] | None = None,
+) -> tuple[Float[Tensor, ""], int | Float[Tensor, ""]]:
     """Measure how far predicted features are from the next frame's.
 
-    With ``d`` the distance of one token, the sum is over frames of the mean of ``d``
-    over the frame's tokens (``frame``), or over all tokens of ``d`` (``token``).
-    No gradient reaches the targets. Computed in float32 or wider.
+    Let ``d`` be the distance of a token and ``w`` its weight. The sum is a reduction of
+    ``w d`` and the count the same reduction of ``w``: over all tokens (``token``), over
+    frames of the mean over their tokens (``frame``), or over videos of the mean over
+    their frames of that mean (``video``). So sums and counts of clips, ranks and
+    micro-batches add up, and the quotient is a weighted mean.
+
+    No gradient reaches targets or weights. Computed in float32 or wider, some rows at
+    a time in both passes: beside the gradient, little of the predictions' size is held.
 
     The loss of copying, ``next_frame_loss(copies.values, targets)``, gives the skill
-    ``1 - loss / copy_loss``: 0 is no better than repeating the frame.
+    ``1 - loss / copy_loss``, see ``copy_skill``.
 
     Args:
-        predictions: Predicted features at the tokens of ``NextFramePlan.rows``.
+        predictions: Predicted features, pooled by ``NextFramePlan.predictions``.
         targets: Features pooled by ``NextFramePlan.targets``, ragged by frame.
-        distance: ``cosine`` is 1 - cos; ``mse`` and ``smooth_l1`` are means over the
-            channels.
-        reduction: ``frame`` weighs every frame alike; ``token`` gives a slow frame
-            the weight of its many tokens.
+        distance: ``cosine`` is 1 - cos; ``mse``, ``l1`` and ``smooth_l1`` are means
+            over the channels; ``mse+cosine`` adds the two.
+        reduction: ``frame`` weighs every frame alike, ``token`` gives a slow frame the
+            weight of its many tokens, ``video`` weighs every video alike.
+        normalize_targets: Whether each target is first brought to mean 0 and variance
+            1 over its channels.
+        weights: Weight of each token, at least 0, such as ``change_weights`` gives; 1
+            by default.
+        cu_videos: Cumulative number of frames of each video, as in ``NextFramePlan``;
+            ``video`` needs it.
 
     Returns:
-        The sum, and the count to divide it by: frames or tokens. The count is known
-        on the host.
+        The sum, and the count to divide it by. Without weights the count is a number of
+        tokens, frames or videos, known on the host; with weights it is a tensor.
 
     Raises:
-        ValueError: If predictions and targets differ in shape, or the distance or the
-            reduction is unknown.
+        ValueError: If predictions and targets differ in shape, the distance or the
+            reduction is unknown, or ``video`` comes without ``cu_videos``.
 
     Laws:
         zero_at_target: predicting the target exactly costs nothing, but under
             ``cosine`` a target of zeros, which has no direction, costs 1
-        target_detached: the gradient with respect to the targets is zero
+        target_detached: the gradient with respect to targets and weights is zero
         additive: sums and counts of packed clips are those of the clips added up
         cosine_scale_free: a positive factor on predictions changes no cosine loss
+        normalized: under ``normalize_targets`` scale and offset of a target are free,
+            as long as its variance is far above 1e-5
         frame_weight: under ``frame`` repeating a frame's tokens changes nothing
+        constant_weights: equal weights do not change the quotient
+        weight_zero: tokens of weight 0 might as well not be there under ``token``
         matches_reference: equals the loop-written reference
 
     Example:
@@ -63,6 +82,10 @@ def next_frame_loss(
         >>> goal = pack_ragged([torch.tensor([[1.0, 0.0]]), torch.eye(2)])
         >>> next_frame_loss(torch.tensor([[0.0, 2.0], [1.0, 0.0], [1.0, 0.0]]), goal)
         (tensor(1.5000), 2)
+
+    References:
+        Assran et al., "V-JEPA 2" (arXiv:2506.09985), section 3: ``l1`` on normalised
+        targets. Yang et al., "Cambrian-S" (arXiv:2511.04670): ``mse+cosine``.
     """
     goal = targets.values.detach()
     if predictions.shape != goal.shape:
@@ -70,25 +93,126 @@ def next_frame_loss(
             f"predictions has shape {tuple(predictions.shape)} but targets has "
             f"{tuple(goal.shape)}; each predicted token needs its target"
         )
+    if distance not in get_args(Distance):
+        known = ", ".join(get_args(Distance))
+        raise ValueError(f"distance is {distance!r}; it must be one of {known}")
     wide = torch.promote_types(predictions.dtype, torch.float32)
-    distances = _token_distances(predictions.to(wide), goal.to(wide), distance)
+    factors, count = _token_factors(targets, reduction, cu_videos, wide)
+    if weights is not None:
+        factors = factors * weights.detach()
+        count = factors.sum()
+    total: Tensor = _ChunkedDistance.apply(  # type: ignore[no-untyped-call]
+        predictions, goal, factors, distance, normalize_targets
+    )
+    return total, count
+
+
+def change_weights(
+    copies: Float[Tensor, "tokens dim"], targets: Float[Tensor, "tokens dim"]
+) -> Float[Tensor, " tokens"]:
+    """Weigh each token by how much it changes from its frame to the next.
+
+    ``1 - cos`` of what the frame itself and the next one show in the token's window:
+    what stands still weighs little, so that copying it is not rewarded.
+
+    Args:
+        copies: Features pooled by ``NextFramePlan.copies``.
+        targets: Features pooled by ``NextFramePlan.targets``.
+
+    Returns:
+        A weight between 0 and 2 for each token, without gradient, in float32 or wider.
+
+    Laws:
+        still: features that only change in scale weigh nothing
+        symmetric: both directions of time weigh the same
+        bounds: between 0 and 2; opposite features weigh 2
+
+    Example:
+        >>> change_weights(torch.eye(2), torch.tensor([[3.0, 0.0], [1.0, 0.0]]))
+        tensor([0., 1.])
+    """
+    wide = torch.promote_types(copies.dtype, torch.float32)
+    change = _distances(copies.detach().to(wide), targets.detach().to(wide), "cosine")
+    return change.clamp(0, 2)
+
+
+def _token_factors(
+    targets: Ragged, reduction: str, cu_videos: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, int | Tensor]:
+    """Give the share of each token in the reduction, and the sum of all shares."""
+    tokens = len(targets.values)
+    ones = torch.ones(tokens, dtype=dtype, device=targets.values.device)
     if reduction == "token":
-        return distances.sum(), len(distances)
-    if reduction != "frame":
-        raise ValueError(f"reduction is {reduction!r}; it must be 'frame' or 'token'")
-    frame = segment_ids_from_cu_seqlens(targets.cu_seqlens, len(distances))
-    weights = lengths_from_cu_seqlens(targets.cu_seqlens).to(wide).reciprocal()
-    return (distances * weights[frame]).sum(), len(targets.cu_seqlens) - 1
+        return ones, tokens
+    if reduction not in get_args(Reduction):
+        known = ", ".join(get_args(Reduction))
+        raise ValueError(f"reduction is {reduction!r}; it must be one of {known}")
+    frames = len(targets.cu_seqlens) - 1
+    shares = lengths_from_cu_seqlens(targets.cu_seqlens).to(dtype).reciprocal()
+    count = frames
+    if reduction == "video":
+        if cu_videos is None:
+            raise ValueError("reduction 'video' needs cu_videos, the frames per video")
+        video = segment_ids_from_cu_seqlens(cu_videos, frames)
+        shares = shares / lengths_from_cu_seqlens(cu_videos).to(dtype)[video]
+        count = len(cu_videos) - 1
+    return shares[segment_ids_from_cu_seqlens(targets.cu_seqlens, tokens)], count
 
 
-def _token_distances(predictions: Tensor, goal: Tensor, distance: Distance) -> Tensor:
+def _distances(predictions: Tensor, goal: Tensor, distance: str) -> Tensor:
     """Give the distance of every token to its target."""
     if distance == "cosine":
         return 1 - F.cosine_similarity(predictions, goal, dim=-1)
-    if distance == "mse":
-        return F.mse_loss(predictions, goal, reduction="none").mean(-1)
-    if distance == "smooth_l1":
-        return F.smooth_l1_loss(predictions, goal, reduction="none").mean(-1)
-    raise ValueError(
-        f"distance is {distance!r}; it must be 'cosine', 'mse' or 'smooth_l1'"
-    )
+    if distance == "mse+cosine":
+        squares = _distances(predictions, goal, "mse")
+        return squares + _distances(predictions, goal, "cosine")
+    measure = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
+    return measure[distance](predictions, goal, reduction="none").mean(-1)
+
+
+class _ChunkedDistance(torch.autograd.Function):
+    """Weighted sum of distances; both passes widen some rows at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        predictions: Tensor,
+        goal: Tensor,
+        factors: Tensor,
+        distance: str,
+        normalize: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(predictions, goal, factors)
+        ctx.distance, ctx.normalize = distance, normalize
+        total = factors.new_zeros(())
+        for rows in _chunks(len(predictions)):
+            part = predictions[rows].to(factors.dtype)
+            aim = _widened_goal(goal[rows], factors.dtype, normalize)
+            total += _distances(part, aim, distance) @ factors[rows]
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        predictions, goal, factors = ctx.saved_tensors
+        gradient = torch.empty_like(predictions)
+        for rows in _chunks(len(predictions)):
+            part = predictions[rows].detach().to(factors.dtype).requires_grad_()
+            aim = _widened_goal(goal[rows], factors.dtype, ctx.normalize)
+            with torch.enable_grad():
+                total = _distances(part, aim, ctx.distance) @ factors[rows]
+            (slope,) = torch.autograd.grad(total, part)
+            gradient[rows] = slope * upstream
+        return gradient, None, None, None, None
+
+
+def _chunks(tokens: int) -> list[slice]:
+    """Cut the rows into at most 64 runs of at least 256."""
+    size = max(256, -(-tokens // 64))
+    return [slice(first, first + size) for first in range(0, tokens, size)]
+
+
+def _widened_goal(goal: Tensor, dtype: torch.dtype, normalize: bool) -> Tensor:
+    """Widen some targets, and normalise them over their channels if asked."""
+    goal = goal.to(dtype)
+    return F.layer_norm(goal, goal.shape[-1:]) if normalize else goal

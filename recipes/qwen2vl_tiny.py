@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import tyro
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.fsdp import fully_shard
@@ -29,6 +28,7 @@ from fastslow import (
     StreamState,
     VideoSpan,
     best_fit_decreasing,
+    copy_skill,
     describe_schedule,
     next_frame_loss,
     to_device,
@@ -398,14 +398,11 @@ def train_step(
     for row in rows:
         plan = to_device(row.plan, world.device)
         output = model(row.patches.to(world.device), plan)
-        language = F.cross_entropy(
-            output.logits.float(), plan.labels.targets, reduction="sum"
-        )
         ahead, _ = next_frame_loss(output.predictions, output.targets)
         copying, _ = next_frame_loss(output.copies, output.targets)
-        loss = language / labels + config.loss_weight * ahead / pairs
+        loss = output.language_loss / labels + config.loss_weight * ahead / pairs
         (loss * world.size).backward()  # FSDP divides gradients by the number of ranks
-        sums += torch.stack([language, ahead, copying]).detach()
+        sums += torch.stack([output.language_loss, ahead, copying]).detach()
     norm = clip_gradients(model, config.max_grad_norm)
     rate = warmup_cosine(
         step,
@@ -426,7 +423,7 @@ def train_step(
         "language_loss": language_loss,
         "autoregressive_loss": ahead_loss,
         "copy_loss": copy_loss,
-        "skill": 1 - ahead_loss / copy_loss if copy_loss else math.nan,
+        "skill": copy_skill(ahead_loss, copy_loss),
         "learning_rate": rate,
         "gradient_norm": norm,
     }
@@ -463,8 +460,9 @@ def ask_held_out(run: Run, log: RunLog) -> None:
         dealt = (*bins[first : first + world.size], *[()] * world.size)
         row = samples[dealt[world.rank], StreamState()]
         plan = to_device(row.plan, world.device)
-        logits = run.model(row.patches.to(world.device), plan).logits
-        wrong = logits.argmax(-1) != plan.labels.targets
+        output = run.model(row.patches.to(world.device), plan, return_logits=True)
+        assert output.logits is not None
+        wrong = output.logits.argmax(-1) != plan.labels.targets
         missed = plan.layout.segment_ids[plan.labels.rows][wrong].unique()
         asked += len(row.sample_ids)
         right += len(row.sample_ids) - len(missed)

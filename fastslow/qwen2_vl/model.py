@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
 
+from fastslow.cross_entropy import labelled_cross_entropy
 from fastslow.pooling import pool_tokens
 from fastslow.qwen2_vl.attention import ATTENTION_NAME, attention_mask
 from fastslow.qwen2_vl.plan import RowPlan
@@ -15,17 +16,19 @@ from fastslow.ragged import Ragged
 
 @dataclass(frozen=True, kw_only=True)
 class FastSlowOutput:
-    """What the losses need, and nothing of the size of the whole row's vocabulary.
+    """The losses' terms, and nothing of the size of the whole row's vocabulary.
 
     Attributes:
-        logits: Scores of the next token, at the rows of the plan's ``labels``.
+        language_loss: Cross entropy summed over the rows of the plan's ``labels``.
+        logits: Scores of the next token at those rows, if asked for.
         predictions: Predicted features of the next frame, at the rows of the plan's
             ``next_frame``.
         targets: What the tower saw in the next frame, ragged by frame.
         copies: What it saw in the frame itself: the prediction of a copier.
     """
 
-    logits: Float[Tensor, "labelled vocabulary"]
+    language_loss: Float[Tensor, ""]
+    logits: Float[Tensor, "labelled vocabulary"] | None
     predictions: Float[Tensor, "tokens features"]
     targets: Ragged
     copies: Float[Tensor, "tokens features"]
@@ -65,16 +68,21 @@ class FastSlowQwen2VL(nn.Module):
         self.backbone.model.visual.merger.requires_grad_(True)
 
     def forward(
-        self, patches: Float[Tensor, "patches pixels"], plan: RowPlan
+        self,
+        patches: Float[Tensor, "patches pixels"],
+        plan: RowPlan,
+        *,
+        return_logits: bool = False,
     ) -> FastSlowOutput:
         """Run one packed row.
 
         Args:
             patches: The patches of the row's clips in order, see ``patchify_clip``.
             plan: The row's plan, on the same device.
+            return_logits: Whether to give the scores of the labelled rows as well.
 
         Returns:
-            What the losses need; targets and copies carry no gradient.
+            The losses' terms; targets and copies carry no gradient.
 
         Raises:
             ValueError: If the row holds no clip, or its clips have another number of
@@ -105,9 +113,12 @@ class FastSlowQwen2VL(nn.Module):
         ).last_hidden_state[0]
         seen = vision.last_hidden_state.detach()
         merged = seen.unflatten(0, (-1, merged_patches)).mean(1)
+        head = self.backbone.lm_head
+        language_loss, _ = labelled_cross_entropy(hidden, head.weight, plan.labels)
         predicted = self.next_frame_head(hidden[plan.next_frame.rows])
         return FastSlowOutput(
-            logits=self.backbone.lm_head(hidden[plan.labels.rows]),
+            language_loss=language_loss,
+            logits=head(hidden[plan.labels.rows]) if return_logits else None,
             predictions=pool_tokens(predicted, plan.next_frame.predictions).values,
             targets=pool_tokens(merged, plan.next_frame.targets),
             copies=pool_tokens(merged, plan.next_frame.copies).values,

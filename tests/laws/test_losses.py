@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+import torch.nn.functional as F
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fastslow import (
     Ragged,
+    change_weights,
     cu_seqlens_from_lengths,
-    losses,
     next_frame_loss,
     pack_ragged,
     unpack_ragged,
@@ -21,15 +22,25 @@ from fastslow.losses import Distance, Reduction
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
 
-DISTANCES: tuple[Distance, ...] = ("cosine", "mse", "smooth_l1")
-REDUCTIONS: tuple[Reduction, ...] = ("frame", "token")
+DISTANCES: tuple[Distance, ...] = ("cosine", "mse", "smooth_l1", "l1", "mse+cosine")
+REDUCTIONS: tuple[Reduction, ...] = ("frame", "token", "video")
 
 distances = st.sampled_from(DISTANCES)
 reductions = st.sampled_from(REDUCTIONS)
 frame_lengths = fst.lengths(min_size=1, max_size=4, min_value=1)
-rows = fst.packed_samples(
-    sample=fst.samples(videos=fst.video_spans(max_side=3, max_stride=3))
-)
+videos = st.lists(frame_lengths, min_size=1, max_size=3)
+"""Tokens of each frame, video by video."""
+
+shares = st.lists(st.floats(0, 4), min_size=1, max_size=5)
+"""Weights, repeated to the length of a row."""
+
+
+def flat(lengths: list[list[int]]) -> list[int]:
+    return [length for frames in lengths for length in frames]
+
+
+def cu_videos(lengths: list[list[int]]) -> Tensor:
+    return cu_seqlens_from_lengths(torch.tensor([len(frames) for frames in lengths]))
 
 
 def goals(lengths: list[int], seed: int, dtype: torch.dtype = torch.float64) -> Ragged:
@@ -44,58 +55,79 @@ def guesses(goal: Ragged, seed: int) -> Tensor:
     return fst.random_values(values.shape, seed=seed + 1, dtype=values.dtype)
 
 
+def repeat_to(numbers: list[float], tokens: int) -> Tensor:
+    return torch.tensor((numbers * tokens)[:tokens], dtype=torch.float64)
+
+
 def assert_near(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
 
 
-@given(frame_lengths, fst.seeds(), distances, reductions)
+@given(videos, fst.seeds(), distances, reductions)
 def test_next_frame_loss__zero_at_target(
-    lengths: list[int], seed: int, distance: Distance, reduction: Reduction
+    lengths: list[list[int]], seed: int, distance: Distance, reduction: Reduction
 ) -> None:
-    goal = goals(lengths, seed)
+    goal = goals(flat(lengths), seed)
     predictions = goal.values.clone().requires_grad_()
     total, count = next_frame_loss(
-        predictions, goal, distance=distance, reduction=reduction
+        predictions,
+        goal,
+        distance=distance,
+        reduction=reduction,
+        cu_videos=cu_videos(lengths),
     )
     assert_near(total, torch.zeros_like(total))
     assert count > 0
     (grad,) = torch.autograd.grad(total, predictions)
-    assert_near(grad, torch.zeros_like(grad))
+    if distance != "l1":  # whose slope jumps there
+        assert_near(grad, torch.zeros_like(grad))
 
 
-@given(frame_lengths, fst.seeds(), distances, reductions)
+@given(videos, fst.seeds(), distances, reductions)
 def test_next_frame_loss__target_detached(
-    lengths: list[int], seed: int, distance: Distance, reduction: Reduction
+    lengths: list[list[int]], seed: int, distance: Distance, reduction: Reduction
 ) -> None:
-    goal = goals(lengths, seed)
+    goal = goals(flat(lengths), seed)
     features = goal.values.clone().requires_grad_()
+    weights = torch.ones(len(features), dtype=torch.float64, requires_grad=True)
     predictions = guesses(goal, seed).requires_grad_()
-    total, _ = next_frame_loss(
+    total, count = next_frame_loss(
         predictions,
         Ragged(values=2 * features, cu_seqlens=goal.cu_seqlens),
         distance=distance,
         reduction=reduction,
+        weights=2 * weights,
+        cu_videos=cu_videos(lengths),
     )
-    total.backward()
-    assert features.grad is None
+    (total / count).backward()
+    assert features.grad is weights.grad is None
     assert predictions.grad is not None
     assert (predictions.grad != 0).any(1).all()
 
 
-@given(
-    st.lists(frame_lengths, min_size=1, max_size=3), fst.seeds(), distances, reductions
-)
+@given(st.lists(videos, min_size=1, max_size=3), fst.seeds(), distances, reductions)
 def test_next_frame_loss__additive(
-    clips: list[list[int]], seed: int, distance: Distance, reduction: Reduction
+    rows: list[list[list[int]]], seed: int, distance: Distance, reduction: Reduction
 ) -> None:
     settings: dict[str, Any] = {"distance": distance, "reduction": reduction}
-    parts = [goals(lengths, seed + 2 * i) for i, lengths in enumerate(clips)]
-    alone = [next_frame_loss(guesses(part, seed), part, **settings) for part in parts]
+    parts = [goals(flat(lengths), seed + 2 * i) for i, lengths in enumerate(rows)]
+    alone = [
+        next_frame_loss(
+            guesses(part, seed), part, cu_videos=cu_videos(lengths), **settings
+        )
+        for part, lengths in zip(parts, rows, strict=True)
+    ]
     packed = pack_ragged([frame for part in parts for frame in unpack_ragged(part)])
     predictions = torch.cat([guesses(part, seed) for part in parts])
-    total, count = next_frame_loss(predictions, packed, **settings)
-    assert_near(total, torch.stack([part for part, _ in alone]).sum())
-    assert count == sum(part for _, part in alone)
+    everything = cu_videos([frames for lengths in rows for frames in lengths])
+    for weights in (None, torch.full_like(predictions[:, 0], 0.5)):
+        total, count = next_frame_loss(
+            predictions, packed, cu_videos=everything, weights=weights, **settings
+        )
+        factor = 1 if weights is None else 0.5
+        assert_near(total, factor * torch.stack([part for part, _ in alone]).sum())
+        expected = factor * sum(part for _, part in alone)
+        assert float(count) == pytest.approx(expected)
 
 
 @given(frame_lengths, fst.seeds(), st.floats(0.01, 100), reductions)
@@ -104,9 +136,34 @@ def test_next_frame_loss__cosine_scale_free(
 ) -> None:
     goal = goals(lengths, seed)
     predictions = guesses(goal, seed)
-    total, _ = next_frame_loss(predictions, goal, reduction=reduction)
-    scaled, _ = next_frame_loss(scale * predictions, goal, reduction=reduction)
+    settings: dict[str, Any] = {
+        "reduction": reduction,
+        "cu_videos": cu_videos([lengths]),
+    }
+    total, _ = next_frame_loss(predictions, goal, **settings)
+    scaled, _ = next_frame_loss(scale * predictions, goal, **settings)
     assert_near(scaled, total)
+
+
+@given(frame_lengths, fst.seeds(), distances, st.floats(0.1, 9), st.floats(-9, 9))
+def test_next_frame_loss__normalized(
+    lengths: list[int], seed: int, distance: Distance, scale: float, offset: float
+) -> None:
+    drawn = goals(lengths, seed)
+    goal = Ragged(values=1e4 * drawn.values, cu_seqlens=drawn.cu_seqlens)
+    moved = Ragged(values=scale * goal.values + offset, cu_seqlens=goal.cu_seqlens)
+    predictions = guesses(goal, seed)
+    normal = Ragged(
+        values=(goal.values - goal.values.mean(1, keepdim=True))
+        / goal.values.std(1, correction=0, keepdim=True),
+        cu_seqlens=goal.cu_seqlens,
+    )
+    expected, _ = next_frame_loss(predictions, normal, distance=distance)
+    for target in (goal, moved):
+        total, _ = next_frame_loss(
+            predictions, target, distance=distance, normalize_targets=True
+        )
+        torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-4)
 
 
 @given(frame_lengths, fst.seeds(), st.integers(2, 4), distances)
@@ -133,24 +190,115 @@ def test_next_frame_loss__frame_weight(
         assert frames_again == count == len(lengths)
 
 
-@given(frame_lengths, fst.seeds(), distances, reductions)
-def test_next_frame_loss__matches_reference(
-    lengths: list[int], seed: int, distance: Distance, reduction: Reduction
+@given(videos, fst.seeds(), reductions, st.floats(0.1, 10))
+def test_next_frame_loss__constant_weights(
+    lengths: list[list[int]], seed: int, reduction: Reduction, weight: float
+) -> None:
+    goal = goals(flat(lengths), seed)
+    predictions = guesses(goal, seed)
+    settings: dict[str, Any] = {
+        "reduction": reduction,
+        "cu_videos": cu_videos(lengths),
+    }
+    total, count = next_frame_loss(predictions, goal, **settings)
+    weighted, weight_sum = next_frame_loss(
+        predictions,
+        goal,
+        weights=torch.full_like(predictions[:, 0], weight),
+        **settings,
+    )
+    assert isinstance(weight_sum, Tensor)
+    assert_near(weighted / weight_sum, total / count)
+
+
+@given(frame_lengths, fst.seeds(), shares, distances)
+def test_next_frame_loss__weight_zero(
+    lengths: list[int], seed: int, numbers: list[float], distance: Distance
 ) -> None:
     goal = goals(lengths, seed)
     predictions = guesses(goal, seed)
+    weights = repeat_to([*numbers, 0.0], len(predictions))
+    heavy = weights > 0
     total, count = next_frame_loss(
-        predictions, goal, distance=distance, reduction=reduction
+        predictions, goal, distance=distance, reduction="token", weights=weights
     )
+    kept = pack_ragged([goal.values[heavy]])
+    alone, alone_count = next_frame_loss(
+        predictions[heavy],
+        kept,
+        distance=distance,
+        reduction="token",
+        weights=weights[heavy],
+    )
+    assert_near(total, alone)
+    assert float(count) == pytest.approx(float(alone_count))
+
+
+@given(videos, fst.seeds(), distances, reductions, st.none() | shares)
+def test_next_frame_loss__matches_reference(
+    lengths: list[list[int]],
+    seed: int,
+    distance: Distance,
+    reduction: Reduction,
+    numbers: list[float] | None,
+) -> None:
+    goal = goals(flat(lengths), seed)
+    predictions = guesses(goal, seed)
+    weights = None if numbers is None else repeat_to(numbers, len(predictions))
+    total, count = next_frame_loss(
+        predictions,
+        goal,
+        distance=distance,
+        reduction=reduction,
+        weights=weights,
+        cu_videos=cu_videos(lengths),
+    )
+    by_frame = [
+        column.split(flat(lengths))
+        for column in (
+            predictions,
+            goal.values,
+            torch.ones(len(predictions)) if weights is None else weights,
+        )
+    ]
     expected, expected_count = reference.next_frame_loss(
-        [frame.tolist() for frame in predictions.split(lengths)],
-        [frame.tolist() for frame in unpack_ragged(goal)],
+        *([frame.tolist() for frame in frames] for frames in by_frame),
+        [len(frames) for frames in lengths],
         distance,
         reduction,
     )
     assert_near(total, torch.tensor(expected, dtype=torch.float64))
-    assert count == expected_count
-    assert type(count) is int
+    assert float(count) == pytest.approx(expected_count)
+    assert isinstance(count, int if weights is None else Tensor)
+
+
+@given(fst.float_tensors((4, 3), dtype=torch.float64), st.floats(0.1, 10))
+def test_change_weights__still(features: Tensor, scale: float) -> None:
+    weights = change_weights(features, scale * features)
+    torch.testing.assert_close(weights, torch.zeros_like(weights))
+
+
+@given(fst.seeds())
+def test_change_weights__symmetric(seed: int) -> None:
+    before, after = (
+        fst.random_values((4, 3), seed=seed + i, dtype=torch.float64) for i in (0, 1)
+    )
+    assert_near(change_weights(before, after), change_weights(after, before))
+
+
+@given(fst.seeds())
+def test_change_weights__bounds(seed: int) -> None:
+    before, after = (
+        fst.random_values((4, 3), seed=seed + i, dtype=torch.bfloat16) for i in (0, 1)
+    )
+    weights = change_weights(before, after.requires_grad_())
+    assert ((weights >= 0) & (weights <= 2)).all()
+    assert weights.dtype == torch.float32
+    assert not weights.requires_grad
+    cosines = F.cosine_similarity(before.double(), after.detach().double())
+    torch.testing.assert_close(weights.double(), 1 - cosines, rtol=1e-5, atol=1e-5)
+    opposite = change_weights(before, -before)
+    torch.testing.assert_close(opposite, torch.full_like(opposite, 2))
 
 
 def test_defaults_are_the_cosine_and_the_mean_of_each_frame() -> None:
@@ -163,12 +311,58 @@ def test_defaults_are_the_cosine_and_the_mean_of_each_frame() -> None:
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_gradcheck(distance: Distance, reduction: Reduction) -> None:
-    goal = goals([2, 1, 3], 0)
+    lengths = [[2, 1], [3]]
+    goal = goals(flat(lengths), 0)
     predictions = guesses(goal, 0).requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x: next_frame_loss(x, goal, distance=distance, reduction=reduction)[0],
-        predictions,
+    for normalize in (False, True):
+        assert torch.autograd.gradcheck(
+            lambda x, normalize=normalize: next_frame_loss(
+                x,
+                goal,
+                distance=distance,
+                reduction=reduction,
+                normalize_targets=normalize,
+                cu_videos=cu_videos(lengths),
+            )[0],
+            predictions,
+        )
+
+
+@given(fst.seeds(), distances, st.integers(250, 1100))
+@example(0, "cosine", 256)
+@example(0, "cosine", 257)
+def test_many_rows_are_taken_some_at_a_time(
+    seed: int, distance: Distance, tokens: int
+) -> None:
+    goal = goals([tokens // 2, tokens - tokens // 2], seed)
+    predictions = guesses(goal, seed).requires_grad_()
+    total, _ = next_frame_loss(predictions, goal, distance=distance)
+    (grad,) = torch.autograd.grad(total, predictions)
+    parts, frames = predictions.split([1] * tokens), goal.values.split([1] * tokens)
+    sample = [0, tokens // 2 - 1, tokens // 2, tokens - 1]
+    for row in sample:
+        one, _ = next_frame_loss(
+            parts[row], pack_ragged([frames[row]]), distance=distance
+        )
+        frame = tokens // 2 if row < tokens // 2 else tokens - tokens // 2
+        (expected,) = torch.autograd.grad(one / frame, predictions)
+        assert_near(grad[row], expected[row])
+    rows, _ = next_frame_loss(predictions, goal, distance=distance, reduction="token")
+    alone = [
+        next_frame_loss(part, pack_ragged([frame]), distance=distance)[0]
+        for part, frame in zip(parts, frames, strict=True)
+    ]
+    assert_near(rows, torch.stack(alone).sum())
+
+
+def test_backward_may_run_twice() -> None:
+    goal = goals([2, 1], 0)
+    predictions = guesses(goal, 0).requires_grad_()
+    total, _ = next_frame_loss(predictions, goal)
+    once, again = (
+        torch.autograd.grad(total, predictions, retain_graph=True)[0] for _ in (0, 1)
     )
+    assert torch.equal(once, again)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -202,6 +396,25 @@ def test_a_prediction_of_zero_has_a_finite_gradient(distance: Distance) -> None:
     assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_nothing_to_predict_costs_nothing(
+    distance: Distance, reduction: Reduction
+) -> None:
+    predictions = torch.zeros(0, 3, requires_grad=True)
+    empty = Ragged(values=torch.zeros(0, 3), cu_seqlens=torch.zeros(1).int())
+    total, count = next_frame_loss(
+        predictions,
+        empty,
+        distance=distance,
+        reduction=reduction,
+        cu_videos=torch.zeros(1).int(),
+    )
+    total.backward()
+    assert (total.item(), count) == (0.0, 0)
+    assert predictions.grad is not None
+
+
 def test_losses_leave_their_arguments_alone() -> None:
     goal = goals([2, 1], 0)
     values, bounds, predictions = (
@@ -210,7 +423,7 @@ def test_losses_leave_their_arguments_alone() -> None:
         guesses(goal, 0),
     )
     for distance in DISTANCES:
-        next_frame_loss(predictions, goal, distance=distance)
+        next_frame_loss(predictions, goal, distance=distance, normalize_targets=True)
     assert torch.equal(goal.values, values)
     assert torch.equal(goal.cu_seqlens, bounds)
     assert torch.equal(predictions, guesses(goal, 0))
@@ -227,13 +440,30 @@ def test_predictions_and_targets_have_one_shape() -> None:
         )
 
 
-def test_unknown_settings_are_named() -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"reduction": "clip"},
+            "reduction is 'clip'; it must be one of frame, token, video",
+        ),
+        (
+            {"distance": "l2"},
+            (
+                "distance is 'l2'; it must be one of cosine, mse, smooth_l1, l1, "
+                "mse+cosine"
+            ),
+        ),
+        (
+            {"reduction": "video"},
+            "reduction 'video' needs cu_videos, the frames per video",
+        ),
+    ],
+)
+def test_settings_that_are_wrong_are_named(
+    settings: dict[str, Any], message: str
+) -> None:
     goal = goals([2, 1], 0)
     with pytest.raises(ValueError) as error:
-        inspect.unwrap(next_frame_loss)(goal.values, goal, reduction="clip")
-    assert str(error.value) == "reduction is 'clip'; it must be 'frame' or 'token'"
-    with pytest.raises(ValueError) as error:
-        inspect.unwrap(losses._token_distances)(goal.values, goal.values, "l1")
-    assert str(error.value) == (
-        "distance is 'l1'; it must be 'cosine', 'mse' or 'smooth_l1'"
-    )
+        inspect.unwrap(next_frame_loss)(goal.values, goal, **settings)
+    assert str(error.value) == message

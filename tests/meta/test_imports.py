@@ -54,7 +54,10 @@ MASK_READERS = {f"fastslow.{name}" for name in ("attention",)}
 CORE = (
     PARTS
     | MASK_READERS
-    | {f"fastslow.{name}" for name in ("layouts", "loss_plans", "losses")}
+    | {
+        f"fastslow.{name}"
+        for name in ("cross_entropy", "diagnostics", "layouts", "loss_plans", "losses")
+    }
 )
 ROOMS: dict[str, set[str]] = {
     **{room: set() for room in SHARED},
@@ -65,7 +68,9 @@ ROOMS: dict[str, set[str]] = {
     **dict.fromkeys(MASK_READERS, INTEGERS | {"fastslow.masks"}),
     "fastslow.layouts": PARTS,
     "fastslow.loss_plans": PARTS | {"fastslow.layouts"},
-    "fastslow.losses": PARTS,
+    "fastslow.cross_entropy": {"fastslow.loss_plans"},
+    "fastslow.diagnostics": set(),
+    "fastslow.losses": INTEGERS,
     "fastslow.plotting": CORE,
     "fastslow.testing": set(),
     "fastslow.testing.reference": set(),

@@ -205,9 +205,8 @@ def step_sums(
 ) -> tuple[Tensor, int, Tensor, int]:
     """Give sum and count of the language loss, then of the next-frame loss."""
     output = model(patches, plan)
-    targets = plan.labels.targets
-    language = F.cross_entropy(output.logits, targets, reduction="sum")
-    return language, len(targets), *next_frame_loss(output.predictions, output.targets)
+    following = next_frame_loss(output.predictions, output.targets)
+    return output.language_loss, len(plan.labels.targets), *following
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -248,7 +247,7 @@ def test_stride_one_equals_transformers(
 ) -> None:
     plan = lay([sample], attention="causal", after_video_rule="spatial_axes")
     patches = make_patches(plan)
-    logits = make_model()(patches, read_every_row(plan)).logits
+    logits = make_model()(patches, read_every_row(plan), return_logits=True).logits
     assert_near(logits, transformers_logits(make_backbone(), sample, patches))
 
 
@@ -263,7 +262,7 @@ def test_stride_one_equals_transformers_at_the_published_positions(
 ) -> None:
     plan = lay([sample], attention="causal")
     patches = make_patches(plan)
-    logits = make_model()(patches, read_every_row(plan)).logits
+    logits = make_model()(patches, read_every_row(plan), return_logits=True).logits
     places = published_positions(sample)[:, None]
     assert_near(logits, transformers_logits(make_backbone(), sample, patches, places))
 
@@ -278,7 +277,7 @@ def test_a_row_of_stride_one_equals_transformers_sample_by_sample(
     samples = [unpooled(sample) for sample in MIXED]
     plan = lay(samples, attention="causal", after_video_rule="spatial_axes")
     patches = make_patches(plan)
-    logits = make_model()(patches, read_every_row(plan)).logits
+    logits = make_model()(patches, read_every_row(plan), return_logits=True).logits
     backbone = make_backbone()
     alone = [
         transformers_logits(backbone, sample, part)
@@ -306,7 +305,7 @@ def test_raw_frames_go_through_as_in_transformers(
         sample += [clip(grid, *(1,) * frame_count), text(6, 10)]
     patches = torch.cat(parts)
     plan = lay([sample], attention="causal", after_video_rule="spatial_axes")
-    logits = make_model()(patches, read_every_row(plan)).logits
+    logits = make_model()(patches, read_every_row(plan), return_logits=True).logits
     assert_near(logits, transformers_logits(make_backbone(), sample, patches))
 
 
@@ -368,7 +367,7 @@ def test_pooled_frames_equal_a_forward_written_in_loops(
     described = reference.layout([spans], video_token_id=VIDEO_TOKEN_ID)
     places = torch.tensor(described["position_ids"])[1:]
     expected = forward_by_hand(make_backbone(), sample, patches, places)
-    assert_near(make_model()(patches, plan).logits, expected)
+    assert_near(make_model()(patches, plan, return_logits=True).logits, expected)
 
 
 @st.composite
@@ -442,7 +441,7 @@ def test_packed_equals_alone(
     assert len(plan.layout.input_ids) % multiple_of == 0
     patches = make_patches(plan)
     packed_sums = step_sums(model, patches, plan)
-    packed_logits = model(patches, read_every_row(plan)).logits
+    packed_logits = model(patches, read_every_row(plan), return_logits=True).logits
     packed_language = gradients(model.backbone, packed_sums[0])
     packed_next = gradients(model, packed_sums[2])
 
@@ -458,7 +457,7 @@ def test_packed_equals_alone(
             own_language = gradients(backbone, loss)
         else:
             own = lay([sample])
-            scores = model(part, read_every_row(own)).logits
+            scores = model(part, read_every_row(own), return_logits=True).logits
             alone = step_sums(model, part, own)
             own_language = gradients(model.backbone, alone[0])
             for name, grad in gradients(model, alone[2]).items():
@@ -538,7 +537,7 @@ def test_leak_free(
     """A random cotangent misses a non-zero row of a Jacobian with probability zero."""
     plan = read_every_row(lay(samples, multiple_of=multiple_of))
     patches = make_patches(plan, seed).requires_grad_()
-    output = make_model(layers=layers)(patches, plan)
+    output = make_model(layers=layers)(patches, plan, return_logits=True)
     outputs = (output.logits, output.predictions)
     generator = torch.Generator().manual_seed(seed)
     noise = [
@@ -577,7 +576,7 @@ def test_the_past_does_not_feel_the_future(
     patches, others = make_patches(plan, seed), make_patches(plan, seed + 1)
     everything = list(moments(samples))
     with torch.no_grad():
-        logits = model(patches, plan).logits
+        logits = model(patches, plan, return_logits=True).logits
         for now, moment in enumerate(everything):
             known = [m for m in everything[: now + 1] if m.sample == moment.sample]
             changed = others.clone()
@@ -586,7 +585,9 @@ def test_the_past_does_not_feel_the_future(
                 changed[list(m.patches)] = patches[list(m.patches)]
                 ids[list(m.rows)] = plan.layout.input_ids[list(m.rows)]
             layout = replace(plan.layout, input_ids=ids)
-            new_logits = model(changed, replace(plan, layout=layout)).logits
+            new_logits = model(
+                changed, replace(plan, layout=layout), return_logits=True
+            ).logits
             same = (new_logits == logits).all(1)
             rows = [row for m in known for row in m.rows]
             assert same[rows].all()
@@ -606,7 +607,10 @@ def test_every_later_token_feels_a_change(
     changed = patches.clone()
     changed[everything[frame].patches[0]] += 1
     model = make_model()
-    moved = (model(changed, plan).logits != model(patches, plan).logits).any(1)
+    moved = (
+        model(changed, plan, return_logits=True).logits
+        != model(patches, plan, return_logits=True).logits
+    ).any(1)
     expected = torch.zeros_like(moved)
     for m in everything[frame:]:
         expected[list(m.rows)] = m.sample == 0
@@ -782,8 +786,7 @@ def test_a_clip_of_one_frame_predicts_nothing(
     following, frames = next_frame_loss(output.predictions, output.targets)
     assert following == 0
     assert frames == 0
-    language = F.cross_entropy(output.logits, plan.labels.targets, reduction="sum")
-    (language + following).backward()
+    (output.language_loss + following).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -863,7 +866,9 @@ def test_narrow_models_take_the_patches_of_the_preprocessor(
     wide, plan = make_model(), lay(MIXED)
     patches = make_patches(plan).float()
     narrow = make_model().to(dtype)
-    output, expected = narrow(patches, plan), wide(patches, plan)
+    output, expected = (
+        model(patches, plan, return_logits=True) for model in (narrow, wide)
+    )
     assert output.logits.dtype == output.targets.values.dtype == dtype
     tolerance = 1e-3 if dtype == torch.float32 else 0.2
     torch.testing.assert_close(
@@ -871,7 +876,8 @@ def test_narrow_models_take_the_patches_of_the_preprocessor(
     )
     loss, _ = next_frame_loss(output.predictions, output.targets)
     assert loss.dtype == torch.float32
-    (output.logits.float().logsumexp(1).sum() + loss).backward()
+    assert output.language_loss.dtype == torch.float32
+    (output.language_loss + loss).backward()
     assert all(p.grad.isfinite().all() for p in narrow.parameters())
 
 
@@ -907,8 +913,12 @@ def test_only_labelled_rows_meet_the_vocabulary(
         if labels[row + 1] != IGNORED_LABEL and segments[row] == segments[row + 1]
     ]
     assert 0 < len(rows) < (labels != IGNORED_LABEL).sum()
-    output = model(patches, plan)
-    assert_near(output.logits, model(patches, read_every_row(plan)).logits[rows])
+    output = model(patches, plan, return_logits=True)
+    every = model(patches, read_every_row(plan), return_logits=True).logits
+    assert_near(output.logits, every[rows])
+    expected = F.cross_entropy(output.logits, plan.labels.targets, reduction="sum")
+    assert_near(output.language_loss, expected)
+    assert model(patches, plan).logits is None
     assert torch.equal(plan.labels.targets, labels[[row + 1 for row in rows]])
 
 

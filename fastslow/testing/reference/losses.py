@@ -78,33 +78,48 @@ def next_frame_pairs(samples: Sequence[Sequence[Span]]) -> list[NextFramePair]:
 def next_frame_loss(
     predictions: Sequence[Sequence[Vector]],
     targets: Sequence[Sequence[Vector]],
+    weights: Sequence[Sequence[float]],
+    frames_of_videos: Sequence[int],
     distance: str,
     reduction: str,
-) -> tuple[float, int]:
-    """Add up the distances of all predicted tokens.
+) -> tuple[float, float]:
+    """Add up the weighted distances of all predicted tokens, and their weights.
 
     Args:
         predictions: Vectors by frame and token.
         targets: The same for the goal.
-        distance: ``cosine``, ``mse`` or ``smooth_l1``.
-        reduction: ``frame`` or ``token``.
+        weights: Weight of each token by frame.
+        frames_of_videos: Frames of each video.
+        distance: ``cosine``, ``mse``, ``smooth_l1``, ``l1`` or ``mse+cosine``.
+        reduction: ``frame``, ``token`` or ``video``.
 
     Returns:
-        The sum, and the number of frames or tokens.
+        The sum, and the sum of the same without the distances.
     """
-    total, tokens = 0.0, 0
-    for predicted_frame, goal_frame in zip(predictions, targets, strict=True):
-        frame_total = 0.0
-        for predicted, goal in zip(predicted_frame, goal_frame, strict=True):
-            frame_total += token_distance(predicted, goal, distance)
-            tokens += 1
-        total += frame_total / len(goal_frame) if reduction == "frame" else frame_total
-    return total, len(targets) if reduction == "frame" else tokens
+    total = count = 0.0
+    frame = 0
+    for num_frames in frames_of_videos:
+        for _ in range(num_frames):
+            tokens = zip(
+                predictions[frame], targets[frame], weights[frame], strict=True
+            )
+            for predicted, goal, weight in tokens:
+                share = weight
+                if reduction in {"frame", "video"}:
+                    share /= len(weights[frame])
+                if reduction == "video":
+                    share /= num_frames
+                total += share * token_distance(predicted, goal, distance)
+                count += share
+            frame += 1
+    return total, count
 
 
 def token_distance(predicted: Vector, goal: Vector, distance: str) -> float:
-    """Give the distance of two vectors: cosine, mean square or mean smooth L1."""
+    """Give the distance of two vectors."""
     pairs = list(zip(predicted, goal, strict=True))
+    if distance == "mse+cosine":
+        return sum(token_distance(predicted, goal, d) for d in ("mse", "cosine"))
     if distance == "cosine":
         dot = sum(p * g for p, g in pairs)
         return 1 - dot / sqrt(sum(p * p for p in predicted) * sum(g * g for g in goal))
@@ -113,6 +128,8 @@ def token_distance(predicted: Vector, goal: Vector, distance: str) -> float:
         gap = abs(p - g)
         if distance == "mse":
             total += gap * gap
+        elif distance == "l1":
+            total += gap
         else:
             total += gap * gap / 2 if gap < 1 else gap - 0.5
     return total / len(pairs)

@@ -1,0 +1,68 @@
+"""Numbers that show whether a next-frame head has learned more than to copy."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def copy_skill(loss: float, copy_loss: float) -> float:
+    """Compare a next-frame loss with that of repeating the frame.
+
+    Args:
+        loss: Mean loss of the predictions, at least 0.
+        copy_loss: Mean loss of predicting that nothing changes, at least 0.
+
+    Returns:
+        ``1 - loss / copy_loss``: 1 is perfect, 0 no better than a copy, below 0 worse.
+        Where nothing changes there is nothing to beat, and it is not a number.
+
+    Laws:
+        ends: a loss of 0 gives 1, that of copying gives 0
+        scale_free: a common factor changes nothing
+        falls: a larger loss never gives a larger skill
+
+    Example:
+        >>> copy_skill(0.2, 0.8)
+        0.75
+    """
+    return 1 - loss / copy_loss if copy_loss else math.nan
+
+
+def effective_rank(features: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]:
+    """Count the directions that features really use.
+
+    The exponential of the entropy of the singular values, taken as shares of their
+    sum. Predictions that collapse fall to 1, whatever their scale. Computed in float64
+    from the products of the shorter side with itself.
+
+    Args:
+        features: One vector for each token; at least one is not zero. Not centred.
+
+    Returns:
+        A number between 1 and the smaller side, in float64, without gradient.
+
+    Laws:
+        bounds: between 1 and the smaller of both sides
+        scale_free: a factor changes nothing
+        rotation_free: nor does a rotation of the channels
+        orthogonal: n orthogonal vectors of one length use n directions
+        collapsed: multiples of one vector use 1
+        matches_svd: equals the definition on the singular values themselves
+
+    Example:
+        >>> effective_rank(torch.eye(4)[:3])
+        tensor(3.0000, dtype=torch.float64)
+
+    References:
+        Roy and Vetterli, "The effective rank: a measure of effective dimensionality"
+        (EUSIPCO 2007), section 2.
+    """
+    rows = features.detach().double()
+    if rows.shape[0] > rows.shape[1]:
+        rows = rows.mT
+    values = torch.linalg.eigvalsh(rows @ rows.mT).clamp(min=0).sqrt()
+    shares = values / values.sum()
+    entropy: Tensor = torch.special.entr(shares).sum()
+    return entropy.exp()
