@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from fastslow._plans import to_device
 from fastslow._typing import Grid, MaskMod
+from fastslow.block_masks import frame_causal_block_mask, interval_block_mask
 from fastslow.grids import (
     merged_grid,
     merged_stride,
@@ -23,10 +24,9 @@ from fastslow.layouts import (
 from fastslow.loss_plans import LabelPlan, NextFramePlan, plan_labels, plan_next_frame
 from fastslow.losses import next_frame_loss
 from fastslow.masks import (
+    KeyIntervals,
     dense_mask,
-    frame_causal_block_mask,
     frame_causal_mask,
-    interval_block_mask,
     interval_mask,
     visible_intervals,
 )
@@ -51,6 +51,7 @@ __all__ = [
     "IGNORED_LABEL",
     "FrameSchedule",
     "Grid",
+    "KeyIntervals",
     "LabelPlan",
     "MaskMod",
     "NextFramePlan",

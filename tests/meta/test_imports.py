@@ -42,11 +42,14 @@ EFFECTS = {
 SHARED = {"fastslow._typing", "fastslow._plans"}
 PLANS = SHARED | {f"fastslow.{n}" for n in ("grids", "packing", "ragged", "schedules")}
 PARTS = PLANS | {f"fastslow.{name}" for name in ("masks", "pooling", "positions")}
-CORE = PARTS | {f"fastslow.{name}" for name in ("layouts", "loss_plans", "losses")}
+CORE = PARTS | {
+    f"fastslow.{name}" for name in ("block_masks", "layouts", "loss_plans", "losses")
+}
 ROOMS: dict[str, set[str]] = {
     **{room: set() for room in SHARED},
     **dict.fromkeys(PLANS - SHARED, SHARED),
     **dict.fromkeys(PARTS - PLANS, PLANS),
+    "fastslow.block_masks": PARTS,
     "fastslow.layouts": PARTS,
     "fastslow.loss_plans": PARTS | {"fastslow.layouts"},
     "fastslow.losses": PARTS,
