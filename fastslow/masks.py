@@ -40,6 +40,14 @@ class KeyIntervals:
     kept_start: Int32[Tensor, " tokens"] | None = None
     is_kept: Bool[Tensor, " tokens"] | None = None
 
+    def __post_init__(self) -> None:
+        """Check that kept keys have their bound."""
+        if (self.kept_start is None) != (self.is_kept is None):
+            missing = "kept_start" if self.kept_start is None else "is_kept"
+            raise ValueError(
+                f"{missing} is None; is_kept and kept_start come together or not at all"
+            )
+
 
 def frame_causal_mask(
     causal_ranks: Int[Tensor, " tokens"],

@@ -14,7 +14,11 @@ from fastslow.testing.reference.losses import (
     next_frame_pairs,
     token_distance,
 )
-from fastslow.testing.reference.masks import visible_pairs
+from fastslow.testing.reference.masks import (
+    frame_clocks,
+    visible_pairs,
+    window_pairs,
+)
 from fastslow.testing.reference.packing import best_fit_decreasing, fewest_bins
 from fastslow.testing.reference.pooling import (
     pool,
@@ -32,6 +36,7 @@ __all__ = [
     "best_fit_decreasing",
     "bounds",
     "fewest_bins",
+    "frame_clocks",
     "labelled_rows",
     "layout",
     "next_frame_loss",
@@ -46,4 +51,5 @@ __all__ = [
     "visible_pairs",
     "window_cells",
     "window_centres",
+    "window_pairs",
 ]
