@@ -115,18 +115,14 @@ def test_no_segments_mean_one_sample(row: Row) -> None:
     assert_same_blocks(blocks, expected)
 
 
-@pytest.mark.parametrize("block_size", [1, 3])
-def test_rows_of_many_blocks_are_listed_a_part_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, block_size: int
-) -> None:
-    frames = torch.arange(40).repeat_interleave(torch.arange(40) % 4 + 1)
+def test_kept_keys_of_many_blocks_are_listed_a_part_at_a_time() -> None:
+    frames = torch.arange(240).repeat_interleave(torch.arange(240) % 4 + 1)
     visible = visible_intervals(
         frames, frame_ids=frames, window=3, is_kept=frames % 4 == 3
     )
-    monkeypatch.setattr(block_masks, "_PAIRS_AT_ONCE", 7 * len(frames))
-    blocks = interval_block_mask(visible, block_size=block_size)
-    expected = built_by_torch(interval_mask(visible), len(frames), block_size)
-    assert_same_blocks(blocks, expected)
+    blocks = interval_block_mask(visible, block_size=1)
+    assert blocks.kv_indices.numel() > 2 * block_masks._PAIRS_AT_ONCE
+    assert_same_blocks(blocks, built_by_torch(interval_mask(visible), len(frames), 1))
 
 
 def test_blocks_leave_their_arguments_alone() -> None:

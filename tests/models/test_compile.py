@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastslow import (
+    KeyIntervals,
     Ragged,
     TextSpan,
     VideoSpan,
@@ -114,7 +115,7 @@ def test_next_frame_loss(compiled: Compile, distance: str, reduction: str) -> No
         assert_all_near(found, wanted)
 
 
-def rows() -> Iterator[tuple[Tensor, Tensor]]:
+def rows() -> Iterator[KeyIntervals]:
     """Give the visible intervals of rows of several lengths."""
     for frames in (2, 3, 5):
         video = VideoSpan(grid=(3, 3), strides=(1,) * frames)
@@ -124,30 +125,30 @@ def rows() -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def test_dense_mask(compiled: Compile) -> None:
-    def read(start: Tensor, stop: Tensor) -> Tensor:
-        return dense_mask(interval_mask(start, stop), len(start))
+    def read(visible: KeyIntervals) -> Tensor:
+        return dense_mask(interval_mask(visible), len(visible.start))
 
     fast = compiled(read)
-    for start, stop in rows():
-        expected = read(start, stop)
+    for visible in rows():
+        expected = read(visible)
         assert 0 < expected.sum() < expected.numel()
-        assert torch.equal(fast(start, stop), expected)
+        assert torch.equal(fast(visible), expected)
 
 
 def test_interval_block_mask(compiled: Compile) -> None:
-    def build(start: Tensor, stop: Tensor) -> Any:
-        return interval_block_mask(start, stop, block_size=8)
+    def build(visible: KeyIntervals) -> Any:
+        return interval_block_mask(visible, block_size=8)
 
     fast = compiled(build)
-    for start, stop in rows():
-        found, expected = fast(start, stop), build(start, stop)
+    for visible in rows():
+        found, expected = fast(visible), build(visible)
         assert found.seq_lengths == expected.seq_lengths
         assert found.BLOCK_SIZE == expected.BLOCK_SIZE
         for way in ("kv", "q"):
             for name in (f"{way}_num_blocks", f"{way}_indices"):
                 for field in (name, f"full_{name}"):
                     assert torch.equal(getattr(found, field), getattr(expected, field))
-        tokens = len(start)
+        tokens = len(visible.start)
         assert torch.equal(
             dense_mask(found.mask_mod, tokens), dense_mask(expected.mask_mod, tokens)
         )
