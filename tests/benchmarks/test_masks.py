@@ -2,13 +2,10 @@
 
 A row is 8 documents, each 64 text tokens and then frames of 144, 16, 16 and 16 tokens
 over and over. What is built is first compared with what ``create_block_mask`` builds
-for a short row. As a script with a number of tokens and the name of a form, it prints
-the peak of one build.
+for a short row.
 """
 
-import resource
-import subprocess
-import sys
+from itertools import accumulate
 
 import pytest
 import torch
@@ -75,11 +72,14 @@ def assert_equals_torchs(form: str) -> None:
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
-def peak_megabytes(tokens: int, form: str) -> float:
-    """Measure, in a process of its own, how much one build adds to its memory."""
-    command = [sys.executable, __file__, str(tokens), form]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout)
+def peak_megabytes(row: tuple[Tensor, Tensor, Tensor], form: str) -> float:
+    """Add up what one build allocates and frees, and give the highest sum."""
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+        closed_form(row, form)
+    events = profile.profiler.kineto_results.events()
+    sizes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    return max(accumulate(sizes)) / 2**20
 
 
 @pytest.mark.parametrize("tokens", [4096, 8192, 16_384])
@@ -98,8 +98,8 @@ def test_m1(benchmark: BenchmarkFixture, build: object, tokens: int) -> None:
 def test_m2(benchmark: BenchmarkFixture, tokens: int, form: str) -> None:
     benchmark.group = f"M2: BlockMask of {tokens:,} packed tokens"
     assert_equals_torchs(form)
-    benchmark.extra_info["peak_megabytes"] = peak_megabytes(tokens, form)
     row = packed_row(tokens)
+    benchmark.extra_info["peak_megabytes"] = round(peak_megabytes(row, form), 1)
     benchmark.pedantic(closed_form, args=(row, form), rounds=5, warmup_rounds=1)
 
 
@@ -108,11 +108,3 @@ def test_m2(benchmark: BenchmarkFixture, tokens: int, form: str) -> None:
 def test_visible_intervals(benchmark: BenchmarkFixture, form: str) -> None:
     row = packed_row(2**20)
     benchmark.pedantic(plan, args=(row, form), rounds=5, warmup_rounds=1)
-
-
-if __name__ == "__main__":
-    long_row = packed_row(int(sys.argv[1]))
-    closed_form(packed_row(4096), sys.argv[2])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    closed_form(long_row, sys.argv[2])
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
