@@ -20,6 +20,9 @@ In order: first, first full, end of the full, end. Where none is full, both boun
 the full ones are the end.
 """
 
+_Tables = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Count and list of the partial blocks of each block, then of the full ones."""
+
 _PAIRS_AT_ONCE = 2**17
 """Pairs of blocks that are listed together: what a processor's cache holds."""
 
@@ -50,13 +53,13 @@ def interval_block_mask(intervals: KeyIntervals, *, block_size: int = 128) -> Bl
     tokens = len(intervals.start)
     readers = _readers(intervals, block_size)
     if intervals.is_kept is None:
-        kv_tables = _tables_of_runs(_keys(intervals, block_size))
+        keys, queries = _tables_of_runs(_keys(intervals, block_size), readers)
     else:
-        kv_tables = _tables_across_runs(readers)
+        keys, (queries,) = _tables_across_runs(readers), _tables_of_runs(readers)
     return BlockMask(
         (tokens, tokens),
-        *kv_tables,
-        *_tables_of_runs(readers),
+        *keys,
+        *queries,
         BLOCK_SIZE=(block_size, block_size),
         mask_mod=interval_mask(intervals),
     )
@@ -164,38 +167,39 @@ def _runs(
     return torch.minimum(first // block_size, end), full_first, full_end, end
 
 
-def _tables_of_runs(runs: _Runs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """List the partial blocks of each run, and the full ones."""
-    first, full_first, full_end, end = runs
-    return (
-        *_table_of_runs(first, full_first, full_end, end),
-        *_table_of_runs(full_first, full_end, full_end, full_end),
-    )
+def _tables_of_runs(*directions: _Runs) -> list[_Tables]:
+    """List the partial blocks of each run, and the full ones, in each direction.
 
-
-def _table_of_runs(
-    first: Tensor, first_end: Tensor, second: Tensor, second_end: Tensor
-) -> tuple[Tensor, Tensor]:
-    """List two runs of columns for each row, then the other columns, both in order.
-
-    A row is five runs that count up by one, so it is the running sum of its steps: 1
-    from slot to slot, and a jump where a run begins.
+    A table has the marked columns of each row first, then the others, both in order.
+    So a row is five runs that count up by one, and the running sum of its steps: 1 from
+    slot to slot, and a jump where a run begins.
     """
-    blocks = len(first)
-    zero = torch.zeros_like(first)
-    begin = torch.stack([first, second, zero, first_end, second_end], 1)
-    end = torch.stack([first_end, second_end, first, second, zero + blocks], 1)
-    next_slot = (end - begin).cumsum(1, dtype=torch.int32)
-    slot = next_slot - (end - begin)
-    jump = (begin - slot).diff(dim=1, prepend=zero[:, None])
-    jump = jump.masked_fill(slot == blocks, 0)
-    steps = torch.ones(blocks, blocks, dtype=torch.int32, device=first.device)
-    steps[:, :1] = 0
-    steps.scatter_add_(1, slot.clamp(max=blocks - 1).long(), jump)
-    return _fields(next_slot[:, 1], steps.cumsum_(1))
+    first, full_first, full_end, end = (
+        torch.stack(bounds) for bounds in zip(*directions, strict=True)
+    )
+    a, b = torch.stack([first, full_first], 1), torch.stack([full_first, full_end], 1)
+    c, d = torch.stack([full_end, full_end], 1), torch.stack([end, full_end], 1)
+    blocks, zero = a.shape[-1], torch.zeros_like(a)
+    begin = torch.stack([a, c, zero, b, d], -1)
+    previous_end = torch.stack([zero, b, d, a, c], -1)
+    length = previous_end[..., 1:] - begin[..., :-1]
+    slot = F.pad(length.cumsum(-1, dtype=torch.int32), (1, 0))
+    jump = (begin - previous_end).masked_fill(slot == blocks, 0)
+    jump[..., 0] -= 1
+    count, slot = slot[..., 2].contiguous(), slot.clamp(max=blocks - 1).long()
+
+    def table(slot: Tensor, jump: Tensor) -> Tensor:
+        return zero.new_ones(blocks, blocks).scatter_add_(1, slot, jump).cumsum_(1)
+
+    return [
+        _with_axes(
+            count[n], table(slot[n, 0], jump[n, 0]), table(slot[n, 1], jump[n, 1])
+        )
+        for n in range(len(directions))
+    ]
 
 
-def _tables_across_runs(runs: _Runs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _tables_across_runs(runs: _Runs) -> _Tables:
     """List, for each block, the blocks whose run holds it: partial, and full.
 
     Kept keys lie anywhere, so here every pair of blocks is looked at.
@@ -219,9 +223,10 @@ def _tables_across_runs(runs: _Runs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         unmarked = (count[..., None] + column) - marked
         slot = torch.where(marks, marked - 1, unmarked).long()
         table.scatter_(2, slot, column.expand_as(slot))
-    return (*_fields(counts[0], tables[0]), *_fields(counts[1], tables[1]))
+    return _with_axes(counts, *tables)
 
 
-def _fields(count: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Add the axes of batch and head."""
-    return count.contiguous()[None, None], table[None, None]
+def _with_axes(counts: Tensor, partial: Tensor, full: Tensor) -> _Tables:
+    """Put each count beside its table, and the axes of batch and head before both."""
+    count, full_count = counts[:, None, None]
+    return count, partial[None, None], full_count, full[None, None]
