@@ -93,6 +93,19 @@ def test_m1(benchmark: BenchmarkFixture, build: object, tokens: int) -> None:
     )
 
 
+def tables_alone(blocks: int) -> list[Tensor]:
+    """Write four tables of the same size: what any builder has to do."""
+    return [torch.ones(blocks, blocks, dtype=torch.int32) for _ in range(4)]
+
+
+@pytest.mark.parametrize("tokens", [131_072, 262_144])
+def test_m2_tables_alone(benchmark: BenchmarkFixture, tokens: int) -> None:
+    benchmark.group = f"M2: BlockMask of {tokens:,} packed tokens"
+    blocks = tokens // 128
+    benchmark.extra_info["peak_megabytes"] = 16 * blocks**2 / 2**20
+    benchmark.pedantic(tables_alone, args=(blocks,), rounds=5, warmup_rounds=1)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("tokens", [131_072, 262_144])
 def test_m2(benchmark: BenchmarkFixture, tokens: int, form: str) -> None:

@@ -115,13 +115,15 @@ def test_next_frame_loss(compiled: Compile, distance: str, reduction: str) -> No
         assert_all_near(found, wanted)
 
 
-def rows() -> Iterator[KeyIntervals]:
+def rows(**window: Any) -> Iterator[KeyIntervals]:
     """Give the visible intervals of rows of several lengths."""
     for frames in (2, 3, 5):
         video = VideoSpan(grid=(3, 3), strides=(1,) * frames)
         sample = [TextSpan(token_ids=(1, 2)), video]
         layout = build_layout([sample] * 2, video_token_id=9, multiple_of=16)
-        yield visible_intervals(layout.causal_ranks, layout.segment_ids)
+        if window:
+            window |= {"frame_ids": layout.frame_ids, "is_kept": layout.frame_ids < 0}
+        yield visible_intervals(layout.causal_ranks, layout.segment_ids, **window)
 
 
 def test_dense_mask(compiled: Compile) -> None:
@@ -140,7 +142,7 @@ def test_interval_block_mask(compiled: Compile) -> None:
         return interval_block_mask(visible, block_size=8)
 
     fast = compiled(build)
-    for visible in rows():
+    for visible in (*rows(), *rows(window=1)):
         found, expected = fast(visible), build(visible)
         assert found.seq_lengths == expected.seq_lengths
         assert found.BLOCK_SIZE == expected.BLOCK_SIZE
