@@ -6,6 +6,7 @@ from fastslow._plans import to_device
 from fastslow._typing import Grid, MaskMod
 from fastslow.attention import interval_attention
 from fastslow.balancing import Balanced, balance, imbalance, imbalance_bound
+from fastslow.block_masks import frame_causal_block_mask, interval_block_mask
 from fastslow.budgets import schedule_for_budget, slow_frames_for_budget
 from fastslow.content import (
     keep_by_score,
@@ -44,10 +45,9 @@ from fastslow.layouts import (
 from fastslow.loss_plans import LabelPlan, NextFramePlan, plan_labels, plan_next_frame
 from fastslow.losses import change_weights, next_frame_loss
 from fastslow.masks import (
+    KeyIntervals,
     dense_mask,
-    frame_causal_block_mask,
     frame_causal_mask,
-    interval_block_mask,
     interval_mask,
     visible_intervals,
 )
@@ -91,6 +91,7 @@ __all__ = [
     "Balanced",
     "FrameSchedule",
     "Grid",
+    "KeyIntervals",
     "LabelPlan",
     "MaskMod",
     "NextFramePlan",

@@ -1,9 +1,11 @@
-"""Frame-causal masks: visible intervals, and three ways to read them.
+"""Frame-causal masks: visible intervals, and what is read from them.
 
 A mask is an order: query ``q`` may read key ``k`` when both lie in one segment and
 ``rank[k] <= rank[q]``. The relation is reflexive and transitive, so no depth of layers
 can carry anything back from the future. Where ranks are sorted inside contiguous
-segments the keys that ``q`` may read are one interval ``[start[q], stop[q])``.
+segments the keys that ``q`` may read are one interval ``[start[q], stop[q])``. A window
+over the frames moves ``start`` up; it never moves back, so what has expired may be
+evicted from a server's cache.
 """
 
 from dataclasses import dataclass
@@ -11,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Int, Int32
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 
 from fastslow._typing import MaskMod, no_type_check
 
@@ -22,7 +23,9 @@ class KeyIntervals:
 
     Query ``q`` reads key ``k`` when ``start[q] <= k < stop[q]``, and, where some keys
     are kept beyond a window, also when ``is_kept[k]`` and
-    ``kept_start[q] <= k < start[q]``. Padding reads nothing: its bounds are 0.
+    ``kept_start[q] <= k < start[q]``. Padding reads nothing: its bounds are 0. A real
+    token reads itself, no token reads padding, and no bound falls from one real token
+    to the next.
 
     Attributes:
         start: First key of the interval of each query.
@@ -36,6 +39,14 @@ class KeyIntervals:
     stop: Int32[Tensor, " tokens"]
     kept_start: Int32[Tensor, " tokens"] | None = None
     is_kept: Bool[Tensor, " tokens"] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that kept keys have their bound."""
+        if (self.kept_start is None) != (self.is_kept is None):
+            missing = "kept_start" if self.kept_start is None else "is_kept"
+            raise ValueError(
+                f"{missing} is None; is_kept and kept_start come together or not at all"
+            )
 
 
 def frame_causal_mask(
@@ -76,7 +87,8 @@ def frame_causal_mask(
                 [1, 1, 1, 0],
                 [1, 1, 1, 1]], dtype=torch.int32)
     """
-    segment_ids = _segments_or_zeros(causal_ranks, segment_ids)
+    _check_lengths(causal_ranks, segment_ids=segment_ids)
+    segment_ids = torch.zeros_like(causal_ranks) if segment_ids is None else segment_ids
 
     @no_type_check
     def frame_causal(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -93,78 +105,120 @@ def frame_causal_mask(
 def visible_intervals(
     causal_ranks: Int[Tensor, " tokens"],
     segment_ids: Int[Tensor, " tokens"] | None = None,
-) -> tuple[Int32[Tensor, " tokens"], Int32[Tensor, " tokens"]]:
-    """Give the interval of keys that each query may read.
+    *,
+    frame_ids: Int[Tensor, " tokens"] | None = None,
+    window: int | None = None,
+    is_kept: Bool[Tensor, " tokens"] | None = None,
+) -> KeyIntervals:
+    """Give the keys that each query may read, as intervals.
 
-    ``start`` is the first token of the query's segment, ``stop`` the end of the last
-    token that shares its rank. Linear time and memory. The order is checked, which
-    reads the tensors on the host: plan on the CPU.
+    Without a window a query reads from the first token of its segment to the last one
+    that shares its rank. A window hides what is ``window`` frames old: the clock of a
+    token is 1 + its frame, or that of the last frame before it, and a query with clock
+    ``c`` reads clocks above ``c - window``; text expires with the frame before it.
+    Keys that are kept never expire. Loglinear time, linear memory. The order is
+    checked, which reads the tensors on the host: plan on the CPU.
 
     Args:
         causal_ranks: Order of each token, non-decreasing within its segment.
         segment_ids: Packed sample of each token, contiguous; -1 marks padding. None
             means one sample.
+        frame_ids: Frame of its sample that each token belongs to, non-decreasing among
+            the video tokens of a segment; -1 marks text. Read with a window alone.
+        window: Frames that a query sees, the latest one begun included; at least 1.
+            None hides nothing.
+        is_kept: Keys that stay visible after their window has passed.
 
     Returns:
-        ``start`` and ``stop``, half open; padding has the empty interval [0, 0).
+        The intervals, half open; those of padding are [0, 0).
 
     Raises:
-        ValueError: If the lengths differ, ranks fall within a segment, or a segment is
-            not contiguous.
+        ValueError: If the lengths differ, ranks or frames fall within a segment, a
+            segment is not contiguous, ``window`` is below 1 or comes without
+            ``frame_ids``, or ``is_kept`` comes without ``window``.
 
     Laws:
-        matches_rule: the same pairs as ``frame_causal_mask``
+        matches_rule: without a window, the same pairs as ``frame_causal_mask``
+        window_matches_reference: with one, the pairs of the loop-written reference
+        wide_window: a window of all frames changes nothing
+        within_causal: a window only removes pairs, fewer the wider it is
+        evictable: a key that a later query of its segment cannot read is read by none
+            after that query, so a server may evict it
         holds_diagonal: start <= q < stop on real tokens
-        monotone: neither bound falls from one real token to the next
+        monotone: no bound falls from one real token to the next
 
     Example:
-        >>> start, stop = visible_intervals(torch.tensor([0, 1, 1, 2]))
-        >>> start.tolist(), stop.tolist()
+        >>> visible = visible_intervals(torch.tensor([0, 1, 1, 2]))
+        >>> visible.start.tolist(), visible.stop.tolist()
         ([0, 0, 0, 0], [1, 3, 3, 4])
+        >>> frames = torch.tensor([-1, 0, 0, 1, 1, 2])
+        >>> last = visible_intervals(frames, frame_ids=frames, window=2)
+        >>> last.start.tolist(), last.stop.tolist()
+        ([0, 0, 0, 1, 1, 3], [1, 3, 3, 5, 5, 6])
     """
-    segment_ids = _segments_or_zeros(causal_ranks, segment_ids)
+    _check_lengths(causal_ranks, segment_ids=segment_ids, frame_ids=frame_ids)
+    _check_lengths(causal_ranks, is_kept=is_kept)
+    if is_kept is not None and window is None:
+        raise ValueError("is_kept needs a window; without one no key expires")
+    segment_ids = torch.zeros_like(causal_ranks) if segment_ids is None else segment_ids
     _check_sorted(causal_ranks, segment_ids)
     tokens = len(causal_ranks)
     index = torch.arange(tokens, dtype=torch.int32, device=causal_ranks.device)
     new_segment = _differs_from_previous(segment_ids)
     new_run = new_segment | _differs_from_previous(causal_ranks)
-    start = torch.where(new_segment, index, 0).cummax(0).values
+    first = torch.where(new_segment, index, 0).cummax(0).values
     run_ends = torch.where(new_run.roll(-1), index + 1, tokens)
     stop = run_ends.flip(0).cummin(0).values.flip(0)
     padding = segment_ids < 0
-    return start.masked_fill(padding, 0), stop.masked_fill(padding, 0)
+    start = first
+    if window is not None:
+        start = _window_start(new_segment, padding, frame_ids, window)
+    return KeyIntervals(
+        start=start.masked_fill(padding, 0),
+        stop=stop.masked_fill(padding, 0),
+        kept_start=None if is_kept is None else first.masked_fill(padding, 0),
+        is_kept=is_kept,
+    )
 
 
-def interval_mask(
-    start: Int[Tensor, " tokens"], stop: Int[Tensor, " tokens"]
-) -> MaskMod:
+def interval_mask(intervals: KeyIntervals) -> MaskMod:
     """Read intervals as a FlexAttention rule.
 
-    The rule gathers by query only, which FlexAttention's kernels do once per row;
-    a gather by key is their slow case.
+    The rule gathers the bounds by query, which FlexAttention's kernels do once per
+    row. A gather by key is their slow case: only ``is_kept`` needs one.
 
     Args:
-        start: First key that each query may read.
-        stop: One past the last key that each query may read.
+        intervals: The keys that each query may read.
 
     Returns:
-        A ``mask_mod``; it closes over both tensors.
+        A ``mask_mod``; it closes over the tensors.
 
     Laws:
         matches_rule: on visible intervals, the same pairs as ``frame_causal_mask``
+        matches_intervals: on any intervals, the pairs that ``KeyIntervals`` states
 
     Example:
-        >>> rule = interval_mask(torch.tensor([0, 0]), torch.tensor([1, 2]))
+        >>> rule = interval_mask(visible_intervals(torch.tensor([0, 1])))
         >>> dense_mask(rule, 2)
         tensor([[ True, False],
                 [ True,  True]])
     """
+    start, stop = intervals.start, intervals.stop
+    kept_start, is_kept = intervals.kept_start, intervals.is_kept
 
     @no_type_check
     def interval(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return (start[q_idx] <= kv_idx) & (kv_idx < stop[q_idx])
 
-    return interval
+    if kept_start is None or is_kept is None:
+        return interval
+
+    @no_type_check
+    def interval_or_kept(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        lasting = is_kept[kv_idx] & (kept_start[q_idx] <= kv_idx)
+        return (lasting | (start[q_idx] <= kv_idx)) & (kv_idx < stop[q_idx])
+
+    return interval_or_kept
 
 
 def dense_mask(
@@ -189,103 +243,14 @@ def dense_mask(
     return mask.expand(num_tokens, num_tokens)
 
 
-def interval_block_mask(
-    start: Int[Tensor, " tokens"],
-    stop: Int[Tensor, " tokens"],
-    *,
-    block_size: int = 128,
-) -> BlockMask:
-    """Read intervals as a FlexAttention BlockMask, in closed form.
-
-    The keys that a block of queries reads are one run of key blocks, from the least
-    ``start`` to the greatest ``stop``; those that all of its queries read run from the
-    greatest ``start`` to the least ``stop``. Nothing of size tokens x tokens is built,
-    nothing is sorted and no device is waited for.
-
-    Args:
-        start: First key that each query may read.
-        stop: One past the last key that each query may read; each query reads itself
-            or, as padding, nothing.
-        block_size: Queries, and keys, in one block.
-
-    Returns:
-        The BlockMask, with both directions filled in.
-
-    Raises:
-        ValueError: If ``block_size`` is below 1.
-
-    Laws:
-        matches_create_block_mask: every field equals that of ``create_block_mask``
-    """
-    if block_size < 1:
-        raise ValueError(f"block_size is {block_size}; it must be at least 1")
-    tokens = len(start)
-    blocks = -(-tokens // block_size)
-    pad = blocks * block_size - tokens
-    reads = start < stop
-    least = _block_rows(start.masked_fill(~reads, tokens), pad, tokens, blocks)
-    greatest = _block_rows(stop.masked_fill(~reads, 0), pad, 0, blocks)
-    key_block = torch.arange(blocks, device=start.device)
-    first_live = least.amin(1, keepdim=True) // block_size
-    end_live = -(-greatest.amax(1, keepdim=True) // block_size)
-    first_full = -(-least.amax(1, keepdim=True) // block_size)
-    end_full = greatest.amin(1, keepdim=True) // block_size
-    live = (first_live <= key_block) & (key_block < end_live)
-    full = (first_full <= key_block) & (key_block < end_full)
-    partial = live & ~full
-    return BlockMask(
-        (tokens, tokens),
-        *_block_table(partial),
-        *_block_table(full),
-        *_block_table(partial.T),
-        *_block_table(full.T),
-        BLOCK_SIZE=(block_size, block_size),
-        mask_mod=interval_mask(start, stop),
-    )
-
-
-def frame_causal_block_mask(
-    causal_ranks: Int[Tensor, " tokens"],
-    segment_ids: Int[Tensor, " tokens"] | None = None,
-    *,
-    block_size: int = 128,
-) -> BlockMask:
-    """Build the BlockMask of the frame-causal rule from its visible intervals.
-
-    Args:
-        causal_ranks: Order of each token, non-decreasing within its segment.
-        segment_ids: Packed sample of each token, contiguous; -1 marks padding. None
-            means one sample.
-        block_size: Queries, and keys, in one block.
-
-    Returns:
-        The BlockMask that ``create_block_mask`` builds from ``frame_causal_mask``.
-
-    Raises:
-        ValueError: As ``visible_intervals`` and ``interval_block_mask`` do.
-
-    Laws:
-        matches_create_block_mask: every field equals that of ``create_block_mask``
-
-    Example:
-        >>> ranks = torch.arange(4).repeat_interleave(64)
-        >>> frame_causal_block_mask(ranks).kv_num_blocks
-        tensor([[[1, 1]]], dtype=torch.int32)
-    """
-    start, stop = visible_intervals(causal_ranks, segment_ids)
-    return interval_block_mask(start, stop, block_size=block_size)
-
-
-def _segments_or_zeros(causal_ranks: Tensor, segment_ids: Tensor | None) -> Tensor:
-    """Check the segments, or put every token into one."""
-    if segment_ids is None:
-        return torch.zeros_like(causal_ranks)
-    if len(segment_ids) != len(causal_ranks):
-        raise ValueError(
-            f"segment_ids has {len(segment_ids)} tokens but causal_ranks has "
-            f"{len(causal_ranks)}; both describe the same row"
-        )
-    return segment_ids
+def _check_lengths(causal_ranks: Tensor, **others: Tensor | None) -> None:
+    """Raise unless all describe as many tokens as there are ranks."""
+    for name, other in others.items():
+        if other is not None and len(other) != len(causal_ranks):
+            raise ValueError(
+                f"{name} has {len(other)} tokens but causal_ranks has "
+                f"{len(causal_ranks)}; both describe the same row"
+            )
 
 
 def _check_sorted(causal_ranks: Tensor, segment_ids: Tensor) -> None:
@@ -309,24 +274,31 @@ def _check_sorted(causal_ranks: Tensor, segment_ids: Tensor) -> None:
         )
 
 
+def _window_start(
+    new_segment: Tensor, padding: Tensor, frame_ids: Tensor | None, window: int
+) -> Tensor:
+    """Find the first key of each query's segment that its window has not passed.
+
+    A segment's number in the high bits and the clock in the low ones make one key that
+    never falls along the row.
+    """
+    if frame_ids is None:
+        raise ValueError(f"window is {window} but frame_ids is None; it counts frames")
+    if window < 1:
+        raise ValueError(f"window is {window}; it must be at least 1")
+    segment = new_segment.cumsum(0) << 32
+    clock = (segment + frame_ids + 1).cummax(0).values - segment
+    falls = (frame_ids >= 0) & (frame_ids + 1 < clock) & ~padding
+    if falls.any():
+        token = int(falls.nonzero()[0])
+        raise ValueError(
+            f"frame_ids falls from {int(clock[token]) - 1} to {int(frame_ids[token])} "
+            f"at token {token}; frames must be sorted within a segment"
+        )
+    oldest = segment + (clock - window + 1).clamp(min=0)
+    return torch.searchsorted(segment + clock, oldest, out_int32=True)
+
+
 def _differs_from_previous(values: Tensor) -> Tensor:
     """Mark the first token of every run of equal values."""
     return torch.cat([values.new_ones(1) > 0, values[1:] != values[:-1]])[: len(values)]
-
-
-def _block_rows(bounds: Tensor, pad: int, fill: int, blocks: int) -> Tensor:
-    """Cut bounds into one row per query block, the last row filled up."""
-    return torch.nn.functional.pad(bounds, (0, pad), value=fill).view(blocks, -1)
-
-
-def _block_table(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """List the marked columns of each row first, then the others, both in order."""
-    marked = blocks.cumsum(1)
-    count = marked[:, -1:]
-    column = torch.arange(blocks.shape[1], device=blocks.device)
-    slot = torch.where(blocks, marked - 1, count + column - marked)
-    table = torch.zeros_like(slot).scatter_(1, slot, column.expand_as(slot))
-    return (
-        count.to(torch.int32).view(1, 1, -1),
-        table.to(torch.int32)[None, None],
-    )

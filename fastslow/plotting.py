@@ -136,13 +136,13 @@ def layout_svg(layout: TokenLayout) -> str:
         numbers: the lines are ``segment_ids``, ``frame_ids``, ``causal_ranks`` and the
             bounds of ``visible_intervals``, with ``-`` for -1
     """
-    start, stop = visible_intervals(layout.causal_ranks, layout.segment_ids)
+    visible = visible_intervals(layout.causal_ranks, layout.segment_ids)
     lines = {
         "segment": layout.segment_ids,
         "frame": layout.frame_ids,
         "rank": layout.causal_ranks,
-        "start": start,
-        "stop": stop,
+        "start": visible.start,
+        "stop": visible.stop,
     }
     kinds, places = _kinds(layout), _places(layout)
     side, left, top = 24, 76, 2 * _MARGIN + _LINE
@@ -219,8 +219,8 @@ def _pairs(
     layout: TokenLayout, kinds: Sequence[str], places: Sequence[int]
 ) -> Iterable[str]:
     """Draw the visible pairs, one rectangle for a run of queries and a run of keys."""
-    start, stop = visible_intervals(layout.causal_ranks, layout.segment_ids)
-    intervals = list(zip(start.tolist(), stop.tolist(), strict=True))
+    visible = visible_intervals(layout.causal_ranks, layout.segment_ids)
+    intervals = list(zip(visible.start.tolist(), visible.stop.tolist(), strict=True))
     segments, frames = layout.segment_ids.tolist(), layout.frame_ids.tolist()
     key_runs = _runs(list(zip(kinds, segments, frames, strict=True)))
     for top, bottom in _runs(intervals):

@@ -14,26 +14,27 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from fastslow.masks import dense_mask, interval_block_mask, interval_mask
+from fastslow.block_masks import interval_block_mask
+from fastslow.masks import KeyIntervals, dense_mask, interval_mask
 
 ATTENTION_NAME = "fastslow"
 """Name under which transformers knows this attention."""
 
 
-def attention_mask(start: Tensor, stop: Tensor) -> Tensor | BlockMask:
+def attention_mask(intervals: KeyIntervals) -> Tensor | BlockMask:
     """Read visible intervals in the form that the device computes fastest.
 
     Args:
-        start: First key that each query may read, of shape ``(tokens,)``.
-        stop: One past the last key that each query may read, of the same shape.
+        intervals: The keys that each query may read.
 
     Returns:
         A BlockMask on a GPU; elsewhere, where FlexAttention has no backward pass, a
         boolean mask of shape ``(1, 1, tokens, tokens)``.
     """
+    start = intervals.start
     if start.is_cuda:
-        return interval_block_mask(start, stop)
-    rule = interval_mask(start, stop)
+        return interval_block_mask(intervals)
+    rule = interval_mask(intervals)
     return dense_mask(rule, len(start), device=start.device)[None, None]
 
 

@@ -108,7 +108,7 @@ class FastSlowQwen2VL(nn.Module):
         hidden = model.language_model(
             inputs_embeds=text.index_copy(0, plan.video_rows, video.to(text))[None],
             position_ids=plan.layout.position_ids[:, None],
-            attention_mask={"full_attention": attention_mask(plan.start, plan.stop)},
+            attention_mask={"full_attention": attention_mask(plan.visible)},
             use_cache=False,
         ).last_hidden_state[0]
         seen = vision.last_hidden_state.detach()

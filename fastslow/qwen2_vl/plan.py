@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int, Int32
+from jaxtyping import Int
 from torch import Tensor
 
 from fastslow.layouts import Attention, Span, TokenLayout, build_layout
@@ -14,7 +14,7 @@ from fastslow.loss_plans import (
     plan_labels,
     plan_next_frame,
 )
-from fastslow.masks import visible_intervals
+from fastslow.masks import KeyIntervals, visible_intervals
 from fastslow.pool_plans import PoolPlan, plan_pooling
 from fastslow.positions import AfterVideo
 
@@ -25,8 +25,7 @@ class RowPlan:
 
     Attributes:
         layout: What each token is.
-        start: First key that each query may read.
-        stop: One past the last key that each query may read.
+        visible: The keys that each token may read.
         grid_thw: Patch grid of each clip, before merging.
         pool: From the tower's merged tokens to the row's video tokens.
         video_rows: Where in the row those tokens go.
@@ -35,8 +34,7 @@ class RowPlan:
     """
 
     layout: TokenLayout
-    start: Int32[Tensor, " tokens"]
-    stop: Int32[Tensor, " tokens"]
+    visible: KeyIntervals
     grid_thw: Int[Tensor, "clips 3"]
     pool: PoolPlan
     video_rows: Int[Tensor, " pooled"]
@@ -79,11 +77,9 @@ def plan_row(
         after_video_rule=after_video_rule,
         multiple_of=multiple_of,
     )
-    start, stop = visible_intervals(layout.causal_ranks, layout.segment_ids)
     return RowPlan(
         layout=layout,
-        start=start,
-        stop=stop,
+        visible=visible_intervals(layout.causal_ranks, layout.segment_ids),
         grid_thw=torch.tensor(
             [
                 (

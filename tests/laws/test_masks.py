@@ -2,45 +2,29 @@
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.attention.flex_attention import (
-    BlockMask,
-    and_masks,
-    create_block_mask,
-    create_mask,
-)
+from torch.nn.attention.flex_attention import and_masks, create_mask
 
 from fastslow import (
+    KeyIntervals,
     MaskMod,
     TokenLayout,
     dense_mask,
-    frame_causal_block_mask,
     frame_causal_mask,
-    interval_block_mask,
     interval_mask,
+    to_device,
     visible_intervals,
 )
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
 
 Row = fst.Row
-TABLES = (
-    "kv_num_blocks",
-    "kv_indices",
-    "full_kv_num_blocks",
-    "full_kv_indices",
-    "q_num_blocks",
-    "q_indices",
-    "full_q_num_blocks",
-    "full_q_indices",
-)
-
-block_sizes = st.integers(1, 9)
 rows_of_any_kind = st.one_of(fst.unordered_rows(), fst.ranked_rows())
 small_layouts = fst.layouts(
     rows=fst.packed_samples(
@@ -67,32 +51,48 @@ def visible_pairs(ranks: Tensor, segments: Tensor) -> Tensor:
     return torch.tensor(reference.visible_pairs(ranks.tolist(), segments.tolist()))
 
 
-def assert_same_blocks(actual: BlockMask, expected: BlockMask) -> None:
-    for name in TABLES:
-        table, wanted = getattr(actual, name), getattr(expected, name)
-        assert table.dtype == wanted.dtype, name
-        assert torch.equal(table, wanted), name
-    assert actual.seq_lengths == expected.seq_lengths
-    assert actual.BLOCK_SIZE == expected.BLOCK_SIZE
+def bounds_of(visible: KeyIntervals) -> list[Tensor]:
+    bounds = [visible.start, visible.stop, visible.kept_start]
+    return [bound for bound in bounds if bound is not None]
 
 
-def clamped(extents: list[tuple[int, int] | None]) -> tuple[Tensor, Tensor]:
-    """Let each query read so many keys before and after itself; None reads nothing."""
-    last = len(extents)
-    bounds = [
-        (q % 3, q % 3) if e is None else (max(q - e[0], 0), min(q + 1 + e[1], last))
-        for q, e in enumerate(extents)
+def read_by_hand(visible: KeyIntervals) -> list[list[bool]]:
+    """Tell who reads whom by what ``KeyIntervals`` states, key by key."""
+    keys = range(len(visible.start))
+    start, stop = visible.start.tolist(), visible.stop.tolist()
+    if visible.kept_start is None or visible.is_kept is None:
+        return [[start[q] <= k < stop[q] for k in keys] for q in keys]
+    first, kept = visible.kept_start.tolist(), visible.is_kept.tolist()
+    return [
+        [
+            start[q] <= k < stop[q] or (kept[k] and first[q] <= k < start[q])
+            for k in keys
+        ]
+        for q in keys
     ]
-    start, stop = torch.tensor(bounds, dtype=torch.int32).T
-    return start.clone(), stop.clone()
 
 
-intervals = st.lists(
-    st.none() | st.tuples(st.integers(0, 12), st.integers(0, 12)),
-    min_size=1,
-    max_size=30,
-).map(clamped)
-"""Any intervals that hold their own query, and empty ones."""
+Window = tuple[fst.FramedRow, int, Tensor | None]
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> Window:
+    """Draw a row with frames, a window over them, and kept keys or none."""
+    row = draw(fst.framed_rows())
+    size = len(row[0])
+    kept = st.lists(st.booleans(), min_size=size, max_size=size).map(torch.tensor)
+    return row, draw(st.integers(1, 5)), draw(st.none() | kept)
+
+
+def within(case: Window, window: int | None = None) -> KeyIntervals:
+    (ranks, segments, frames), own_window, is_kept = case
+    return visible_intervals(
+        ranks,
+        segments,
+        frame_ids=frames,
+        window=own_window if window is None else window,
+        is_kept=is_kept,
+    )
 
 
 @given(rows_of_any_kind)
@@ -184,61 +184,134 @@ def test_a_frame_reads_itself_and_the_past_of_its_sample(layout: TokenLayout) ->
 @given(fst.ranked_rows())
 def test_visible_intervals__matches_rule(row: Row) -> None:
     ranks, segments = row
-    start, stop = visible_intervals(ranks, segments)
-    assert start.dtype == stop.dtype == torch.int32
-    read = [
-        [first <= key < end for key in range(len(ranks))]
-        for first, end in zip(start.tolist(), stop.tolist(), strict=True)
-    ]
-    assert read == visible_pairs(ranks, segments).tolist()
-    assert (start[segments < 0] == 0).all()
-    assert (stop[segments < 0] == 0).all()
+    visible = visible_intervals(ranks, segments)
+    assert visible.start.dtype == visible.stop.dtype == torch.int32
+    assert visible.kept_start is None
+    assert visible.is_kept is None
+    assert read_by_hand(visible) == visible_pairs(ranks, segments).tolist()
 
 
-@given(fst.ranked_rows())
-def test_visible_intervals__holds_diagonal(row: Row) -> None:
-    ranks, segments = row
-    start, stop = visible_intervals(ranks, segments)
-    index = torch.arange(len(ranks))
+ONE_SAMPLE = (
+    integers([0, 1, 2, 2, 3, 4, 4, 5, 6]),
+    integers([0] * 9),
+    integers([-1, -1, 0, 0, -1, 1, 1, 2, -1]),
+)
+
+
+@given(windows())
+@example((ONE_SAMPLE, 1, None))
+@example((ONE_SAMPLE, 2, torch.arange(9) < 2))
+def test_visible_intervals__window_matches_reference(case: Window) -> None:
+    (ranks, segments, frames), window, is_kept = case
+    visible = within(case)
+    assert all(bound.dtype == torch.int32 for bound in bounds_of(visible))
+    assert read_by_hand(visible) == reference.window_pairs(
+        ranks.tolist(),
+        segments.tolist(),
+        frames.tolist(),
+        window,
+        [False] * len(ranks) if is_kept is None else is_kept.tolist(),
+    )
+
+
+def test_what_a_window_of_two_frames_shows() -> None:
+    pairs = read_by_hand(within((ONE_SAMPLE, 2, None)))
+    seen = [[key for key, reads in enumerate(row) if reads] for row in pairs]
+    text = [[0], [0, 1]]
+    first = [[0, 1, 2, 3]] * 2 + [[0, 1, 2, 3, 4]]
+    second, third = [[2, 3, 4, 5, 6]] * 2, [[5, 6, 7], [5, 6, 7, 8]]
+    assert seen == text + first + second + third
+
+
+@given(windows())
+def test_visible_intervals__wide_window(case: Window) -> None:
+    (ranks, segments, frames), *_ = case
+    widest = int(frames.max()) + 2
+    for window in (widest, 10**9):
+        wide = within(case, window)
+        everything = visible_intervals(ranks, segments)
+        assert torch.equal(wide.start, everything.start)
+        assert torch.equal(wide.stop, everything.stop)
+
+
+@given(windows())
+def test_visible_intervals__within_causal(case: Window) -> None:
+    (ranks, segments, _), window, _ = case
+    pairs, wider = (
+        torch.tensor(read_by_hand(within(case, window + n))) for n in (0, 1)
+    )
+    assert (pairs <= wider).all()
+    assert (wider <= visible_pairs(ranks, segments)).all()
+
+
+@given(windows())
+@example((ONE_SAMPLE, 1, torch.arange(9) % 3 == 0))
+def test_visible_intervals__evictable(case: Window) -> None:
+    (_, segments, _), _, is_kept = case
+    pairs = read_by_hand(within(case))
+    tokens = range(len(pairs))
+    for key in tokens:
+        later = [q for q in tokens if q > key and segments[q] == segments[key] >= 0]
+        reads = [pairs[query][key] for query in later]
+        assert reads == sorted(reads, reverse=True)
+        assert all(reads) or is_kept is None or not is_kept[key]
+
+
+@given(windows())
+def test_visible_intervals__holds_diagonal(case: Window) -> None:
+    (ranks, segments, _), *_ = case
     real = segments >= 0
-    assert (start <= index)[real].all()
-    assert (index < stop)[real].all()
+    index = torch.arange(len(ranks))
+    for visible in (visible_intervals(ranks, segments), within(case)):
+        assert (visible.start <= index)[real].all()
+        assert (index < visible.stop)[real].all()
+        assert all((bound[~real] == 0).all() for bound in bounds_of(visible))
 
 
-@given(fst.ranked_rows())
-def test_visible_intervals__monotone(row: Row) -> None:
-    ranks, segments = row
-    for bound in visible_intervals(ranks, segments):
-        assert (bound[segments >= 0].diff() >= 0).all()
+@given(windows())
+def test_visible_intervals__monotone(case: Window) -> None:
+    (ranks, segments, _), *_ = case
+    for visible in (visible_intervals(ranks, segments), within(case)):
+        for bound in bounds_of(visible):
+            assert (bound[segments >= 0].diff() >= 0).all()
 
 
 @given(fst.ranked_rows(padding=False, max_segments=1))
 def test_no_segments_mean_one_sample(row: Row) -> None:
     ranks, _ = row
-    segments = torch.zeros_like(ranks)
-    for bound, expected in zip(
-        visible_intervals(ranks), visible_intervals(ranks, segments), strict=True
-    ):
+    alone, given_zeros = (
+        visible_intervals(ranks),
+        visible_intervals(ranks, torch.zeros_like(ranks)),
+    )
+    for bound, expected in zip(bounds_of(alone), bounds_of(given_zeros), strict=True):
         assert torch.equal(bound, expected)
-    blocks = frame_causal_block_mask(ranks, block_size=3)
-    expected_blocks = frame_causal_block_mask(ranks, segments, block_size=3)
-    assert_same_blocks(blocks, expected_blocks)
+
+
+def test_a_row_without_tokens_has_no_intervals() -> None:
+    none = integers([])
+    visible = visible_intervals(none, none, frame_ids=none, window=1, is_kept=none > 0)
+    assert [len(bound) for bound in bounds_of(visible)] == [0, 0, 0]
+
+
+@given(windows())
+def test_intervals_move_to_a_device_with_what_is_kept(case: Window) -> None:
+    moved = to_device(within(case), "meta")
+    assert moved.start.is_meta
+    assert (moved.is_kept is None) == (case[2] is None)
+    assert all(bound.is_meta for bound in bounds_of(moved))
 
 
 @given(fst.ranked_rows())
 def test_interval_mask__matches_rule(row: Row) -> None:
     ranks, segments = row
-    rule = interval_mask(*visible_intervals(ranks, segments))
+    rule = interval_mask(visible_intervals(ranks, segments))
     assert torch.equal(dense_mask(rule, len(ranks)), visible_pairs(ranks, segments))
 
 
-@given(intervals)
-def test_interval_mask_reads_any_intervals(bounds: tuple[Tensor, Tensor]) -> None:
-    start, stop = bounds
-    expected = torch.zeros(len(start), len(start), dtype=torch.bool)
-    for query, (first, end) in enumerate(zip(start, stop, strict=True)):
-        expected[query, int(first) : int(end)] = True
-    assert torch.equal(dense_mask(interval_mask(start, stop), len(start)), expected)
+@given(st.one_of(fst.key_intervals(), windows().map(within)))
+def test_interval_mask__matches_intervals(visible: KeyIntervals) -> None:
+    mask = dense_mask(interval_mask(visible), len(visible.start))
+    assert mask.tolist() == read_by_hand(visible)
 
 
 @given(rows_of_any_kind, st.sampled_from(("own", "queries", "keys", "both")))
@@ -263,36 +336,6 @@ def test_dense_mask__matches_create_mask(row: Row, kind: str) -> None:
     mask = dense_mask(rules[kind], size)
     assert mask.shape == (size, size)
     assert torch.equal(mask, expected)
-
-
-@given(intervals, block_sizes)
-def test_interval_block_mask__matches_create_block_mask(
-    bounds: tuple[Tensor, Tensor], block_size: int
-) -> None:
-    start, stop = bounds
-    blocks = interval_block_mask(start, stop, block_size=block_size)
-    rule = interval_mask(start, stop)
-    size = len(start)
-    expected = create_block_mask(
-        rule, None, None, size, size, device="cpu", BLOCK_SIZE=block_size
-    )
-    assert_same_blocks(blocks, expected)
-    assert torch.equal(dense_mask(blocks.mask_mod, size), dense_mask(rule, size))
-
-
-@given(fst.ranked_rows(), block_sizes)
-def test_frame_causal_block_mask__matches_create_block_mask(
-    row: Row, block_size: int
-) -> None:
-    ranks, segments = row
-    blocks = frame_causal_block_mask(ranks, segments, block_size=block_size)
-    rule = frame_causal_mask(ranks, segments)
-    size = len(ranks)
-    expected = create_block_mask(
-        rule, None, None, size, size, device="cpu", BLOCK_SIZE=block_size
-    )
-    assert_same_blocks(blocks, expected)
-    assert torch.equal(dense_mask(blocks.mask_mod, size), dense_mask(rule, size))
 
 
 def layers(depth: int, seed: int) -> Tensor:
@@ -352,20 +395,13 @@ def test_causal_or_same_frame_leaks_at_depth_2() -> None:
 
 def test_masks_leave_their_arguments_alone() -> None:
     ranks, segments = integers([0, 1, 1, 0]), integers([0, 0, 0, -1])
-    start, stop = visible_intervals(ranks, segments)
-    interval_block_mask(start, stop, block_size=3)
+    frames, is_kept = integers([-1, 0, 0, -1]), torch.arange(4) < 1
+    visible_intervals(ranks, segments, frame_ids=frames, window=1, is_kept=is_kept)
     dense(ranks, segments).clone().fill_(True)
-    frame_causal_block_mask(ranks, segments)
     assert ranks.tolist() == [0, 1, 1, 0]
     assert segments.tolist() == [0, 0, 0, -1]
-    assert start.tolist() == [0, 0, 0, 0]
-    assert stop.tolist() == [1, 3, 3, 0]
-
-
-def test_blocks_are_built_where_the_intervals_lie() -> None:
-    start = torch.zeros(5, dtype=torch.int32, device="meta")
-    blocks = interval_block_mask(start, start, block_size=2)
-    assert all(getattr(blocks, name).device.type == "meta" for name in TABLES)
+    assert frames.tolist() == [-1, 0, 0, -1]
+    assert is_kept.tolist() == [True, False, False, False]
 
 
 @pytest.mark.parametrize("function", [frame_causal_mask, visible_intervals])
@@ -396,8 +432,6 @@ def test_segments_are_contiguous(segments: list[int], segment: int, runs: int) -
         f"segment {segment} has tokens in {runs} separate runs; the tokens of a "
         "segment must be contiguous"
     )
-    with pytest.raises(ValueError):
-        frame_causal_block_mask(ranks, integers(segments))
 
 
 @pytest.mark.parametrize(
@@ -409,12 +443,11 @@ def test_segments_are_contiguous(segments: list[int], segment: int, runs: int) -
     ],
 )
 def test_ranks_are_sorted(ranks: list[int], segments: list[int], message: str) -> None:
-    for function in (visible_intervals, frame_causal_block_mask):
-        with pytest.raises(ValueError) as error:
-            function(integers(ranks), integers(segments))
-        assert str(error.value) == (
-            f"causal_ranks {message}; ranks must be sorted within a segment"
-        )
+    with pytest.raises(ValueError) as error:
+        visible_intervals(integers(ranks), integers(segments))
+    assert str(error.value) == (
+        f"causal_ranks {message}; ranks must be sorted within a segment"
+    )
 
 
 def test_ranks_may_fall_in_padding_and_between_segments() -> None:
@@ -422,15 +455,79 @@ def test_ranks_may_fall_in_padding_and_between_segments() -> None:
         integers([4, 3, 9, 9, 0, 2, 1]),
         integers([-1, -1, 4, 4, 2, -1, -1]),
     )
-    start, stop = visible_intervals(ranks, segments)
-    assert start.tolist() == [0, 0, 2, 2, 4, 0, 0]
-    assert stop.tolist() == [0, 0, 4, 4, 5, 0, 0]
+    visible = visible_intervals(ranks, segments)
+    assert visible.start.tolist() == [0, 0, 2, 2, 4, 0, 0]
+    assert visible.stop.tolist() == [0, 0, 4, 4, 5, 0, 0]
 
 
-@pytest.mark.parametrize("block_size", [0, -128])
-def test_blocks_hold_at_least_1_token(block_size: int) -> None:
-    start, stop = integers([0]), integers([1])
-    for build in (interval_block_mask, frame_causal_block_mask):
-        with pytest.raises(ValueError) as error:
-            build(start, stop - 1, block_size=block_size)
-        assert str(error.value) == f"block_size is {block_size}; it must be at least 1"
+@pytest.mark.parametrize(
+    ("frames", "segments", "message"),
+    [
+        ([0, 1, 0], [0, 0, 0], "falls from 1 to 0 at token 2"),
+        ([4, -1, 3, 3], [2, 2, 2, 2], "falls from 4 to 3 at token 2"),
+        ([5, 0, 9, 7], [0, -1, 3, 3], "falls from 9 to 7 at token 3"),
+    ],
+)
+def test_frames_are_sorted(
+    frames: list[int], segments: list[int], message: str
+) -> None:
+    ranks = torch.arange(len(frames))
+    with pytest.raises(ValueError) as error:
+        visible_intervals(
+            ranks, integers(segments), frame_ids=integers(frames), window=3
+        )
+    assert str(error.value) == (
+        f"frame_ids {message}; frames must be sorted within a segment"
+    )
+
+
+def test_frames_may_fall_in_padding_and_between_segments() -> None:
+    frames, segments = (
+        integers([7, 6, 9, 9, 0, 2, 1]),
+        integers([-1, -1, 4, 4, 2, -1, -1]),
+    )
+    visible = visible_intervals(torch.arange(7), segments, frame_ids=frames, window=1)
+    assert visible.start.tolist() == [0, 0, 2, 2, 4, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window": 3}, "window is 3 but frame_ids is None; it counts frames"),
+        (
+            {"window": 0, "frame_ids": integers([0, 0])},
+            "window is 0; it must be at least 1",
+        ),
+        (
+            {"is_kept": torch.ones(2).bool()},
+            "is_kept needs a window; without one no key expires",
+        ),
+        (
+            {"window": 1, "frame_ids": integers([0])},
+            "frame_ids has 1 tokens but causal_ranks has 2; both describe the same row",
+        ),
+        (
+            {
+                "window": 1,
+                "frame_ids": integers([0, 0]),
+                "is_kept": torch.ones(3).bool(),
+            },
+            "is_kept has 3 tokens but causal_ranks has 2; both describe the same row",
+        ),
+    ],
+)
+def test_a_window_needs_what_it_counts(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        inspect.unwrap(visible_intervals)(integers([0, 1]), **settings)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("missing", ["kept_start", "is_kept"])
+def test_kept_keys_come_with_their_bound(missing: str) -> None:
+    one = torch.zeros(1, dtype=torch.int32)
+    fields = {"kept_start": one, "is_kept": one > 0, missing: None}
+    with pytest.raises(ValueError) as error:
+        KeyIntervals(start=one, stop=one + 1, **fields)
+    assert str(error.value) == (
+        f"{missing} is None; is_kept and kept_start come together or not at all"
+    )

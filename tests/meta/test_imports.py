@@ -50,7 +50,7 @@ SCHEDULES = INTEGERS | {
 PARTS = SCHEDULES | {
     f"fastslow.{name}" for name in ("masks", "pool_plans", "pooling", "positions")
 }
-MASK_READERS = {f"fastslow.{name}" for name in ("attention",)}
+MASK_READERS = {f"fastslow.{name}" for name in ("attention", "block_masks")}
 CORE = (
     PARTS
     | MASK_READERS

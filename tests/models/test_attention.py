@@ -18,6 +18,7 @@ from fastslow import (
     build_layout,
     interval_block_mask,
     schedule_from_strides,
+    to_device,
     visible_intervals,
 )
 from fastslow.qwen2_vl import ATTENTION_NAME, FastSlowQwen2VL, RowPlan
@@ -109,7 +110,7 @@ def test_a_trained_model_generates_as_with_sdpa(make_backbone: MakeBackbone) -> 
 @settings(max_examples=25, deadline=None)
 def test_the_mask_is_the_rule(row_and_seed: tuple[fst.Row, int]) -> None:
     (ranks, segments), _ = row_and_seed
-    mask = attention_mask(*visible_intervals(ranks, segments))
+    mask = attention_mask(visible_intervals(ranks, segments))
     assert isinstance(mask, Tensor)
     assert mask.dtype == torch.bool
     expected = reference.visible_pairs(ranks.tolist(), segments.tolist())
@@ -138,7 +139,7 @@ def test_a_model_without_a_mask_is_refused(make_backbone: MakeBackbone) -> None:
 
 def test_dropout_under_a_block_mask_is_refused() -> None:
     states = heads(2, 5)
-    mask = interval_block_mask(*visible_intervals(torch.arange(5)))
+    mask = interval_block_mask(visible_intervals(torch.arange(5)))
     with pytest.raises(ValueError, match=r"dropout is 0\.1; FlexAttention takes none"):
         attend(states, states, states, mask, dropout=0.1)
 
@@ -158,12 +159,12 @@ def test_both_forms_of_the_mask_attend_as_written_in_loops(
         heads(count, tokens, seed=(seed + n) % 2**32)
         for n, count in enumerate((counts[0], counts[1], counts[1]))
     )
-    start, stop = visible_intervals(ranks, segments)
+    visible = visible_intervals(ranks, segments)
     pairs = reference.visible_pairs(ranks.tolist(), segments.tolist())
     scale = 0.7 if scaled else 8**-0.5
     expected = attend_by_hand(query, key, value, pairs, scale)
-    dense = attention_mask(start, stop)
-    block = interval_block_mask(start, stop, block_size=4)
+    dense = attention_mask(visible)
+    block = interval_block_mask(visible, block_size=4)
     with torch.no_grad():
         for mask in (dense, block):
             kw = {"scaling": scale} if scaled else {}
@@ -174,11 +175,11 @@ def test_both_forms_of_the_mask_attend_as_written_in_loops(
 
 def test_a_padding_row_gives_zeros_and_no_nan() -> None:
     layout = build_layout(SAMPLES, video_token_id=9, multiple_of=17)
-    start, stop = visible_intervals(layout.causal_ranks, layout.segment_ids)
+    visible = visible_intervals(layout.causal_ranks, layout.segment_ids)
     padding = layout.segment_ids < 0
     assert padding.sum() == 2
     states = [heads(n, 68, seed).requires_grad_() for seed, n in enumerate((4, 2, 2))]
-    output = attend(*states, attention_mask(start, stop))
+    output = attend(*states, attention_mask(visible))
     assert (output[0, padding] == 0).all()
     assert output[0, ~padding].all()
     output.square().sum().backward()
@@ -194,10 +195,10 @@ def test_a_whole_model_agrees_under_both_forms_of_the_mask(
 ) -> None:
     plan = lay(SAMPLES, multiple_of=16)
     language_model = FastSlowQwen2VL(make_backbone()).backbone.model.language_model
-    block = interval_block_mask(plan.start, plan.stop, block_size=16)
+    block = interval_block_mask(plan.visible, block_size=16)
     assert isinstance(block, BlockMask)
     hidden = []
-    for mask in (attention_mask(plan.start, plan.stop), block):
+    for mask in (attention_mask(plan.visible), block):
         with torch.no_grad():
             output = language_model(
                 input_ids=plan.layout.input_ids[None],
@@ -213,13 +214,14 @@ def test_a_whole_model_agrees_under_both_forms_of_the_mask(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_computes_what_the_cpu_computes() -> None:
     layout = build_layout(SAMPLES * 3, video_token_id=9, multiple_of=128)
-    start, stop = visible_intervals(layout.causal_ranks, layout.segment_ids)
+    visible = visible_intervals(layout.causal_ranks, layout.segment_ids)
+    tokens = len(layout.input_ids)
     states = [
-        heads(n, len(start), seed, dim=16).float() for seed, n in enumerate((4, 2, 2))
+        heads(n, tokens, seed, dim=16).float() for seed, n in enumerate((4, 2, 2))
     ]
     results = []
     for device in ("cpu", "cuda"):
-        mask = attention_mask(start.to(device), stop.to(device))
+        mask = attention_mask(to_device(visible, device))
         assert isinstance(mask, BlockMask) == (device == "cuda")
         own = [state.detach().to(device).requires_grad_() for state in states]
         output = attend(*own, mask)

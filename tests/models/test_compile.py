@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastslow import (
+    KeyIntervals,
     Ragged,
     TextSpan,
     VideoSpan,
@@ -119,40 +120,42 @@ def test_next_frame_loss(compiled: Compile, distance: str, reduction: str) -> No
         assert_all_near(found, wanted)
 
 
-def rows() -> Iterator[tuple[Tensor, Tensor]]:
+def rows(**window: Any) -> Iterator[KeyIntervals]:
     """Give the visible intervals of rows of several lengths."""
     for frames in (2, 3, 5):
         video = VideoSpan(grid=(3, 3), schedule=schedule_from_strides((1,) * frames))
         sample = [TextSpan(token_ids=(1, 2)), video]
         layout = build_layout([sample] * 2, video_token_id=9, multiple_of=16)
-        yield visible_intervals(layout.causal_ranks, layout.segment_ids)
+        if window:
+            window |= {"frame_ids": layout.frame_ids, "is_kept": layout.frame_ids < 0}
+        yield visible_intervals(layout.causal_ranks, layout.segment_ids, **window)
 
 
 def test_dense_mask(compiled: Compile) -> None:
-    def read(start: Tensor, stop: Tensor) -> Tensor:
-        return dense_mask(interval_mask(start, stop), len(start))
+    def read(visible: KeyIntervals) -> Tensor:
+        return dense_mask(interval_mask(visible), len(visible.start))
 
     fast = compiled(read)
-    for start, stop in rows():
-        expected = read(start, stop)
+    for visible in rows():
+        expected = read(visible)
         assert 0 < expected.sum() < expected.numel()
-        assert torch.equal(fast(start, stop), expected)
+        assert torch.equal(fast(visible), expected)
 
 
 def test_interval_block_mask(compiled: Compile) -> None:
-    def build(start: Tensor, stop: Tensor) -> Any:
-        return interval_block_mask(start, stop, block_size=8)
+    def build(visible: KeyIntervals) -> Any:
+        return interval_block_mask(visible, block_size=8)
 
     fast = compiled(build)
-    for start, stop in rows():
-        found, expected = fast(start, stop), build(start, stop)
+    for visible in (*rows(), *rows(window=1)):
+        found, expected = fast(visible), build(visible)
         assert found.seq_lengths == expected.seq_lengths
         assert found.BLOCK_SIZE == expected.BLOCK_SIZE
         for way in ("kv", "q"):
             for name in (f"{way}_num_blocks", f"{way}_indices"):
                 for field in (name, f"full_{name}"):
                     assert torch.equal(getattr(found, field), getattr(expected, field))
-        tokens = len(start)
+        tokens = len(visible.start)
         assert torch.equal(
             dense_mask(found.mask_mod, tokens), dense_mask(expected.mask_mod, tokens)
         )

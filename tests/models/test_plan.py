@@ -103,8 +103,10 @@ def test_every_token_reads_what_the_rule_says(
         row.layout.causal_ranks.tolist(), row.layout.segment_ids.tolist()
     )
     found = [
-        [start <= key < stop for key in range(len(row.start))]
-        for start, stop in zip(row.start.tolist(), row.stop.tolist(), strict=True)
+        [start <= key < stop for key in range(len(row.visible.start))]
+        for start, stop in zip(
+            row.visible.start.tolist(), row.visible.stop.tolist(), strict=True
+        )
     ]
     assert found == expected
 

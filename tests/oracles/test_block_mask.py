@@ -15,6 +15,7 @@ from torch.nn.attention.flex_attention import (
 )
 
 from fastslow import (
+    KeyIntervals,
     TokenLayout,
     dense_mask,
     frame_causal_block_mask,
@@ -151,7 +152,7 @@ def read_tables(blocks: BlockMask, side: str, size: int) -> Tensor:
 @given(fst.ranked_rows(max_run=8))
 def test_intervals_read_like_the_rule(row: Row) -> None:
     ranks, segments = row
-    rule = interval_mask(*visible_intervals(ranks, segments))
+    rule = interval_mask(visible_intervals(ranks, segments))
     expected = dense_mask(frame_causal_mask(ranks, segments), len(ranks))
     assert torch.equal(dense_mask(rule, len(ranks)), expected)
 
@@ -187,18 +188,68 @@ def assert_attention_agrees(
     assert (actual[:, :, segments < 0] == 0).all()
 
 
-@given(fst.ranked_rows(max_run=8), st.integers(1, 8), st.integers(0, 6))
-def test_a_window_over_the_past_is_blocked_alike(
-    row: Row, block_size: int, window: int
-) -> None:
-    start, stop = visible_intervals(*row)
-    index = torch.arange(len(start), dtype=torch.int32)
-    late = torch.where(start < stop, torch.maximum(start, index - window), start)
-    blocks = interval_block_mask(late, stop, block_size=block_size)
-    rule = interval_mask(late, stop)
-    size = len(late)
+def assert_equal_tables(intervals: KeyIntervals, block_size: int) -> None:
+    blocks = interval_block_mask(intervals, block_size=block_size)
+    rule = interval_mask(intervals)
+    size = len(intervals.start)
     expected = create_block_mask(
         rule, None, None, size, size, device="cpu", BLOCK_SIZE=block_size
     )
     for name in TABLES:
         assert torch.equal(getattr(blocks, name), getattr(expected, name)), name
+
+
+@given(fst.ranked_rows(max_run=8), st.integers(1, 8), st.integers(0, 6))
+def test_a_window_over_the_last_tokens_is_blocked_alike(
+    row: Row, block_size: int, window: int
+) -> None:
+    visible = visible_intervals(*row)
+    start, stop = visible.start, visible.stop
+    index = torch.arange(len(start), dtype=torch.int32)
+    late = torch.where(start < stop, torch.maximum(start, index - window), start)
+    assert_equal_tables(KeyIntervals(start=late, stop=stop), block_size)
+
+
+KEPT = {
+    "nothing": lambda frames: frames > 10**6,
+    "the text": lambda frames: frames < 0,
+    "every fourth frame": lambda frames: frames % 4 == 0,
+    "the text and every fourth frame": lambda frames: (frames < 0) | (frames % 4 == 0),
+    "everything": lambda frames: frames > -2,
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("window", [1, 5])
+def test_windows_with_kept_keys_at_the_sizes_of_kernels(kept: str, window: int) -> None:
+    lengths = torch.tensor([70] + [144, 16, 16, 16] * 4)
+    frames = torch.arange(-1, 16).repeat_interleave(lengths)
+    ranks, tokens = frames.clone(), len(frames)
+    ranks[:70] = torch.arange(-70, 0)
+    padded = [torch.full((150,), -1), torch.full((40,), -1)]
+    visible = visible_intervals(
+        torch.cat([ranks, padded[0], ranks, padded[1]]),
+        torch.cat([0 * ranks, padded[0], 0 * ranks + 1, padded[1]]),
+        frame_ids=torch.cat([frames, padded[0], frames, padded[1]]),
+        window=window,
+        is_kept=torch.cat(
+            [KEPT[kept](each) for each in (frames, padded[0], frames, padded[1])]
+        ),
+    )
+    assert len(visible.start) == 2 * tokens + 190
+    assert_equal_tables(visible, 128)
+
+
+@eager_flex
+def test_flex_attention_reads_kept_keys() -> None:
+    frames = torch.arange(40).repeat_interleave(torch.arange(40) % 4 * 5 + 1)
+    is_kept = frames % 8 == 3
+    visible = visible_intervals(frames, frame_ids=frames, window=3, is_kept=is_kept)
+    size = len(frames)
+    mask = dense_mask(interval_mask(visible), size)
+    states = fst.random_values((3, 1, 2, size, 8), seed=0, dtype=torch.float64)
+    with torch.no_grad():
+        blocks = interval_block_mask(visible, block_size=16)
+        actual: Any = flex_attention(*states, block_mask=blocks)
+        expected = F.scaled_dot_product_attention(*states, attn_mask=mask)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)

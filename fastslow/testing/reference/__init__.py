@@ -23,7 +23,7 @@ from fastslow.testing.reference.losses import (
     next_frame_pairs,
     token_distance,
 )
-from fastslow.testing.reference.masks import visible_pairs
+from fastslow.testing.reference.masks import frame_clocks, visible_pairs, window_pairs
 from fastslow.testing.reference.packing import (
     best_fit_decreasing,
     fewest_bins,
@@ -50,6 +50,7 @@ __all__ = [
     "fewest_bins",
     "fewest_bins_bound",
     "first_fit_decreasing",
+    "frame_clocks",
     "greedy_ranks",
     "keep_by_score",
     "labelled_rows",
@@ -74,4 +75,5 @@ __all__ = [
     "visible_pairs",
     "window_cells",
     "window_centres",
+    "window_pairs",
 ]
