@@ -35,12 +35,14 @@ from fastslow.grids import (
 )
 from fastslow.layouts import (
     IGNORED_LABEL,
+    FrameWindow,
     Span,
     TextSpan,
     TokenLayout,
     VideoSpan,
     build_layout,
     count_tokens,
+    visible_keys,
 )
 from fastslow.loss_plans import LabelPlan, NextFramePlan, plan_labels, plan_next_frame
 from fastslow.losses import change_weights, next_frame_loss
@@ -90,6 +92,7 @@ __all__ = [
     "IGNORED_LABEL",
     "Balanced",
     "FrameSchedule",
+    "FrameWindow",
     "Grid",
     "KeyIntervals",
     "LabelPlan",
@@ -168,5 +171,6 @@ __all__ = [
     "unpack_ragged",
     "video_positions",
     "visible_intervals",
+    "visible_keys",
     "window_bounds",
 ]

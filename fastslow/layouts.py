@@ -11,9 +11,11 @@ from torch.nn.functional import pad
 
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, tokens_per_frame
+from fastslow.masks import KeyIntervals, visible_intervals
 from fastslow.positions import AfterVideo, after_video, video_positions
 
 Attention = Literal["frame_causal", "causal"]
+KeptText = Literal["prefix", "all", "none"]
 
 IGNORED_LABEL = -100
 """Label of a token that is not trained, as in PyTorch and transformers."""
@@ -49,6 +51,23 @@ class VideoSpan:
         if not self.schedule.frames:
             raise ValueError("the schedule keeps no frame; a clip has at least 1 frame")
         tokens_per_frame(self.grid, self.schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameWindow:
+    """What a token sees of the past, counted in frames.
+
+    Attributes:
+        frames: Frames that it sees, the latest one begun included; at least 1.
+        keep_text: Which text stays visible for ever: ``prefix``, what comes before the
+            first clip of a sample; ``all``; or ``none``, so that text expires with the
+            frame before it.
+        keep_slow: Whether slow frames stay visible for ever.
+    """
+
+    frames: int
+    keep_text: KeptText = "prefix"
+    keep_slow: bool = False
 
 
 Span = TextSpan | VideoSpan
@@ -164,6 +183,74 @@ def build_layout(
         for name, fill in _FIELDS_PADDED_WITH.items()
     }
     return TokenLayout(**padded, clips=sum((part.clips for part in parts), ()))
+
+
+def visible_keys(
+    layout: TokenLayout, window: FrameWindow | None = None
+) -> KeyIntervals:
+    """Tell which tokens of a packed row each of its tokens may read.
+
+    A token that expires for one query has expired for all later ones, so that a server
+    honours a window by dropping it from its cache.
+
+    Args:
+        layout: The packed row.
+        window: How far back a token sees; to the start of its sample by default.
+
+    Returns:
+        The intervals, see ``visible_intervals``.
+
+    Raises:
+        ValueError: If ``window`` holds an unknown word or less than one frame, or
+            counts frames that do not stand in order, as those of a stream that goes
+            back to the first frame.
+
+    Laws:
+        no_window: without a window, ``visible_intervals`` of ranks and segments
+        keeps: what the window keeps is read by all that come after it in its sample
+        matches_reference: equals the loop-written reference
+
+    Example:
+        >>> from fastslow import dense_mask, interval_mask, repeat_strides
+        >>> clip = VideoSpan(grid=(1, 1), schedule=repeat_strides(4, (1, 2)))
+        >>> row = build_layout([[TextSpan(token_ids=(5,)), clip]], video_token_id=9)
+        >>> visible = visible_keys(row, FrameWindow(frames=1, keep_slow=True))
+        >>> dense_mask(interval_mask(visible), 5).int()
+        tensor([[1, 0, 0, 0, 0],
+                [1, 1, 0, 0, 0],
+                [1, 1, 1, 0, 0],
+                [1, 1, 0, 1, 0],
+                [1, 1, 0, 1, 1]], dtype=torch.int32)
+    """
+    if window is None:
+        return visible_intervals(layout.causal_ranks, layout.segment_ids)
+    return visible_intervals(
+        layout.causal_ranks,
+        layout.segment_ids,
+        frame_ids=layout.frame_ids,
+        window=window.frames,
+        is_kept=_kept(layout, window),
+    )
+
+
+def _kept(layout: TokenLayout, window: FrameWindow) -> Tensor | None:
+    """Mark the tokens that never expire; None if there is no such kind."""
+    if window.keep_text not in get_args(KeptText):
+        known = ", ".join(get_args(KeptText))
+        raise ValueError(
+            f"keep_text is {window.keep_text!r}; it must be one of {known}"
+        )
+    if window.keep_text == "none" and not window.keep_slow:
+        return None
+    is_video, segments = layout.frame_ids >= 0, layout.segment_ids
+    kept = ~is_video & (segments >= 0)
+    if window.keep_text == "none":
+        kept = torch.zeros_like(kept)
+    elif window.keep_text == "prefix":
+        videos = is_video.cumsum(0)
+        begins = segments.diff(prepend=segments[:1] - 1) != 0
+        kept &= videos == (videos - is_video.long()).where(begins, 0).cummax(0).values
+    return kept | layout.is_slow if window.keep_slow else kept
 
 
 _FIELDS_PADDED_WITH = {

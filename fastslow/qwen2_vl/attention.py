@@ -14,28 +14,25 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from fastslow.attention import interval_attention
 from fastslow.block_masks import interval_block_mask
-from fastslow.masks import KeyIntervals, dense_mask, interval_mask
+from fastslow.masks import KeyIntervals
 
 ATTENTION_NAME = "fastslow"
 """Name under which transformers knows this attention."""
 
 
-def attention_mask(intervals: KeyIntervals) -> Tensor | BlockMask:
+def attention_mask(intervals: KeyIntervals) -> KeyIntervals | BlockMask:
     """Read visible intervals in the form that the device computes fastest.
 
     Args:
         intervals: The keys that each query may read.
 
     Returns:
-        A BlockMask on a GPU; elsewhere, where FlexAttention has no backward pass, a
-        boolean mask of shape ``(1, 1, tokens, tokens)``.
+        A BlockMask on a GPU; elsewhere, where FlexAttention has no backward pass, the
+        intervals themselves.
     """
-    start = intervals.start
-    if start.is_cuda:
-        return interval_block_mask(intervals)
-    rule = interval_mask(intervals)
-    return dense_mask(rule, len(start), device=start.device)[None, None]
+    return interval_block_mask(intervals) if intervals.start.is_cuda else intervals
 
 
 def masked_attention(
@@ -43,12 +40,15 @@ def masked_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | BlockMask | None,
+    attention_mask: KeyIntervals | BlockMask | Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend under a BlockMask with FlexAttention, under a boolean mask with SDPA.
+    """Attend in the way that the form of the mask asks for.
+
+    FlexAttention takes a BlockMask, tiles of queries take intervals, and SDPA takes a
+    boolean mask, which is what transformers makes for calls that bring no layout.
 
     Args:
         module: The attention module; unused, part of transformers' contract.
@@ -57,20 +57,22 @@ def masked_attention(
         value: ``(batch, key_heads, tokens, dim)``.
         attention_mask: What each query may read. None is refused, because it would
             silently show every token everything.
-        dropout: Must be 0 under a BlockMask.
+        dropout: Must be 0, but under a boolean mask.
         scaling: Factor on the scores; ``dim ** -0.5`` by default.
 
     Returns:
         ``(batch, tokens, heads, dim)``, and None in place of the weights.
 
     Raises:
-        ValueError: If there is no mask, it is not boolean, or FlexAttention is asked
-            for dropout.
+        ValueError: If there is no mask, it has another form, or dropout is asked for
+            where there is none.
     """
     shared_heads = query.shape[1] != key.shape[1]
-    if isinstance(attention_mask, BlockMask):
-        if dropout:
-            raise ValueError(f"dropout is {dropout}; FlexAttention takes none")
+    if dropout and isinstance(attention_mask, BlockMask | KeyIntervals):
+        raise ValueError(f"dropout is {dropout}; attention under a layout takes none")
+    if isinstance(attention_mask, KeyIntervals):
+        output = interval_attention(query, key, value, attention_mask, scale=scaling)
+    elif isinstance(attention_mask, BlockMask):
         attend = _compiled_flex_attention() if query.is_cuda else flex_attention
         output = attend(
             query,
@@ -93,7 +95,8 @@ def masked_attention(
     else:
         given = None if attention_mask is None else attention_mask.dtype
         raise ValueError(
-            f"attention_mask is {given}; it must be a BlockMask or a boolean tensor"
+            f"attention_mask is {given}; it must be KeyIntervals, a BlockMask or a "
+            "boolean tensor"
         )
     return output.transpose(1, 2).contiguous(), None
 

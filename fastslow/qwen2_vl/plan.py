@@ -7,14 +7,21 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fastslow.layouts import Attention, Span, TokenLayout, build_layout
+from fastslow.layouts import (
+    Attention,
+    FrameWindow,
+    Span,
+    TokenLayout,
+    build_layout,
+    visible_keys,
+)
 from fastslow.loss_plans import (
     LabelPlan,
     NextFramePlan,
     plan_labels,
     plan_next_frame,
 )
-from fastslow.masks import KeyIntervals, visible_intervals
+from fastslow.masks import KeyIntervals
 from fastslow.pool_plans import PoolPlan, plan_pooling
 from fastslow.positions import AfterVideo
 
@@ -47,6 +54,7 @@ def plan_row(
     *,
     video_token_id: int,
     attention: Attention = "frame_causal",
+    window: FrameWindow | None = None,
     after_video_rule: AfterVideo = "all_axes",
     multiple_of: int = 1,
     merge_size: int = 2,
@@ -57,6 +65,7 @@ def plan_row(
         samples: The spans of each sample; their grids and strides count merged tokens.
         video_token_id: Id that stands for a video token.
         attention: Whether the tokens of a frame share one rank, see ``build_layout``.
+        window: How far back a token sees, see ``visible_keys``.
         after_video_rule: Where text goes on after a clip, see ``after_video``.
         multiple_of: The row is padded to a multiple of this many tokens.
         merge_size: Patches along each side of a merged token.
@@ -79,7 +88,7 @@ def plan_row(
     )
     return RowPlan(
         layout=layout,
-        visible=visible_intervals(layout.causal_ranks, layout.segment_ids),
+        visible=visible_keys(layout, window),
         grid_thw=torch.tensor(
             [
                 (

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from fastslow import (
     IGNORED_LABEL,
     FrameSchedule,
+    FrameWindow,
+    KeyIntervals,
     Span,
     TextSpan,
     TokenLayout,
@@ -20,7 +22,11 @@ from fastslow import (
     after_video,
     build_layout,
     count_tokens,
+    dense_mask,
+    interval_mask,
     schedule_from_strides,
+    visible_intervals,
+    visible_keys,
 )
 from fastslow.layouts import Attention
 from fastslow.positions import AfterVideo
@@ -149,6 +155,72 @@ def test_build_layout__matches_reference(
     )
 
 
+windows = st.builds(
+    FrameWindow,
+    frames=st.integers(1, 4),
+    keep_text=st.sampled_from(("prefix", "all", "none")),
+    keep_slow=st.booleans(),
+)
+plain_rows = fst.packed_samples(sample=fst.samples(videos=fst.video_spans(plain=True)))
+
+
+def pairs_of(visible: KeyIntervals) -> list[list[bool]]:
+    pairs: list[list[bool]] = dense_mask(
+        interval_mask(visible), len(visible.start)
+    ).tolist()
+    return pairs
+
+
+@given(fst.layouts())
+def test_visible_keys__no_window(layout: TokenLayout) -> None:
+    visible = visible_keys(layout)
+    expected = visible_intervals(layout.causal_ranks, layout.segment_ids)
+    assert torch.equal(visible.start, expected.start)
+    assert torch.equal(visible.stop, expected.stop)
+    assert visible.is_kept is visible.kept_start is None
+
+
+@given(plain_rows, windows)
+def test_visible_keys__keeps(samples: list[list[Span]], window: FrameWindow) -> None:
+    layout = build_layout(samples, video_token_id=VIDEO)
+    pairs = pairs_of(visible_keys(layout, window))
+    kept = reference.kept_tokens(
+        plain(samples), keep_text=window.keep_text, keep_slow=window.keep_slow
+    )
+    segments = layout.segment_ids.tolist()
+    for query, row in enumerate(pairs):
+        for key in range(query):
+            if kept[key] and segments[key] == segments[query]:
+                assert row[key]
+
+
+@given(fst.packed_samples(), windows, multiples)
+def test_visible_keys__matches_reference(
+    samples: list[list[Span]], window: FrameWindow, multiple_of: int
+) -> None:
+    layout = build_layout(samples, video_token_id=VIDEO, multiple_of=multiple_of)
+    is_kept = reference.kept_tokens(
+        plain(samples),
+        keep_text=window.keep_text,
+        keep_slow=window.keep_slow,
+        multiple_of=multiple_of,
+    )
+    columns = [
+        column.tolist()
+        for column in (layout.causal_ranks, layout.segment_ids, layout.frame_ids)
+    ]
+    frames = list[tuple[int, int]]()
+    for _, segment, frame in zip(*columns, strict=True):
+        if frame >= 0:
+            frames.append((segment, frame))
+    if frames != sorted(frames):
+        with pytest.raises(ValueError, match="frames must be sorted within a segment"):
+            visible_keys(layout, window)
+        return
+    expected = reference.window_pairs(*columns, window.frames, is_kept)
+    assert pairs_of(visible_keys(layout, window)) == expected
+
+
 @given(fst.layouts())
 def test_every_tensor_is_int64_or_bool_on_the_cpu(layout: TokenLayout) -> None:
     for name in FIELDS:
@@ -213,6 +285,18 @@ def test_a_clip_and_its_schedule_fit() -> None:
         VideoSpan(grid=(2, 4), schedule=schedule)
     assert str(error.value) == (
         "a side of 2 tokens holds no whole window of stride 3; edge 'ceil' keeps it"
+    )
+
+
+def test_an_unknown_word_for_kept_text_is_refused() -> None:
+    layout = build_layout([[TextSpan(token_ids=(1,))]], video_token_id=VIDEO)
+    window: Any = inspect.unwrap(FrameWindow.__init__)
+    unchecked = object.__new__(FrameWindow)
+    window(unchecked, frames=1, keep_text="some")
+    with pytest.raises(ValueError) as error:
+        inspect.unwrap(visible_keys)(layout, unchecked)
+    assert (
+        str(error.value) == "keep_text is 'some'; it must be one of prefix, all, none"
     )
 
 

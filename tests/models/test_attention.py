@@ -12,11 +12,14 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import Qwen2VLForConditionalGeneration
 
 from fastslow import (
+    KeyIntervals,
     Span,
     TextSpan,
     VideoSpan,
     build_layout,
+    dense_mask,
     interval_block_mask,
+    interval_mask,
     schedule_from_strides,
     to_device,
     visible_intervals,
@@ -106,15 +109,14 @@ def test_a_trained_model_generates_as_with_sdpa(make_backbone: MakeBackbone) -> 
 # The mask
 
 
-@given(seeded_rows)
-@settings(max_examples=25, deadline=None)
-def test_the_mask_is_the_rule(row_and_seed: tuple[fst.Row, int]) -> None:
-    (ranks, segments), _ = row_and_seed
-    mask = attention_mask(visible_intervals(ranks, segments))
-    assert isinstance(mask, Tensor)
-    assert mask.dtype == torch.bool
-    expected = reference.visible_pairs(ranks.tolist(), segments.tolist())
-    assert mask.tolist() == [[expected]]
+def dense(visible: KeyIntervals) -> Tensor:
+    """Read intervals as the boolean mask that SDPA takes."""
+    return dense_mask(interval_mask(visible), len(visible.start))[None, None]
+
+
+def test_the_cpu_is_given_the_intervals() -> None:
+    visible = visible_intervals(torch.arange(5))
+    assert attention_mask(visible) is visible
 
 
 @pytest.mark.parametrize(
@@ -123,9 +125,12 @@ def test_the_mask_is_the_rule(row_and_seed: tuple[fst.Row, int]) -> None:
 )
 def test_any_other_mask_is_refused(mask: Tensor | None, given: str) -> None:
     states = heads(2, 5)
-    said = f"^attention_mask is {given}; it must be a BlockMask or a boolean tensor$"
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError) as error:
         attend(states, states, states, mask)
+    assert str(error.value) == (
+        f"attention_mask is {given}; it must be KeyIntervals, a BlockMask or a boolean "
+        "tensor"
+    )
 
 
 def test_a_model_without_a_mask_is_refused(make_backbone: MakeBackbone) -> None:
@@ -137,11 +142,15 @@ def test_a_model_without_a_mask_is_refused(make_backbone: MakeBackbone) -> None:
         )
 
 
-def test_dropout_under_a_block_mask_is_refused() -> None:
+def test_dropout_under_a_layout_is_refused() -> None:
     states = heads(2, 5)
-    mask = interval_block_mask(visible_intervals(torch.arange(5)))
-    with pytest.raises(ValueError, match=r"dropout is 0\.1; FlexAttention takes none"):
-        attend(states, states, states, mask, dropout=0.1)
+    visible = visible_intervals(torch.arange(5))
+    for mask in (visible, interval_block_mask(visible)):
+        with pytest.raises(ValueError) as error:
+            attend(states, states, states, mask, dropout=0.1)
+        assert str(error.value) == (
+            "dropout is 0.1; attention under a layout takes none"
+        )
 
 
 # The values
@@ -150,7 +159,7 @@ def test_dropout_under_a_block_mask_is_refused() -> None:
 @uncompiled
 @given(seeded_rows, st.sampled_from([(2, 2), (4, 2), (6, 1)]), st.booleans())
 @settings(max_examples=25, deadline=None)
-def test_both_forms_of_the_mask_attend_as_written_in_loops(
+def test_every_form_of_the_mask_attends_as_written_in_loops(
     row_and_seed: tuple[fst.Row, int], counts: tuple[int, int], scaled: bool
 ) -> None:
     (ranks, segments), seed = row_and_seed
@@ -163,10 +172,9 @@ def test_both_forms_of_the_mask_attend_as_written_in_loops(
     pairs = reference.visible_pairs(ranks.tolist(), segments.tolist())
     scale = 0.7 if scaled else 8**-0.5
     expected = attend_by_hand(query, key, value, pairs, scale)
-    dense = attention_mask(visible)
     block = interval_block_mask(visible, block_size=4)
     with torch.no_grad():
-        for mask in (dense, block):
+        for mask in (visible, dense(visible), block):
             kw = {"scaling": scale} if scaled else {}
             found = attend(query, key, value, mask, **kw)
             assert found.is_contiguous()
@@ -190,7 +198,7 @@ def test_a_padding_row_gives_zeros_and_no_nan() -> None:
 
 
 @uncompiled
-def test_a_whole_model_agrees_under_both_forms_of_the_mask(
+def test_a_whole_model_agrees_under_every_form_of_the_mask(
     make_backbone: MakeBackbone, lay: Callable[..., RowPlan]
 ) -> None:
     plan = lay(SAMPLES, multiple_of=16)
@@ -198,7 +206,7 @@ def test_a_whole_model_agrees_under_both_forms_of_the_mask(
     block = interval_block_mask(plan.visible, block_size=16)
     assert isinstance(block, BlockMask)
     hidden = []
-    for mask in (attention_mask(plan.visible), block):
+    for mask in (attention_mask(plan.visible), dense(plan.visible), block):
         with torch.no_grad():
             output = language_model(
                 input_ids=plan.layout.input_ids[None],
@@ -208,7 +216,8 @@ def test_a_whole_model_agrees_under_both_forms_of_the_mask(
             )
         hidden.append(output.last_hidden_state)
     assert hidden[0].isfinite().all()
-    assert_near(hidden[1], hidden[0])
+    assert_near(hidden[0], hidden[1])
+    assert_near(hidden[2], hidden[1])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -16,7 +16,7 @@ from fastslow.testing.reference.frames import (
     window_cells,
     window_centres,
 )
-from fastslow.testing.reference.layouts import Span, layout
+from fastslow.testing.reference.layouts import Span, kept_tokens, layout
 from fastslow.testing.reference.losses import (
     labelled_rows,
     next_frame_loss,
@@ -53,6 +53,7 @@ __all__ = [
     "frame_clocks",
     "greedy_ranks",
     "keep_by_score",
+    "kept_tokens",
     "labelled_rows",
     "layout",
     "least_peak",

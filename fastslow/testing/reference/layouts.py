@@ -54,6 +54,37 @@ def layout(
     }
 
 
+def kept_tokens(
+    samples: Sequence[Sequence[Span]],
+    *,
+    keep_text: str,
+    keep_slow: bool,
+    multiple_of: int = 1,
+) -> list[bool]:
+    """Tell which tokens of a row never expire.
+
+    Args:
+        samples: Spans of each sample.
+        keep_text: ``prefix``, ``all`` or ``none``.
+        keep_slow: Whether slow frames are kept.
+        multiple_of: The row is padded to a multiple of this.
+
+    Returns:
+        One flag per token.
+    """
+    kept = []
+    for sample in samples:
+        seen_video = False
+        for token in _sample_tokens(sample, 0, "all_axes"):
+            is_text = token["frame"] == -1
+            seen_video = seen_video or not is_text
+            wanted = keep_text == "all" or (keep_text == "prefix" and not seen_video)
+            kept.append((is_text and wanted) or (keep_slow and token["slow"] == 1))
+    while len(kept) % multiple_of:
+        kept.append(False)
+    return kept
+
+
 def _sample_tokens(
     sample: Sequence[Span], video_token_id: int, after_video_rule: str
 ) -> list[dict[str, int]]:
