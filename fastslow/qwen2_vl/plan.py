@@ -61,6 +61,9 @@ def plan_row(
 ) -> RowPlan:
     """Plan one packed row.
 
+    A part that should be planned otherwise, such as ``pool`` in another mode or
+    ``next_frame`` in another pairing, is put in its place with ``dataclasses.replace``.
+
     Args:
         samples: The spans of each sample; their grids and strides count merged tokens.
         video_token_id: Id that stands for a video token.
