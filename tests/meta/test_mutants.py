@@ -146,6 +146,90 @@ MUTANTS = [
         "targets=layout.labels[rows]",
         "loss_plans.py -k plan_labels__next_token",
     ),
+    Mutant(
+        "masks",
+        "(query_segment == segment_ids[kv_idx])\n            & ",
+        "",
+        "masks.py -k frame_causal_mask__no_cross_segment",
+    ),
+    Mutant(
+        "masks",
+        "& (causal_ranks[kv_idx] <= causal_ranks[q_idx])",
+        "& (causal_ranks[kv_idx] < causal_ranks[q_idx])",
+        "masks.py -k frame_causal_mask__preorder",
+    ),
+    Mutant(
+        "masks",
+        "return (start[q_idx] <= kv_idx) & (kv_idx < stop[q_idx])\n\n    if",
+        "return (start[q_idx] <= kv_idx) & (kv_idx <= stop[q_idx])\n\n    if",
+        "masks.py -k interval_mask__matches_rule",
+    ),
+    Mutant(
+        "masks",
+        "oldest = segment + (clock - window + 1).clamp(min=0)",
+        "oldest = segment + (clock - window).clamp(min=0)",
+        "masks.py -k visible_intervals__window_matches_reference",
+    ),
+    Mutant(
+        "block_masks",
+        "full_first, full_end = -(-full_first // block_size), full_end // block_size",
+        "full_first, full_end = full_first // block_size, full_end // block_size",
+        "block_masks.py -k matches_create_block_mask",
+    ),
+    Mutant(
+        "attention",
+        "(start <= slots) & (slots < stop) | ~plan.reads[rows, None]",
+        "(start <= slots) & (slots <= stop) | ~plan.reads[rows, None]",
+        "attention.py -k interval_attention__matches_sdpa",
+    ),
+    Mutant(
+        "attention",
+        "mean = (g * o).sum(-1, keepdim=True)",
+        "mean = (g * o).mean(-1, keepdim=True)",
+        "attention.py -k interval_attention__gradients_match",
+    ),
+    Mutant(
+        "losses",
+        "ctx.distance) @ factors[rows]",
+        "ctx.distance) @ factors[rows].square()",
+        "losses.py -k test_gradcheck",
+    ),
+    Mutant(
+        "losses",
+        "shares = shares / lengths_from_cu_seqlens(cu_videos).to(dtype)[video]",
+        "shares = shares / frames",
+        "losses.py -k next_frame_loss__matches_reference",
+    ),
+    Mutant(
+        "cross_entropy",
+        "rows = hidden[plan.rows]",
+        "rows = hidden[plan.rows - 1]",
+        "cross_entropy.py -k labelled_cross_entropy__matches_full",
+    ),
+    Mutant(
+        "_fits",
+        "largest[2 * node] < size",
+        "largest[2 * node] <= size",
+        "packing.py -k first_fit_decreasing__",
+    ),
+    Mutant(
+        "balancing",
+        "ranks[queue[0][1]].room < lengths[item]",
+        "ranks[queue[0][1]].room <= lengths[item]",
+        "balancing.py -k balance__",
+    ),
+    Mutant(
+        "content",
+        "differs = (~(similarity >= threshold)).tolist()",
+        "differs = (~(similarity > threshold)).tolist()",
+        "content.py -k slow_by_similarity__",
+    ),
+    Mutant(
+        "budgets",
+        "if slow_stride <= fast_stride:",
+        "if slow_stride < fast_stride:",
+        "budgets.py -k schedule_for_budget__",
+    ),
 ]
 
 
