@@ -5,6 +5,8 @@ over and over. What is built is first compared with what ``create_block_mask`` b
 for a short row.
 """
 
+from collections.abc import Callable
+from functools import cache
 from itertools import accumulate
 
 import pytest
@@ -62,6 +64,17 @@ def from_every_pair(row: tuple[Tensor, Tensor, Tensor]) -> BlockMask:
     return create_block_mask(rule, None, None, tokens, tokens, device="cpu")
 
 
+@cache
+def compiled_builder() -> Callable[..., BlockMask]:
+    return torch.compile(create_block_mask)
+
+
+def from_every_pair_compiled(row: tuple[Tensor, Tensor, Tensor]) -> BlockMask:
+    rule = frame_causal_mask(row[0], row[1])
+    tokens = len(row[0])
+    return compiled_builder()(rule, None, None, tokens, tokens, device="cpu")
+
+
 def assert_equals_torchs(form: str) -> None:
     intervals = plan(packed_row(4096), form)
     expected = create_block_mask(
@@ -83,11 +96,16 @@ def peak_megabytes(row: tuple[Tensor, Tensor, Tensor], form: str) -> float:
 
 
 @pytest.mark.parametrize("tokens", [4096, 8192, 16_384])
-@pytest.mark.parametrize("build", [closed_form, from_every_pair])
-def test_m1(benchmark: BenchmarkFixture, build: object, tokens: int) -> None:
+@pytest.mark.parametrize(
+    "build", [closed_form, from_every_pair_compiled, from_every_pair]
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler of itself
+def test_m1(
+    benchmark: BenchmarkFixture, build: Callable[..., BlockMask], tokens: int
+) -> None:
     benchmark.group = f"M1: BlockMask of {tokens:,} packed tokens"
     assert_equals_torchs("plain")
-    rounds = 20 if build is closed_form else 2
+    rounds = 2 if build is from_every_pair else 20
     benchmark.pedantic(
         build, args=(packed_row(tokens),), rounds=rounds, warmup_rounds=1
     )
