@@ -5,7 +5,7 @@ from typing import Literal
 from fastslow._typing import Grid
 
 Edge = Literal["ceil", "floor", "error"]
-"""What becomes of cells that fill no whole window: kept, dropped, or refused."""
+"""Cells that fill no whole window are kept, dropped or refused."""
 
 
 def temporal_patches(num_video_frames: int, *, temporal_patch_size: int = 2) -> int:
