@@ -4,6 +4,16 @@ from importlib.metadata import version
 
 from fastslow._plans import to_device
 from fastslow._typing import Grid, MaskMod
+from fastslow.accounting import (
+    CostModel,
+    attention_flops,
+    frame_causal_pairs,
+    live_tiles,
+    sample_cost,
+    tile_efficiency,
+    transformer_cost,
+    visible_pairs,
+)
 from fastslow.attention import interval_attention
 from fastslow.balancing import Balanced, balance, imbalance, imbalance_bound
 from fastslow.block_masks import frame_causal_block_mask, interval_block_mask
@@ -89,6 +99,7 @@ __version__ = version("fastslow")
 __all__ = [
     "IGNORED_LABEL",
     "Balanced",
+    "CostModel",
     "FrameSchedule",
     "Grid",
     "KeyIntervals",
@@ -104,6 +115,7 @@ __all__ = [
     "TokenLayout",
     "VideoSpan",
     "after_video",
+    "attention_flops",
     "balance",
     "best_fit_decreasing",
     "build_layout",
@@ -120,6 +132,7 @@ __all__ = [
     "first_fit_decreasing",
     "frame_causal_block_mask",
     "frame_causal_mask",
+    "frame_causal_pairs",
     "frame_kinds",
     "frame_windows",
     "imbalance",
@@ -133,6 +146,7 @@ __all__ = [
     "labelled_cross_entropy",
     "lengths_from_cu_seqlens",
     "lengths_from_segment_ids",
+    "live_tiles",
     "merge_streams",
     "merged_grid",
     "merged_stride",
@@ -148,6 +162,7 @@ __all__ = [
     "pooled_grid",
     "position_ids_from_cu_seqlens",
     "repeat_strides",
+    "sample_cost",
     "schedule_for_budget",
     "schedule_from_grids",
     "schedule_from_json",
@@ -162,11 +177,14 @@ __all__ = [
     "slow_frames_for_budget",
     "take_bin",
     "temporal_patches",
+    "tile_efficiency",
     "to_device",
     "tokens_per_frame",
+    "transformer_cost",
     "two_level_schedule",
     "unpack_ragged",
     "video_positions",
     "visible_intervals",
+    "visible_pairs",
     "window_bounds",
 ]

@@ -7,6 +7,11 @@ list of samples, a sample a list of spans. Cells count in raster order through a
 frames of a row.
 """
 
+from fastslow.testing.reference.accounting import (
+    count_live_tiles,
+    count_pairs,
+    count_run_pairs,
+)
 from fastslow.testing.reference.balancing import greedy_ranks, least_peak
 from fastslow.testing.reference.frames import (
     Schedule,
@@ -47,6 +52,9 @@ __all__ = [
     "Span",
     "best_fit_decreasing",
     "bounds",
+    "count_live_tiles",
+    "count_pairs",
+    "count_run_pairs",
     "fewest_bins",
     "fewest_bins_bound",
     "first_fit_decreasing",
