@@ -93,6 +93,7 @@ from fastslow.schedules import (
     two_level_schedule,
 )
 from fastslow.streams import keep_tokens, merge_streams, select_frames
+from fastslow.varlen import SliceRanges, VarlenPlan, slice_ranges, varlen_plan
 
 __version__ = version("fastslow")
 
@@ -109,10 +110,12 @@ __all__ = [
     "PoolPlan",
     "PooledFrame",
     "Ragged",
+    "SliceRanges",
     "Span",
     "StreamState",
     "TextSpan",
     "TokenLayout",
+    "VarlenPlan",
     "VideoSpan",
     "after_video",
     "attention_flops",
@@ -171,6 +174,7 @@ __all__ = [
     "segment_ids_from_cu_seqlens",
     "select_frames",
     "select_ragged",
+    "slice_ranges",
     "slow_by_score",
     "slow_by_similarity",
     "slow_by_top_k",
@@ -183,6 +187,7 @@ __all__ = [
     "transformer_cost",
     "two_level_schedule",
     "unpack_ragged",
+    "varlen_plan",
     "video_positions",
     "visible_intervals",
     "visible_pairs",

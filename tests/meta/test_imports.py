@@ -51,7 +51,7 @@ PARTS = SCHEDULES | {
     f"fastslow.{name}" for name in ("masks", "pool_plans", "pooling", "positions")
 }
 MASK_READERS = {
-    f"fastslow.{name}" for name in ("accounting", "attention", "block_masks")
+    f"fastslow.{name}" for name in ("accounting", "attention", "block_masks", "varlen")
 }
 CORE = (
     PARTS

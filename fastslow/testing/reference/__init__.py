@@ -28,7 +28,15 @@ from fastslow.testing.reference.losses import (
     next_frame_pairs,
     token_distance,
 )
-from fastslow.testing.reference.masks import frame_clocks, visible_pairs, window_pairs
+from fastslow.testing.reference.masks import (
+    Slice,
+    frame_clocks,
+    slice_reads,
+    slices,
+    varlen_reads,
+    visible_pairs,
+    window_pairs,
+)
 from fastslow.testing.reference.packing import (
     best_fit_decreasing,
     fewest_bins,
@@ -49,6 +57,7 @@ from fastslow.testing.reference.schedules import (
 
 __all__ = [
     "Schedule",
+    "Slice",
     "Span",
     "best_fit_decreasing",
     "bounds",
@@ -73,6 +82,8 @@ __all__ = [
     "schedule_for_budget",
     "segments_and_places",
     "side_windows",
+    "slice_reads",
+    "slices",
     "slow_by_score",
     "slow_by_similarity",
     "slow_by_top_k",
@@ -80,6 +91,7 @@ __all__ = [
     "take_bin",
     "token_distance",
     "tokens_per_frame",
+    "varlen_reads",
     "visible_pairs",
     "window_cells",
     "window_centres",
