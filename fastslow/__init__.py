@@ -4,6 +4,16 @@ from importlib.metadata import version
 
 from fastslow._plans import to_device
 from fastslow._typing import Grid, MaskMod
+from fastslow.accounting import (
+    CostModel,
+    attention_flops,
+    frame_causal_pairs,
+    live_tiles,
+    sample_cost,
+    tile_efficiency,
+    transformer_cost,
+    visible_pairs,
+)
 from fastslow.attention import interval_attention
 from fastslow.balancing import Balanced, balance, imbalance, imbalance_bound
 from fastslow.block_masks import frame_causal_block_mask, interval_block_mask
@@ -85,12 +95,14 @@ from fastslow.schedules import (
     two_level_schedule,
 )
 from fastslow.streams import keep_tokens, merge_streams, select_frames
+from fastslow.varlen import SliceRanges, VarlenPlan, slice_ranges, varlen_plan
 
 __version__ = version("fastslow")
 
 __all__ = [
     "IGNORED_LABEL",
     "Balanced",
+    "CostModel",
     "FrameSchedule",
     "FrameWindow",
     "Grid",
@@ -101,12 +113,15 @@ __all__ = [
     "PoolPlan",
     "PooledFrame",
     "Ragged",
+    "SliceRanges",
     "Span",
     "StreamState",
     "TextSpan",
     "TokenLayout",
+    "VarlenPlan",
     "VideoSpan",
     "after_video",
+    "attention_flops",
     "balance",
     "best_fit_decreasing",
     "build_layout",
@@ -123,6 +138,7 @@ __all__ = [
     "first_fit_decreasing",
     "frame_causal_block_mask",
     "frame_causal_mask",
+    "frame_causal_pairs",
     "frame_kinds",
     "frame_windows",
     "imbalance",
@@ -136,6 +152,7 @@ __all__ = [
     "labelled_cross_entropy",
     "lengths_from_cu_seqlens",
     "lengths_from_segment_ids",
+    "live_tiles",
     "merge_streams",
     "merged_grid",
     "merged_stride",
@@ -151,6 +168,7 @@ __all__ = [
     "pooled_grid",
     "position_ids_from_cu_seqlens",
     "repeat_strides",
+    "sample_cost",
     "schedule_for_budget",
     "schedule_from_grids",
     "schedule_from_json",
@@ -159,18 +177,23 @@ __all__ = [
     "segment_ids_from_cu_seqlens",
     "select_frames",
     "select_ragged",
+    "slice_ranges",
     "slow_by_score",
     "slow_by_similarity",
     "slow_by_top_k",
     "slow_frames_for_budget",
     "take_bin",
     "temporal_patches",
+    "tile_efficiency",
     "to_device",
     "tokens_per_frame",
+    "transformer_cost",
     "two_level_schedule",
     "unpack_ragged",
+    "varlen_plan",
     "video_positions",
     "visible_intervals",
     "visible_keys",
+    "visible_pairs",
     "window_bounds",
 ]

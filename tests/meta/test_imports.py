@@ -50,7 +50,9 @@ SCHEDULES = INTEGERS | {
 PARTS = SCHEDULES | {
     f"fastslow.{name}" for name in ("masks", "pool_plans", "pooling", "positions")
 }
-MASK_READERS = {f"fastslow.{name}" for name in ("attention", "block_masks")}
+MASK_READERS = {
+    f"fastslow.{name}" for name in ("accounting", "attention", "block_masks", "varlen")
+}
 CORE = (
     PARTS
     | MASK_READERS
@@ -66,6 +68,7 @@ ROOMS: dict[str, set[str]] = {
     **dict.fromkeys(PARTS - SCHEDULES, SCHEDULES),
     "fastslow.pooling": SCHEDULES | {"fastslow.pool_plans"},
     **dict.fromkeys(MASK_READERS, INTEGERS | {"fastslow.masks"}),
+    "fastslow.accounting": INTEGERS | {"fastslow.masks", "fastslow.block_masks"},
     "fastslow.layouts": PARTS,
     "fastslow.loss_plans": PARTS | {"fastslow.layouts"},
     "fastslow.cross_entropy": {"fastslow.loss_plans"},

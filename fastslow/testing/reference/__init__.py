@@ -7,6 +7,11 @@ list of samples, a sample a list of spans. Cells count in raster order through a
 frames of a row.
 """
 
+from fastslow.testing.reference.accounting import (
+    count_live_tiles,
+    count_pairs,
+    count_run_pairs,
+)
 from fastslow.testing.reference.balancing import greedy_ranks, least_peak
 from fastslow.testing.reference.frames import (
     Schedule,
@@ -23,7 +28,15 @@ from fastslow.testing.reference.losses import (
     next_frame_pairs,
     token_distance,
 )
-from fastslow.testing.reference.masks import frame_clocks, visible_pairs, window_pairs
+from fastslow.testing.reference.masks import (
+    Slice,
+    frame_clocks,
+    slice_reads,
+    slices,
+    varlen_reads,
+    visible_pairs,
+    window_pairs,
+)
 from fastslow.testing.reference.packing import (
     best_fit_decreasing,
     fewest_bins,
@@ -44,9 +57,13 @@ from fastslow.testing.reference.schedules import (
 
 __all__ = [
     "Schedule",
+    "Slice",
     "Span",
     "best_fit_decreasing",
     "bounds",
+    "count_live_tiles",
+    "count_pairs",
+    "count_run_pairs",
     "fewest_bins",
     "fewest_bins_bound",
     "first_fit_decreasing",
@@ -66,6 +83,8 @@ __all__ = [
     "schedule_for_budget",
     "segments_and_places",
     "side_windows",
+    "slice_reads",
+    "slices",
     "slow_by_score",
     "slow_by_similarity",
     "slow_by_top_k",
@@ -73,6 +92,7 @@ __all__ = [
     "take_bin",
     "token_distance",
     "tokens_per_frame",
+    "varlen_reads",
     "visible_pairs",
     "window_cells",
     "window_centres",
