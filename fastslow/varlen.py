@@ -22,8 +22,8 @@ class VarlenPlan:
     The causal call takes the rows ``tokens`` of query, key and value, and is causal
     token by token within each segment. The ahead call takes ``ahead_queries`` of the
     query and ``ahead_keys`` of key and value; within each frame, query ``i`` of the
-    call reads its keys ``j >= i``, the window ``(0, infinity)``. Where a query is in
-    both, the outputs are merged by their log-sum-exps.
+    call reads its keys ``j >= i``, which FlashAttention calls the window ``(0, -1)``.
+    Where a query is in both, the outputs are merged by their log-sum-exps.
 
     Attributes:
         tokens: Row numbers of all tokens but padding.
@@ -152,7 +152,7 @@ def slice_ranges(intervals: KeyIntervals) -> SliceRanges:
     start, stop = intervals.start, intervals.stop
     real = start < stop
     index = torch.arange(len(start), dtype=torch.int32, device=start.device)
-    new_start = _changes(start) | _changes(real)
+    new_start = _changes(start)
     new_interval = new_start | _changes(stop)
     is_single = new_interval & new_interval.roll(-1)
     is_step = is_single & (stop == index + 1)
@@ -180,7 +180,7 @@ def _check_plain(intervals: KeyIntervals) -> None:
     start, stop = intervals.start, intervals.stop
     real = start < stop
     index = torch.arange(len(start), device=start.device)
-    new_start = _changes(start) | _changes(real)
+    new_start = _changes(start)
     is_cut = real & new_start & (start != index)
     if is_cut.any():
         query = int(is_cut.nonzero()[0])
