@@ -106,8 +106,8 @@ def pytest_runtest_teardown(item: pytest.Function) -> None:
     measured = Measured(
         group=benchmark.group or item.originalname.removeprefix("test_"),
         way={"function": item.originalname.removeprefix("test_"), **names},
-        min=float(f"{benchmark.stats['min']:.4g}"),
-        median=float(f"{benchmark.stats['median']:.4g}"),
+        min=benchmark.stats["min"],
+        median=benchmark.stats["median"],
         rounds=benchmark.stats["rounds"],
         extra_info=dict(benchmark.extra_info),
     )
@@ -159,25 +159,26 @@ def processor() -> str:
 
 def summary(measured: list[Measured]) -> list[dict[str, Any]]:
     """Group the benchmarks; name each way by what is its own in the group."""
-    results = []
     measured = sorted(measured, key=lambda m: m.group.partition(":")[0])
-    groups = dict.fromkeys(m.group for m in measured)
-    for group in groups:
-        members = [m for m in measured if m.group == group]
-        for member in members:
-            rest = {"name": way_name(member, members), "group": group}
-            ratio = float(f"{member.min / members[0].min:.4g}")
-            results.append(
-                {
-                    **rest,
-                    "min": member.min,
-                    "median": member.median,
-                    "rounds": member.rounds,
-                    "ratio": ratio,
-                    "extra_info": member.extra_info,
-                }
-            )
-    return results
+    return [
+        {
+            "group": group,
+            "name": way_name(member, members),
+            "min": rounded(member.min),
+            "median": rounded(member.median),
+            "rounds": member.rounds,
+            "ratio": rounded(member.min / members[0].min),
+            "extra_info": {k: rounded(v) for k, v in member.extra_info.items()},
+        }
+        for group in dict.fromkeys(m.group for m in measured)
+        for members in [[m for m in measured if m.group == group]]
+        for member in members
+    ]
+
+
+def rounded(value: Any) -> Any:
+    """Keep four digits of a number that is not whole."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def way_name(member: Measured, members: list[Measured]) -> str:
@@ -198,8 +199,8 @@ def table(results: list[dict[str, Any]]) -> Iterator[str]:
         for number, result in enumerate(members):
             extra = dict(result["extra_info"])
             target = extra.pop("target", "")
-            ratio = f"{result['ratio']:,.3g}x" if number else "ours"
-            numbers = "; ".join(f"{key} {value:,.4g}" for key, value in extra.items())
+            ratio = f"{short(result['ratio'])}x" if number else "ours"
+            numbers = "; ".join(f"{key} {short(value)}" for key, value in extra.items())
             line = (
                 f"  {result['name']:{width}}  {seconds(result['min']):>9}  {ratio:>8}"
                 f"  {target:24}  {numbers}"
@@ -207,9 +208,14 @@ def table(results: list[dict[str, Any]]) -> Iterator[str]:
             yield line.rstrip()
 
 
+def short(value: float) -> str:
+    """Write three digits, or all those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def seconds(time: float) -> str:
     """Write a time with its unit."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3)):
         if time >= scale:
-            return f"{time / scale:,.3g} {unit}"
-    return f"{time / 1e-6:,.3g} us"
+            return f"{short(time / scale)} {unit}"
+    return f"{short(time / 1e-6)} us"

@@ -95,7 +95,7 @@ def test_m1(
 ) -> None:
     benchmark.group = f"M1: BlockMask of {tokens:,} packed tokens"
     assert_equals_torchs("plain", device)
-    if build is from_every_pair:
+    if build is from_every_pair and tokens == 16_384:
         benchmark.extra_info["target"] = "at least 5,000x"
     benchmark.pedantic(
         to_the_end(build),
