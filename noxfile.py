@@ -53,9 +53,10 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure; no test of another session asserts a time."""
+    """Measure and end with one table; ``-- --results docs/benchmarks`` writes it."""
     session.install("-e", ".[dev]")
-    session.run("pytest", "tests/benchmarks", *session.posargs)
+    quick = ["--jaxtyping-packages=", "--benchmark-quiet"]
+    session.run("pytest", *quick, "tests/benchmarks", *session.posargs)
 
 
 @nox.session

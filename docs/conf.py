@@ -15,6 +15,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
+    "benchmarks",
     "laws",
 ]
 exclude_patterns = ["_build"]

@@ -1,0 +1,165 @@
+"""Pooling slow and fast frames, beside the usual ways and beside a copy.
+
+One frame in four keeps all its tokens, three are pooled by 3 x 3. A *copy* moves as
+many bytes as pooling has to read and write, and allocates as many: nothing is faster.
+That all ways give the same is checked on clips of 16 channels.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from fastslow import PoolPlan, plan_pooling, pool_tokens, schedule_from_strides
+from fastslow._plans import to_device
+
+STRIDES = [1, 3, 3, 3] * 16
+SHAPES = [(64, 12, 12, 3584), (64, 24, 24, 1024)]
+DTYPES = [torch.float32, torch.bfloat16]
+
+Shape = tuple[int, int, int, int]
+Pool = Callable[[Tensor], Tensor]
+
+
+def make_plan(clip: Tensor) -> PoolPlan:
+    grid = (clip.shape[1], clip.shape[2])
+    plan = plan_pooling([(grid, schedule_from_strides(STRIDES))])
+    return to_device(plan, clip.device)
+
+
+def with_its_plan(clip: Tensor) -> Tensor:
+    return pool_tokens(clip.flatten(0, 2), make_plan(clip)).values
+
+
+@cache
+def known_plan(shape: Shape, device: torch.device) -> PoolPlan:
+    return make_plan(torch.empty(shape, device=device))
+
+
+def planned(clip: Tensor) -> Tensor:
+    frames, height, width, channels = clip.shape
+    plan = known_plan((frames, height, width, channels), clip.device)
+    return pool_tokens(clip.flatten(0, 2), plan).values
+
+
+def pool_one(frame: Tensor, stride: int) -> Tensor:
+    return F.avg_pool2d(frame.permute(2, 0, 1), stride).flatten(1).T
+
+
+def frame_by_frame(clip: Tensor) -> Tensor:
+    """Index and pool each frame: the common way."""
+    return torch.cat([pool_one(clip[t], s) for t, s in enumerate(STRIDES)])
+
+
+def unbound_frames(clip: Tensor) -> Tensor:
+    """The same, with all frames taken apart at once."""
+    frames = clip.unbind()
+    return torch.cat([pool_one(f, s) for f, s in zip(frames, STRIDES, strict=True)])
+
+
+def whole_clip_twice(clip: Tensor) -> Tensor:
+    """Pool the whole clip by each stride, pick frames and join: LLaVA-NeXT's way."""
+    cells = clip.permute(0, 3, 1, 2)
+    slow, fast = (F.avg_pool2d(cells, s).flatten(2).mT for s in (1, 3))
+    return torch.cat([(slow if s == 1 else fast)[t] for t, s in enumerate(STRIDES)])
+
+
+def copy(clip: Tensor) -> Tensor:
+    """Read a third of the clip into new memory, and another third into old."""
+    first, second, _ = clip.flatten(0, 2).chunk(3)
+    pooled = first.clone()
+    known_spare(second.shape, clip.dtype, clip.device).copy_(second)
+    return pooled
+
+
+def copy_back(slopes: Tensor) -> Tensor:
+    """Read gradients of the pooled tokens, and write one as large as the clip."""
+    return slopes[:, None].expand(-1, 3, -1).contiguous()
+
+
+@cache
+def known_spare(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones(shape, dtype=dtype, device=device)
+
+
+WAYS = [
+    planned,
+    with_its_plan,
+    frame_by_frame,
+    unbound_frames,
+    whole_clip_twice,
+    copy,
+]
+FORWARD_TARGETS = {frame_by_frame: "at least 8x", copy: "at least 0.5x"}
+BOTH_TARGETS = {copy: "at least 0.11x"}
+
+
+def forward(pool: Pool, clip: Tensor, _: Tensor) -> Tensor:
+    with torch.no_grad():
+        return pool(clip)
+
+
+def both_ways(pool: Pool, clip: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    if pool is copy:
+        return copy(clip), copy_back(slopes)
+    leaf = clip.detach().requires_grad_()
+    pooled = pool(leaf)
+    (gradient,) = torch.autograd.grad(pooled, leaf, slopes)
+    return pooled.detach(), gradient
+
+
+@cache
+def workload(
+    shape: Shape, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Draw a clip and the gradients of its pooled tokens, which are a third as many."""
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.randn(shape, generator=generator)
+    cells = shape[0] * shape[1] * shape[2]
+    slopes = torch.randn(cells // 3, shape[3], generator=generator)
+    return clip.to(device, dtype), slopes.to(device, dtype)
+
+
+@cache
+def assert_equal(
+    pool: Pool, shape: Shape, dtype: torch.dtype, device: torch.device
+) -> None:
+    clip, slopes = workload((*shape[:3], 16), dtype, device)
+    ours = both_ways(planned, clip, slopes)
+    torch.testing.assert_close(both_ways(pool, clip, slopes), ours)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("run", [forward, both_ways])
+@pytest.mark.parametrize("pool", WAYS)
+def test_pooling(
+    benchmark: BenchmarkFixture,
+    device: torch.device,
+    to_the_end: Callable[[Any], Any],
+    shape: Shape,
+    dtype: torch.dtype,
+    run: Callable[[Pool, Tensor, Tensor], object],
+    pool: Pool,
+) -> None:
+    size = " x ".join(f"{side:,}" for side in shape)
+    kind = str(dtype).removeprefix("torch.")
+    direction = "forward" if run is forward else "forward and backward"
+    benchmark.group = f"L1: Pooling {size}, strides 1 and 3, {kind}, {direction}"
+    if pool is not copy:
+        assert_equal(pool, shape, dtype, device)
+    targets = FORWARD_TARGETS if run is forward else BOTH_TARGETS
+    if pool in targets:
+        benchmark.extra_info["target"] = targets[pool]
+    is_slow = run is both_ways and pool in {frame_by_frame, whole_clip_twice}
+    benchmark.pedantic(
+        to_the_end(run),
+        args=(pool, *workload(shape, dtype, device)),
+        rounds=1 if is_slow else 7,
+        warmup_rounds=0 if is_slow else 1,
+    )
