@@ -230,6 +230,18 @@ MUTANTS = [
         "if slow_stride < fast_stride:",
         "budgets.py -k schedule_for_budget__",
     ),
+    Mutant(
+        "varlen",
+        "stop[tokens] > tokens + 1",
+        "stop[tokens] > tokens",
+        "varlen.py -k varlen_plan__",
+    ),
+    Mutant(
+        "accounting",
+        "kept[intervals.start] - kept[intervals.kept_start]",
+        "kept[intervals.stop] - kept[intervals.kept_start]",
+        "accounting.py -k visible_pairs__matches_reference",
+    ),
 ]
 
 
