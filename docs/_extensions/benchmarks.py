@@ -1,6 +1,6 @@
 """Tables of measured ratios, read from ``docs/benchmarks`` while the pages are built.
 
-Gives pages the directive ``benchmark-tables``.
+Gives pages in Markdown the directive ``benchmark-tables``.
 """
 
 import json
@@ -20,7 +20,7 @@ class BenchmarkTables(SphinxDirective):
     """A table for each benchmark of each machine."""
 
     def run(self) -> list[nodes.Node]:
-        """Write the tables as reStructuredText and parse them."""
+        """Write the tables as Markdown and parse them."""
         lines: list[str] = []
         for file in sorted(Path(self.env.srcdir, "benchmarks").glob("*.json")):
             self.env.note_dependency(str(file))
@@ -38,16 +38,15 @@ def _machine(found: dict[str, Any]) -> Iterator[str]:
     )
     benchmarks = sorted(found["benchmarks"], key=_identity)
     for identity, members in groupby(benchmarks, _identity):
-        yield from ("", f".. rubric:: {identity}", "", ".. list-table::")
-        yield from ("   :header-rows: 1", "   :widths: 30 18 10 10 16 16", "")
-        yield from _row(_COLUMNS)
+        yield from ("", f"**{identity}**", "")
+        yield from (_row(_COLUMNS), _row(("---",) * len(_COLUMNS)))
         workload = None
         for result in members:
             is_first = result["group"] != workload
             workload = result["group"]
             numbers = dict(result["extra_info"])
             target = numbers.pop("target", "")
-            yield from _row(
+            yield _row(
                 (
                     workload.removeprefix(f"{identity}: ") if is_first else "",
                     result["name"],
@@ -65,10 +64,9 @@ def _identity(result: dict[str, Any]) -> str:
     return str(result["group"]).partition(":")[0]
 
 
-def _row(cells: tuple[str, ...]) -> Iterator[str]:
+def _row(cells: tuple[str, ...]) -> str:
     """Write one row."""
-    for number, cell in enumerate(cells):
-        yield f"   {' ' if number else '*'} - {cell}".rstrip()
+    return f"| {' | '.join(cells)} |"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -200,7 +200,7 @@ def table(results: list[dict[str, Any]]) -> Iterator[str]:
             extra = dict(result["extra_info"])
             target = extra.pop("target", "")
             ratio = f"{short(result['ratio'])}x" if number else "ours"
-            numbers = "; ".join(f"{key} {short(value)}" for key, value in extra.items())
+            numbers = "; ".join(f"{key} {value:,}" for key, value in extra.items())
             line = (
                 f"  {result['name']:{width}}  {seconds(result['min']):>9}  {ratio:>8}"
                 f"  {target:24}  {numbers}"
