@@ -15,7 +15,7 @@ PAGES = ("index.md", "concepts.md", "recipes.md")
 COMMANDS = {
     "run": 'pip install -e ".[recipes]" && torchrun --standalone --nproc-per-node 2 '
     "recipes/qwen2vl_tiny.py --output-dir runs/tiny",
-    "test": 'pip install -e ".[dev]" && pytest',
+    "test": 'pip install -e ".[dev]" && pytest -n auto',
 }
 
 
