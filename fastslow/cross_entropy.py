@@ -1,61 +1,141 @@
-"""Cross entropy on the rows that are trained, and on no other."""
+"""Cross entropy of the labelled rows, which alone meet the vocabulary."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastslow.loss_plans import LabelPlan
 
-_PLAIN_BYTES = 2**29
-"""Logits in float32 up to this size are held at once; more are computed in chunks."""
+_CHUNK_BYTES = 2**28
 
 
 def labelled_cross_entropy(
-    hidden: Float[Tensor, "tokens dim"],
-    weight: Float[Tensor, "vocabulary dim"],
+    hidden: Float[Tensor, "tokens hidden"],
+    weight: Float[Tensor, "vocabulary hidden"],
     plan: LabelPlan,
 ) -> tuple[Float[Tensor, ""], int]:
-    """Add up the cross entropy of the tokens that are trained.
+    """Measure how surprising the labels are, without the logits of unlabelled rows.
 
-    Only the rows that predict a trained token meet the vocabulary: with 6 % of the
-    tokens labelled that is 6 % of the logits. Where these still are many, torch takes
-    them in chunks (from torch 2.13; before, they are held at once). Computed in
-    float32 or wider.
+    The labelled rows are gathered first. Where their logits in float32 pass 256 MiB
+    they are made a chunk of rows at a time, and once more in the backward pass, so
+    that memory is bounded whatever the number of labels. Logits have the dtype of
+    ``hidden``, as those of a linear layer; all that follows is float32 or wider.
+    It is not differentiable twice.
 
     Args:
-        hidden: Last hidden states of a row.
-        weight: Weight of the language model's head.
-        plan: Which rows predict which token.
+        hidden: Last hidden states of a packed row.
+        weight: The output layer's weight, whole on this device, in the dtype of
+            ``hidden``.
+        plan: Labelled rows and their targets, on the device of ``hidden``; as
+            ``to_device(plan_labels(layout), device)`` gives it.
 
     Returns:
-        The sum, and the number of tokens to divide it by. Without a label the sum is 0
-        and its gradients are zeros, so that every rank takes part in every collective.
+        The sum over the labelled rows, and their number, known on the host. Without
+        labels the sum is 0 and still reaches both gradients, so that ranks agree on
+        the collectives that they run.
+
+    Raises:
+        ValueError: If hidden and weight differ in width.
 
     Laws:
-        matches_full: equals cross entropy over all logits with the other labels
-            ignored, gradients included
-        additive: sums and counts of two plans are those of both together
-        chunk_free: whether the logits are held at once changes nothing
-        no_labels: without a label the sum and all gradients are 0
+        matches_cross_entropy: forward and both gradients are those of
+            ``F.cross_entropy`` on all logits, with -100 where there is no label
+        chunk_free: how many rows meet the vocabulary at a time changes nothing
+        no_labels: without labels the sum is 0 and both gradients are zeros
+        additive: sums and counts of packed rows are those of the rows added up
+        matches_reference: equals the loop-written reference
 
     Example:
         >>> plan = LabelPlan(rows=torch.tensor([1]), targets=torch.tensor([0]))
-        >>> labelled_cross_entropy(torch.zeros(3, 2), torch.zeros(4, 2), plan)
+        >>> labelled_cross_entropy(torch.zeros(3, 2), torch.ones(4, 2), plan)
         (tensor(1.3863), 1)
 
     References:
-        Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models"
-        (arXiv:2411.09009), section 4.3: filtering rows, and chunks of the vocabulary.
+        Hsu et al., "Liger Kernel" (arXiv:2410.10989): FusedLinearCrossEntropy,
+        which goes by chunks of rows too and forms the gradient on the way forward.
     """
-    rows = hidden[plan.rows]
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    logits_bytes = len(rows) * len(weight) * wide.itemsize
-    if logits_bytes > _PLAIN_BYTES and hasattr(F, "linear_cross_entropy"):
-        options = torch.nn.LinearCrossEntropyOptions(acc_policy="accurate")
-        total = F.linear_cross_entropy(
-            rows, weight, plan.targets, reduction="sum", options=options
+    if hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden has {hidden.shape[1]} channels but weight has {weight.shape[1]}; "
+            "each logit is their product"
         )
-        return total.to(wide), len(rows)
-    logits = F.linear(rows, weight).to(wide)
-    return F.cross_entropy(logits, plan.targets, reduction="sum"), len(rows)
+    labelled = hidden.index_select(0, plan.rows)
+    targets = plan.targets.long()
+    rows = _chunk_rows(len(labelled), len(weight))
+    if rows == len(labelled):
+        logits = _logits(labelled, weight)
+        total = F.cross_entropy(logits, targets, reduction="sum")
+    else:
+        total = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            labelled, weight, targets, rows
+        )
+    return total, len(labelled)
+
+
+def _chunk_rows(labelled: int, vocabulary: int) -> int:
+    """Plan chunks of about one size whose logits in float32 fit the bound."""
+    most = max(_CHUNK_BYTES // (4 * max(vocabulary, 1)), 1)
+    chunks = max(-(-labelled // most), 1)
+    return -(-labelled // chunks)
+
+
+def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Give the scores of all words, in float32 or wider."""
+    logits = hidden @ weight.T
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross entropy; the backward pass makes each chunk's logits once more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int
+    ) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        normalizers = hidden.new_empty(len(hidden), dtype=wide)
+        total = hidden.new_zeros((), dtype=wide)
+        for chunk in _chunks(len(hidden), rows):
+            logits = _logits(hidden[chunk], weight)
+            scores = logits.gather(1, targets[chunk, None])[:, 0]
+            highest = logits.amax(1, keepdim=True)
+            weights = logits.sub_(highest).exp_().sum(1)
+            normalizers[chunk] = weights.log_().add_(highest[:, 0])
+            total += (normalizers[chunk] - scores).sum()
+            del logits  # before those of the next chunk are made
+        ctx.save_for_backward(hidden, weight, targets, normalizers)
+        ctx.rows = rows
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden, weight, targets, normalizers = ctx.saved_tensors
+        for_hidden, for_weight = ctx.needs_input_grad[:2]
+        hidden_grad = torch.empty_like(hidden) if for_hidden else None
+        weight_grad = torch.zeros_like(weight) if for_weight else None
+        for chunk in _chunks(len(hidden), ctx.rows):
+            slopes = _logits(hidden[chunk], weight)
+            slopes = slopes.sub_(normalizers[chunk, None]).exp_()
+            slopes.scatter_add_(
+                1, targets[chunk, None], -torch.ones_like(slopes[:, :1])
+            )
+            slopes = slopes.mul_(grad).to(hidden.dtype)
+            if hidden_grad is not None:
+                hidden_grad[chunk] = slopes @ weight
+            if weight_grad is not None:
+                weight_grad.addmm_(slopes.T, hidden[chunk])
+            del slopes
+        return hidden_grad, weight_grad, None, None
+
+
+def _chunks(tokens: int, rows: int) -> Iterator[slice]:
+    """Cut tokens into runs of rows."""
+    return (slice(start, start + rows) for start in range(0, tokens, rows))

@@ -101,9 +101,12 @@ def next_frame_loss(
     if weights is not None:
         factors = factors * weights.detach()
         count = factors.sum()
-    total: Tensor = _ChunkedDistance.apply(  # type: ignore[no-untyped-call]
-        predictions, goal, factors, distance, normalize_targets
-    )
+    if torch.compiler.is_compiling():  # which fuses it all and needs no chunks
+        total = _weighted_sum(predictions, goal, factors, distance, normalize_targets)
+    else:
+        total = _ChunkedDistance.apply(  # type: ignore[no-untyped-call]
+            predictions, goal, factors, distance, normalize_targets
+        )
     return total, count
 
 
@@ -170,6 +173,16 @@ def _distances(predictions: Tensor, goal: Tensor, distance: str) -> Tensor:
     return measure[distance](predictions, goal, reduction="none").mean(-1)
 
 
+def _weighted_sum(
+    predictions: Tensor, goal: Tensor, factors: Tensor, distance: str, normalize: bool
+) -> Tensor:
+    """Add up the weighted distances of some tokens, in the dtype of their factors."""
+    predictions, goal = predictions.to(factors.dtype), goal.to(factors.dtype)
+    if normalize:
+        goal = F.layer_norm(goal, goal.shape[-1:])
+    return _distances(predictions, goal, distance) @ factors
+
+
 class _ChunkedDistance(torch.autograd.Function):
     """Weighted sum of distances; both passes widen some rows at a time."""
 
@@ -183,12 +196,12 @@ class _ChunkedDistance(torch.autograd.Function):
         normalize: bool,
     ) -> Tensor:
         ctx.save_for_backward(predictions, goal, factors)
-        ctx.distance, ctx.normalize = distance, normalize
+        ctx.settings = distance, normalize
         total = factors.new_zeros(())
         for rows in _chunks(len(predictions)):
-            part = predictions[rows].to(factors.dtype)
-            aim = _widened_goal(goal[rows], factors.dtype, normalize)
-            total += _distances(part, aim, distance) @ factors[rows]
+            total += _weighted_sum(
+                predictions[rows], goal[rows], factors[rows], distance, normalize
+            )
         return total
 
     @staticmethod
@@ -198,9 +211,8 @@ class _ChunkedDistance(torch.autograd.Function):
         gradient = torch.empty_like(predictions)
         for rows in _chunks(len(predictions)):
             part = predictions[rows].detach().to(factors.dtype).requires_grad_()
-            aim = _widened_goal(goal[rows], factors.dtype, ctx.normalize)
             with torch.enable_grad():
-                total = _distances(part, aim, ctx.distance) @ factors[rows]
+                total = _weighted_sum(part, goal[rows], factors[rows], *ctx.settings)
             (slope,) = torch.autograd.grad(total, part)
             gradient[rows] = slope * upstream
         return gradient, None, None, None, None
@@ -210,9 +222,3 @@ def _chunks(tokens: int) -> list[slice]:
     """Cut the rows into at most 64 runs of at least 256."""
     size = max(256, -(-tokens // 64))
     return [slice(first, first + size) for first in range(0, tokens, size)]
-
-
-def _widened_goal(goal: Tensor, dtype: torch.dtype, normalize: bool) -> Tensor:
-    """Widen some targets, and normalise them over their channels if asked."""
-    goal = goal.to(dtype)
-    return F.layer_norm(goal, goal.shape[-1:]) if normalize else goal

@@ -3,103 +3,211 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastslow import LabelPlan, cross_entropy, labelled_cross_entropy
+from fastslow import IGNORED_LABEL, LabelPlan, cross_entropy, labelled_cross_entropy
+from fastslow.testing import reference
 from fastslow.testing import strategies as fst
 
-TOKENS, DIM, VOCABULARY = 6, 4, 5
+WIDTH, WORDS = 3, 5
 
 labels = st.lists(
-    st.none() | st.integers(0, VOCABULARY - 1), min_size=TOKENS, max_size=TOKENS
+    st.one_of(st.just(IGNORED_LABEL), st.integers(0, WORDS - 1)), min_size=1, max_size=8
 )
-"""What each token predicts, None where nothing is trained."""
+some_labels = labels.filter(lambda row: any(label >= 0 for label in row))
 
 
-def inputs(seed: int) -> tuple[Tensor, Tensor]:
-    hidden, weight = (
-        fst.random_values(shape, seed=seed + i, dtype=torch.float64).requires_grad_()
-        for i, shape in enumerate([(TOKENS, DIM), (VOCABULARY, DIM)])
-    )
-    return hidden, weight
+def plan_of(row: list[int]) -> LabelPlan:
+    """Give the plan of labels that stand at the rows that predict them."""
+    targets = torch.tensor(row)
+    rows = (targets >= 0).nonzero()[:, 0]
+    return LabelPlan(rows=rows, targets=targets[rows])
 
 
-def plan_of(targets: list[int | None]) -> LabelPlan:
-    rows = [row for row, target in enumerate(targets) if target is not None]
-    return LabelPlan(
-        rows=torch.tensor(rows, dtype=torch.long),
-        targets=torch.tensor([t for t in targets if t is not None], dtype=torch.long),
-    )
+def states(tokens: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    values = fst.random_values((tokens, WIDTH), seed=seed, dtype=dtype)
+    return values.requires_grad_()
 
 
-def loss_and_gradients(seed: int, plan: LabelPlan) -> list[Tensor]:
-    hidden, weight = inputs(seed)
-    total, count = labelled_cross_entropy(hidden, weight, plan)
-    assert count == len(plan.rows)
-    return [total, *torch.autograd.grad(3 * total, (hidden, weight))]
+def words(seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    values = fst.random_values((WORDS, WIDTH), seed=seed + 1, dtype=dtype)
+    return values.requires_grad_()
+
+
+def assert_near(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
 
 
 @given(labels, fst.seeds())
-def test_labelled_cross_entropy__matches_full(
-    targets: list[int | None], seed: int
+@example(row=[0], seed=0)
+@example(row=[IGNORED_LABEL], seed=0)
+@example(row=[WORDS - 1, IGNORED_LABEL, WORDS - 1], seed=0)
+def test_labelled_cross_entropy__matches_cross_entropy(
+    row: list[int], seed: int
 ) -> None:
-    hidden, weight = inputs(seed)
-    every = torch.tensor([-100 if target is None else target for target in targets])
-    total = F.cross_entropy(hidden @ weight.T, every, reduction="sum")
-    expected = [total, *torch.autograd.grad(3 * total, (hidden, weight))]
-    torch.testing.assert_close(loss_and_gradients(seed, plan_of(targets)), expected)
-
-
-@given(labels, fst.seeds(), st.integers(0, TOKENS))
-def test_labelled_cross_entropy__additive(
-    targets: list[int | None], seed: int, cut: int
-) -> None:
-    parts = (
-        [*targets[:cut], *[None] * (TOKENS - cut)],
-        [*[None] * cut, *targets[cut:]],
+    hidden, weight = states(len(row), seed), words(seed)
+    total, count = labelled_cross_entropy(hidden, weight, plan_of(row))
+    expected = F.cross_entropy(
+        hidden @ weight.T,
+        torch.tensor(row),
+        reduction="sum",
+        ignore_index=IGNORED_LABEL,
     )
-    split = [loss_and_gradients(seed, plan_of(part)) for part in parts]
-    together = [torch.stack(pair).sum(0) for pair in zip(*split, strict=True)]
-    torch.testing.assert_close(loss_and_gradients(seed, plan_of(targets)), together)
+    assert_near(total, expected)
+    assert count == sum(label >= 0 for label in row)
+    assert type(count) is int
+    for grad, wanted in zip(
+        torch.autograd.grad(3 * total, (hidden, weight)),
+        torch.autograd.grad(3 * expected, (hidden, weight)),
+        strict=True,
+    ):
+        assert_near(grad, wanted)
 
 
-@pytest.mark.skipif(
-    not hasattr(F, "linear_cross_entropy"), reason="torch 2.13 brings the chunks"
-)
-@given(labels, fst.seeds())
+@given(some_labels, fst.seeds(), st.integers(1, 9))
+@example(row=[0, 1, 2], seed=0, rows=1)
+@example(row=[0, 1, 2], seed=0, rows=2)
 def test_labelled_cross_entropy__chunk_free(
-    targets: list[int | None], seed: int
+    row: list[int], seed: int, rows: int
 ) -> None:
-    plan = plan_of(targets)
-    at_once = loss_and_gradients(seed, plan)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_entropy, "_PLAIN_BYTES", 0)
-        in_chunks = loss_and_gradients(seed, plan)
-    torch.testing.assert_close(in_chunks, at_once)
-
-
-@given(fst.seeds())
-def test_labelled_cross_entropy__no_labels(seed: int) -> None:
-    total, *gradients = loss_and_gradients(seed, plan_of([None] * TOKENS))
-    assert total == 0
-    assert all((gradient == 0).all() for gradient in gradients)
-
-
-@pytest.mark.parametrize("limit", [0, 2**29])
-def test_half_precision_is_computed_in_float32(
-    limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cross_entropy, "_PLAIN_BYTES", limit)
-    hidden, weight = (x.detach().bfloat16().requires_grad_() for x in inputs(0))
-    plan = plan_of([0, 1, 2, 3, 4, 0])
-    total, _ = labelled_cross_entropy(hidden, weight, plan)
-    assert total.dtype == torch.float32
-    exact = F.cross_entropy(
-        hidden.float() @ weight.float().T, plan.targets, reduction="sum"
+    hidden, weight, plan = states(len(row), seed), words(seed), plan_of(row)
+    chunked = cross_entropy._ChunkedCrossEntropy.apply(
+        hidden[plan.rows], weight, plan.targets, rows
     )
-    torch.testing.assert_close(total, exact, rtol=2e-2, atol=0)
-    total.backward()
-    assert hidden.grad is not None
-    assert hidden.grad.dtype == torch.bfloat16
+    total, _ = labelled_cross_entropy(hidden, weight, plan)
+    assert_near(chunked, total)
+    for _ in range(2):  # a graph that is kept gives the same gradients again
+        for grad, wanted in zip(
+            torch.autograd.grad(3 * chunked, (hidden, weight), retain_graph=True),
+            torch.autograd.grad(3 * total, (hidden, weight), retain_graph=True),
+            strict=True,
+        ):
+            assert_near(grad, wanted)
+
+
+@given(st.integers(0, 4), fst.seeds())
+def test_labelled_cross_entropy__no_labels(tokens: int, seed: int) -> None:
+    hidden, weight = states(tokens, seed), words(seed)
+    nothing = torch.zeros(0, dtype=torch.long)
+    plan = LabelPlan(rows=nothing, targets=nothing)
+    total, count = labelled_cross_entropy(hidden, weight, plan)
+    assert (total, count) == (0, 0)
+    grads = torch.autograd.grad(total, (hidden, weight))
+    assert torch.equal(grads[0], torch.zeros_like(hidden))
+    assert torch.equal(grads[1], torch.zeros_like(weight))
+
+
+@given(st.lists(labels, min_size=1, max_size=3), fst.seeds())
+def test_labelled_cross_entropy__additive(packed: list[list[int]], seed: int) -> None:
+    weight = words(seed)
+    parts = [states(len(row), seed + 2 + i) for i, row in enumerate(packed)]
+    alone = [
+        labelled_cross_entropy(part, weight, plan_of(row))
+        for part, row in zip(parts, packed, strict=True)
+    ]
+    total, count = labelled_cross_entropy(
+        torch.cat(parts), weight, plan_of([label for row in packed for label in row])
+    )
+    assert_near(total, torch.stack([part for part, _ in alone]).sum())
+    assert count == sum(part for _, part in alone)
+
+
+@given(labels, fst.seeds())
+def test_labelled_cross_entropy__matches_reference(row: list[int], seed: int) -> None:
+    hidden, weight, plan = states(len(row), seed), words(seed), plan_of(row)
+    total, count = labelled_cross_entropy(hidden, weight, plan)
+    expected, expected_count = reference.labelled_cross_entropy(
+        hidden.tolist(),
+        weight.tolist(),
+        list(zip(plan.rows.tolist(), plan.targets.tolist(), strict=True)),
+    )
+    assert_near(total, torch.tensor(expected, dtype=torch.float64))
+    assert count == expected_count
+
+
+def test_many_labels_are_measured_in_chunks() -> None:
+    """Half a million logits take 2 MiB; 128 rows of them make a chunk."""
+    vocabulary, tokens = 2**19, 129
+    hidden = fst.random_values((tokens, 2), seed=0).requires_grad_()
+    weight = fst.random_values((vocabulary, 2), seed=1)
+    rows = torch.arange(tokens)
+    targets = rows * 4001
+    names, sums = [], []
+    for taken in (slice(None), slice(0, 128), slice(128, None)):
+        plan = LabelPlan(rows=rows[taken], targets=targets[taken])
+        total, count = labelled_cross_entropy(hidden, weight, plan)
+        assert count == len(plan.rows)
+        assert total.grad_fn is not None
+        names.append("Chunked" in total.grad_fn.name())
+        sums.append(total)
+    assert names == [True, False, False]
+    torch.testing.assert_close(sums[0], sums[1] + sums[2])
+
+
+@given(st.integers(0, 10_000), st.integers(1, 2**28))
+@example(labelled=128, vocabulary=2**19)
+@example(labelled=129, vocabulary=2**19)
+@example(labelled=2, vocabulary=2**28)
+def test_chunks_fit_the_bound_and_are_as_few_as_can_be(
+    labelled: int, vocabulary: int
+) -> None:
+    rows = cross_entropy._chunk_rows(labelled, vocabulary)
+    most = max(2**28 // (4 * vocabulary), 1)
+    assert rows <= most
+    assert rows >= 1 or labelled == 0
+    chunks = len(range(0, labelled, rows)) if labelled else 0
+    assert chunks == -(-labelled // most)
+
+
+@pytest.mark.parametrize("rows", [2, 8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_reduced_in_float32(dtype: torch.dtype, rows: int) -> None:
+    row = [0, 3, 1, 4, 2]
+    hidden, weight, plan = states(5, 0, dtype), words(0, dtype), plan_of(row)
+    expected = F.cross_entropy(
+        (hidden @ weight.T).float(), plan.targets, reduction="sum"
+    )
+    chunked = cross_entropy._ChunkedCrossEntropy.apply(
+        hidden, weight, plan.targets, rows
+    )
+    for total in (labelled_cross_entropy(hidden, weight, plan)[0], chunked):
+        assert total.dtype == torch.float32
+        torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
+        grads = torch.autograd.grad(total, (hidden, weight))
+        assert [grad.dtype for grad in grads] == [dtype, dtype]
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_side_gets_no_gradient(frozen: int) -> None:
+    sides = [states(4, 0), words(0)]
+    sides[frozen].requires_grad_(False)
+    plan = plan_of([0, 1, 2, 3])
+    whole, _ = labelled_cross_entropy(sides[0], sides[1], plan)
+    chunked = cross_entropy._ChunkedCrossEntropy.apply(*sides, plan.targets, 2)
+    (expected,) = torch.autograd.grad(whole, sides[1 - frozen])
+    chunked.backward()
+    assert sides[frozen].grad is None
+    found = sides[1 - frozen].grad
+    assert found is not None
+    assert_near(found, expected)
+
+
+def test_arguments_are_left_alone() -> None:
+    hidden, weight, plan = states(4, 0), words(0), plan_of([0, 1, 2, 3])
+    before = hidden.detach().clone(), weight.detach().clone()
+    whole, _ = labelled_cross_entropy(hidden, weight, plan)
+    chunked = cross_entropy._ChunkedCrossEntropy.apply(hidden, weight, plan.targets, 3)
+    (whole + chunked).backward()
+    assert torch.equal(hidden, before[0])
+    assert torch.equal(weight, before[1])
+
+
+def test_hidden_and_weight_have_one_width() -> None:
+    unchecked = getattr(labelled_cross_entropy, "__wrapped__", labelled_cross_entropy)
+    with pytest.raises(ValueError) as error:
+        unchecked(torch.zeros(2, 3), torch.zeros(5, 4), plan_of([1]))
+    assert str(error.value) == (
+        "hidden has 3 channels but weight has 4; each logit is their product"
+    )

@@ -23,6 +23,7 @@ from fastslow.testing.reference.frames import (
 )
 from fastslow.testing.reference.layouts import Span, kept_tokens, layout
 from fastslow.testing.reference.losses import (
+    labelled_cross_entropy,
     labelled_rows,
     next_frame_loss,
     next_frame_pairs,
@@ -71,6 +72,7 @@ __all__ = [
     "greedy_ranks",
     "keep_by_score",
     "kept_tokens",
+    "labelled_cross_entropy",
     "labelled_rows",
     "layout",
     "least_peak",

@@ -1,7 +1,7 @@
 """Losses, frame by frame and token by token."""
 
 from collections.abc import Sequence
-from math import sqrt
+from math import exp, log, sqrt
 
 from fastslow.testing.reference.frames import tokens_per_frame, window_cells
 from fastslow.testing.reference.layouts import Span
@@ -133,3 +133,28 @@ def token_distance(predicted: Vector, goal: Vector, distance: str) -> float:
         else:
             total += gap * gap / 2 if gap < 1 else gap - 0.5
     return total / len(pairs)
+
+
+def labelled_cross_entropy(
+    hidden: Sequence[Vector],
+    weight: Sequence[Vector],
+    labels: Sequence[tuple[int, int]],
+) -> tuple[float, int]:
+    """Add up ``log(sum(exp(scores))) - score of the target`` over labelled rows.
+
+    Args:
+        hidden: One vector per row.
+        weight: One vector per word.
+        labels: Pairs of a row and its target.
+
+    Returns:
+        The sum, and the number of labelled rows.
+    """
+    total = 0.0
+    for row, target in labels:
+        scores = [
+            sum(h * w for h, w in zip(hidden[row], word, strict=True))
+            for word in weight
+        ]
+        total += log(sum(exp(score) for score in scores)) - scores[target]
+    return total, len(labels)
