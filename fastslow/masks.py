@@ -58,7 +58,9 @@ def frame_causal_mask(
     Query ``q`` may read key ``k`` when both lie in one segment and
     ``causal_ranks[k] <= causal_ranks[q]``. The tokens of one frame share a rank;
     every text token has its own, so plain text is ordinary causal attention. Ranks
-    and segments may stand in any order.
+    and segments may stand in any order; for that the rule gathers by key, which is the
+    slow case of attention kernels. Rows of a layout are in order: ``interval_mask``
+    gives the same pairs from two bounds of each query.
 
     Args:
         causal_ranks: Order of each token in its segment.

@@ -10,8 +10,8 @@ from itertools import accumulate, compress, pairwise, product, repeat
 
 from fastslow._typing import Grid, MaskMod
 from fastslow.frames import FrameSchedule, frame_windows, tokens_per_frame
-from fastslow.layouts import TokenLayout
-from fastslow.masks import dense_mask, visible_intervals
+from fastslow.layouts import TokenLayout, visible_keys
+from fastslow.masks import dense_mask
 
 _Number = int | float
 """A length, in pixels or in cells."""
@@ -134,9 +134,9 @@ def layout_svg(layout: TokenLayout) -> str:
     Laws:
         one_cell_per_token: as many cells as tokens, each of its token's kind
         numbers: the lines are ``segment_ids``, ``frame_ids``, ``causal_ranks`` and the
-            bounds of ``visible_intervals``, with ``-`` for -1
+            bounds of ``visible_keys``, with ``-`` for -1
     """
-    visible = visible_intervals(layout.causal_ranks, layout.segment_ids)
+    visible = visible_keys(layout)
     lines = {
         "segment": layout.segment_ids,
         "frame": layout.frame_ids,
@@ -219,7 +219,7 @@ def _pairs(
     layout: TokenLayout, kinds: Sequence[str], places: Sequence[int]
 ) -> Iterable[str]:
     """Draw the visible pairs, one rectangle for a run of queries and a run of keys."""
-    visible = visible_intervals(layout.causal_ranks, layout.segment_ids)
+    visible = visible_keys(layout)
     intervals = list(zip(visible.start.tolist(), visible.stop.tolist(), strict=True))
     segments, frames = layout.segment_ids.tolist(), layout.frame_ids.tolist()
     key_runs = _runs(list(zip(kinds, segments, frames, strict=True)))

@@ -59,7 +59,8 @@ def plan_pooling(
     host from shapes alone. A pooled token is, by mode:
 
     - ``average``: the mean of its window's cells; those that an edge window holds;
-    - ``max``: their maximum, channel by channel;
+    - ``max``: their maximum, channel by channel; values that are not numbers may be
+      passed over;
     - ``area``: the mean of the window that adaptive pooling gives a token of the same
       pooled grid; windows then have nearly equal size and may share cells;
     - ``bilinear``: the interpolated value at its centre, of 2 x 2 cells whatever the

@@ -36,7 +36,7 @@ def video_positions(
         Rows time, height and width; pooled frames in order, each in raster order.
 
     Raises:
-        ValueError: As ``frame_windows`` does.
+        ValueError: As ``frame_windows`` does, or if the schedule keeps no frame.
 
     Laws:
         stride_one: stride 1 gives Qwen2-VL's own positions

@@ -164,7 +164,8 @@ def schedule_from_strides(
         S...  4 frames
     """
     if is_slow is None:
-        is_slow = [stride == min(strides) for stride in strides]
+        least = min(strides, default=1)
+        is_slow = [stride == least for stride in strides]
     _check_same_length("strides", strides, is_slow)
     frames = tuple(
         PooledFrame(start=t, stop=t + 1, stride=(stride, stride), is_slow=bool(slow))
@@ -214,7 +215,8 @@ def repeat_strides(
             "must be at least 1"
         )
     strides = [pattern[(t - phase) % len(pattern)] for t in range(num_frames)]
-    is_slow = [stride == min(pattern) for stride in strides]
+    least = min(pattern)
+    is_slow = [stride == least for stride in strides]
     return schedule_from_strides(strides, is_slow=is_slow)
 
 

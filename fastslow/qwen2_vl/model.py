@@ -115,10 +115,12 @@ class FastSlowQwen2VL(nn.Module):
         merged = seen.unflatten(0, (-1, merged_patches)).mean(1)
         head = self.backbone.lm_head
         language_loss, _ = labelled_cross_entropy(hidden, head.weight, plan.labels)
-        predicted = self.next_frame_head(hidden[plan.next_frame.rows])
+        predicted = self.next_frame_head(hidden.index_select(0, plan.next_frame.rows))
         return FastSlowOutput(
             language_loss=language_loss,
-            logits=head(hidden[plan.labels.rows]) if return_logits else None,
+            logits=head(hidden.index_select(0, plan.labels.rows))
+            if return_logits
+            else None,
             predictions=pool_tokens(predicted, plan.next_frame.predictions).values,
             targets=pool_tokens(merged, plan.next_frame.targets),
             copies=pool_tokens(merged, plan.next_frame.copies).values,
