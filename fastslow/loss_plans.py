@@ -277,10 +277,12 @@ def _join_windows(plan: PoolPlan, groups: Tensor, cu_groups: Tensor) -> PoolPlan
     if len(groups) == cu_groups[-1]:  # every window is a group of its own
         return plan
     entries = groups.repeat_interleave(plan.window_sizes)
+    sizes = torch.bincount(entries, minlength=int(cu_groups[-1]))
     return plan_bags(
         plan.cells[entries.argsort(stable=True)],
-        torch.bincount(entries, minlength=int(cu_groups[-1])),
+        sizes,
         cu_groups,
+        (1 / sizes.double()).repeat_interleave(sizes),
         num_cells=len(plan.cell_starts),
     )
 
@@ -294,8 +296,8 @@ def _pool_predictions(sizes: Tensor, groups: Tensor, cu_groups: Tensor) -> PoolP
         order,
         torch.bincount(groups, minlength=int(cu_groups[-1])),
         cu_groups,
+        (sizes / cells[groups])[order],
         num_cells=len(groups),
-        weights=(sizes / cells[groups])[order],
     )
 
 

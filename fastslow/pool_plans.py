@@ -34,9 +34,8 @@ class PoolPlan:
             reads has an empty bag.
         cu_seqlens: Cumulative number of windows, frame by frame.
         weights: Share of each entry of ``cells`` in its window; None where a window
-            takes the mean of its cells, or their maximum.
+            takes the maximum of its cells.
         back_weights: The same shares in the order of ``windows``.
-        takes_max: Whether a window takes the maximum of its cells.
     """
 
     cells: Int[Tensor, " entries"]
@@ -45,9 +44,8 @@ class PoolPlan:
     windows: Int[Tensor, " entries"]
     cell_starts: Int[Tensor, " cells"]
     cu_seqlens: Int32[Tensor, " bounds"]
-    weights: Float64[Tensor, " entries"] | None = None
-    back_weights: Float64[Tensor, " entries"] | None = None
-    takes_max: bool = False
+    weights: Float64[Tensor, " entries"] | None
+    back_weights: Float64[Tensor, " entries"] | None
 
 
 def plan_pooling(
@@ -96,16 +94,21 @@ def plan_pooling(
     if mode not in get_args(Mode):
         known = ", ".join(get_args(Mode))
         raise ValueError(f"mode is {mode!r}; it must be one of {known}")
-    bags = [_Bags(cells=_integers([]), sizes=_integers([]), shares=_shares([]))]
+    numbers = dict[tuple[Grid, Edge, PooledFrame], int]()
     kind_of_frame: list[int] = []
     first_cells: list[int] = []
     num_cells = 0
     for grid, schedule in clips:
         kinds, kind_of = frame_kinds(schedule)
-        kind_of_frame += [len(bags) + kind for kind in kind_of]
-        bags += [_frame_bags(grid, kind, schedule.edge, mode) for kind in kinds]
+        number_of = [
+            numbers.setdefault((grid, schedule.edge, kind), len(numbers))
+            for kind in kinds
+        ]
+        kind_of_frame += [number_of[kind] for kind in kind_of]
         first_cells += [num_cells + f.start * prod(grid) for f in schedule.frames]
         num_cells += schedule.num_frames * prod(grid)
+    bags = [_frame_bags(grid, kind, edge, mode) for grid, edge, kind in numbers]
+    bags.append(_Bags(cells=_integers([]), sizes=_integers([]), shares=_shares([])))
     frames = _integers(kind_of_frame)
     cells, sizes, shares = (
         select_ragged(pack_ragged(parts), frames)
@@ -122,9 +125,8 @@ def plan_pooling(
         cells.values + first_cell,
         sizes.values,
         sizes.cu_seqlens,
+        None if mode == "max" else shares.values,
         num_cells=num_cells,
-        weights=shares.values if mode == "bilinear" else None,
-        takes_max=mode == "max",
     )
 
 
@@ -132,10 +134,9 @@ def plan_bags(
     cells: Int[Tensor, " entries"],
     window_sizes: Int[Tensor, " windows"],
     cu_seqlens: Int32[Tensor, " bounds"],
+    weights: Float64[Tensor, " entries"] | None,
     *,
     num_cells: int,
-    weights: Float64[Tensor, " entries"] | None = None,
-    takes_max: bool = False,
 ) -> PoolPlan:
     """Plan a pooling whose windows are any sets of cells.
 
@@ -143,9 +144,9 @@ def plan_bags(
         cells: Cells of window 0, then those of window 1, and so on.
         window_sizes: Cells of each window, at least 1.
         cu_seqlens: Cumulative number of windows, frame by frame.
+        weights: Share of each entry of ``cells`` in its window; None takes the
+            maximum of a window's cells.
         num_cells: Cells in all; they are numbered from 0.
-        weights: Share of each entry of ``cells`` in its window; None takes means.
-        takes_max: Whether a window takes the maximum of its cells.
 
     Returns:
         The plan, on the CPU.
@@ -155,12 +156,13 @@ def plan_bags(
             weights
 
     Example:
-        >>> sizes, bounds = torch.tensor([2, 1]), torch.tensor([0, 2]).int()
-        >>> plan_bags(torch.tensor([0, 2, 2]), sizes, bounds, num_cells=3).windows
+        >>> cells, sizes = torch.tensor([0, 2, 2]), torch.tensor([2, 1])
+        >>> bounds = torch.tensor([0, 2]).int()
+        >>> plan_bags(cells, sizes, bounds, None, num_cells=3).windows
         tensor([0, 0, 1])
     """
     window = torch.repeat_interleave(window_sizes)
-    back = cells.argsort(stable=True)
+    back = cells.int().argsort(stable=True)
     reads = torch.bincount(cells, minlength=num_cells)
     return PoolPlan(
         cells=cells,
@@ -171,7 +173,6 @@ def plan_bags(
         cu_seqlens=cu_seqlens,
         weights=weights,
         back_weights=None if weights is None else weights[back],
-        takes_max=takes_max,
     )
 
 

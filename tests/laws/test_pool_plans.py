@@ -114,15 +114,17 @@ def test_plan_pooling__transpose(clips: Clips, mode: Mode) -> None:
     assert_transposed(plan)
 
 
-@given(clips_of_grids)
-def test_plan_pooling__weights(clips: Clips) -> None:
-    plan = plan_pooling(clips, mode="bilinear")
+@given(clips_of_grids, linear_modes)
+def test_plan_pooling__weights(clips: Clips, mode: Mode) -> None:
+    plan = plan_pooling(clips, mode=mode)
     assert plan.weights is not None
-    totals = [sum(shares) for shares in bags(plan.weights, plan.window_starts)]
-    assert totals == pytest.approx([1] * len(plan.window_sizes))
+    windows = bags(plan.weights, plan.window_starts)
+    assert [sum(shares) for shares in windows] == pytest.approx([1] * len(windows))
     assert (plan.weights > 0).all()
-    for mode in ("average", "max", "area"):
-        assert plan_pooling(clips, mode=mode).weights is None
+    if mode != "bilinear":
+        for shares in windows:
+            assert shares == pytest.approx([1 / len(shares)] * len(shares))
+    assert plan_pooling(clips, mode="max").weights is None
 
 
 @given(clips_of_grids)
@@ -134,25 +136,26 @@ def test_plan_pooling__matches_reference(clips: Clips) -> None:
 
 @given(bag_lists, st.booleans(), fst.seeds())
 def test_plan_bags__transpose(
-    windows: list[list[tuple[int, float]]], is_weighted: bool, seed: int
+    windows: list[list[tuple[int, float]]], takes_max: bool, seed: int
 ) -> None:
     entries = [entry for window in windows for entry in window]
-    sizes = torch.tensor([len(window) for window in windows], dtype=torch.long)
     shares = torch.tensor([share for _, share in entries], dtype=torch.float64)
     plan = plan_bags(
         torch.tensor([cell for cell, _ in entries], dtype=torch.long),
-        sizes,
+        torch.tensor([len(window) for window in windows], dtype=torch.long),
         cu_seqlens_from_lengths(torch.tensor([len(windows)])),
+        None if takes_max else shares,
         num_cells=6,
-        weights=shares if is_weighted else None,
     )
     assert_transposed(plan)
     tokens = cells_of(plan, seed)
     pooled = pool_tokens(tokens, plan).values
     for row, window in zip(pooled, windows, strict=True):
-        share = 1 / len(window)
-        parts = [tokens[c] * (w if is_weighted else share) for c, w in window]
-        assert_near(row, torch.stack(parts).sum(0))
+        if takes_max:
+            assert torch.equal(row, torch.stack([tokens[c] for c, _ in window]).amax(0))
+        else:
+            parts = torch.stack([tokens[c] * share for c, share in window])
+            assert_near(row, parts.sum(0))
 
 
 @pytest.mark.parametrize("mode", MODES)
