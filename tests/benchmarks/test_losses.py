@@ -35,10 +35,10 @@ class Head(NamedTuple):
 
 @cache
 def head(vocabulary: int, device: torch.device) -> Head:
-    """Draw states, a head, labels, and the plan of these labels."""
+    """Draw states and a head in bfloat16, labels, and the plan of these labels."""
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(TOKENS, WIDTH, generator=generator)
-    weight = torch.randn(vocabulary, WIDTH, generator=generator) / WIDTH**0.5
+    hidden = torch.randn(TOKENS, WIDTH, generator=generator).bfloat16()
+    weight = torch.randn(vocabulary, WIDTH, generator=generator).bfloat16() / WIDTH**0.5
     trained = torch.randperm(TOKENS - 1, generator=generator)[:LABELLED].sort()[0] + 1
     token_ids = torch.randint(vocabulary, (LABELLED,), generator=generator)
     labels = torch.full((TOKENS,), IGNORED)
@@ -83,7 +83,7 @@ def test_e1(
 ) -> None:
     benchmark.group = (
         f"E1: Cross entropy of {TOKENS:,} x {WIDTH} states, {VOCABULARY:,} words, "
-        "6% labelled, both passes"
+        "6% labelled, bfloat16, both passes"
     )
     assert_equal_heads(device)
     work = head(VOCABULARY, device)
