@@ -30,6 +30,7 @@ from fastslow.frames import (
     FrameSchedule,
     PooledFrame,
     describe_schedule,
+    encoded_grids,
     frame_kinds,
     frame_windows,
     schedule_from_json,
@@ -94,7 +95,12 @@ from fastslow.schedules import (
     schedule_from_strides,
     two_level_schedule,
 )
-from fastslow.streams import keep_tokens, merge_streams, select_frames
+from fastslow.streams import (
+    keep_tokens,
+    merge_streams,
+    scale_fast_frames,
+    select_frames,
+)
 from fastslow.varlen import SliceRanges, VarlenPlan, slice_ranges, varlen_plan
 
 __version__ = version("fastslow")
@@ -133,6 +139,7 @@ __all__ = [
     "dense_mask",
     "describe_schedule",
     "effective_rank",
+    "encoded_grids",
     "fewest_bins_bound",
     "fill",
     "first_fit_decreasing",
@@ -169,6 +176,7 @@ __all__ = [
     "position_ids_from_cu_seqlens",
     "repeat_strides",
     "sample_cost",
+    "scale_fast_frames",
     "schedule_for_budget",
     "schedule_from_grids",
     "schedule_from_json",

@@ -62,11 +62,15 @@ class FrameSchedule:
         frames: The pooled frames, if any. They may overlap, repeat and leave frames
             out.
         edge: What becomes of cells that fill no whole window, see ``window_bounds``.
+        scales: How many times coarser, along each side, the grid is on which each
+            frame of the clip is encoded, see ``encoded_grids``; None where all frames
+            are encoded on the clip's own grid.
     """
 
     num_frames: int
     frames: tuple[PooledFrame, ...]
     edge: Edge = "ceil"
+    scales: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check that every pooled frame reads frames that exist."""
@@ -79,6 +83,13 @@ class FrameSchedule:
         if self.edge not in get_args(Edge):
             known = ", ".join(get_args(Edge))
             raise ValueError(f"edge is {self.edge!r}; it must be one of {known}")
+        if self.scales is not None and len(self.scales) != self.num_frames:
+            raise ValueError(
+                f"scales has {len(self.scales)} entries but the clip has "
+                f"{self.num_frames} frames; each frame needs one"
+            )
+        if min(self.scales or (1,)) < 1:
+            raise ValueError(f"scales is {self.scales}; each must be at least 1")
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -193,6 +204,45 @@ def frame_kinds(
     return tuple(kinds), tuple(kind_of)
 
 
+def encoded_grids(grid: Grid, schedule: FrameSchedule) -> tuple[Grid, ...]:
+    """Give the grid on which each frame of a clip is encoded.
+
+    Pooling after the vision tower leaves the tower's own work as it is. A frame that
+    keeps few tokens can enter the tower smaller: under scale ``s`` a cell of it stands
+    for ``s x s`` cells of the clip's grid. What pooling keeps, and where it stands, is
+    said on the clip's grid all the same.
+
+    Args:
+        grid: Height and width of a frame at scale 1, in tokens.
+        schedule: The clip's schedule.
+
+    Returns:
+        Height and width of each frame of the clip, in the same tokens.
+
+    Raises:
+        ValueError: If a scale does not divide both sides.
+
+    Laws:
+        covers: times its scale, each grid is the clip's
+        no_scales: without scales all are the clip's grid
+
+    Example:
+        >>> from fastslow import build_schedule, scale_fast_frames
+        >>> encoded_grids((16, 24), scale_fast_frames(build_schedule(3), 2))
+        ((16, 24), (8, 12), (16, 24))
+    """
+    if schedule.scales is None:
+        return (grid,) * schedule.num_frames
+    height, width = grid
+    for scale in set(schedule.scales):
+        if height % scale or width % scale:
+            raise ValueError(
+                f"grid is {grid} and a frame is encoded {scale} times coarser; both "
+                "sides must be multiples of that"
+            )
+    return tuple((height // scale, width // scale) for scale in schedule.scales)
+
+
 def tokens_per_frame(grid: Grid, schedule: FrameSchedule) -> tuple[int, ...]:
     """Count the tokens that each pooled frame of a clip keeps.
 
@@ -277,7 +327,8 @@ def schedule_to_json(schedule: FrameSchedule) -> str:
         for frame in schedule.frames
     ]
     content = {"num_frames": schedule.num_frames, "edge": schedule.edge}
-    return json.dumps(content | {"frames": frames})
+    scales = {} if schedule.scales is None else {"scales": schedule.scales}
+    return json.dumps(content | scales | {"frames": frames})
 
 
 def schedule_from_json(text: str) -> FrameSchedule:
@@ -304,16 +355,15 @@ def schedule_from_json(text: str) -> FrameSchedule:
     """
     try:
         content = json.loads(text)
-        frames = tuple(_frame_from_json(frame) for frame in content.pop("frames"))
-        return FrameSchedule(frames=frames, **content)
+        frames = tuple(PooledFrame(**_tuples(f)) for f in content.pop("frames"))
+        return FrameSchedule(frames=frames, **_tuples(content))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the JSON is no schedule: {error}") from error
 
 
-def _frame_from_json(fields: dict[str, Any]) -> PooledFrame:
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     """Turn JSON's lists into tuples."""
-    values: dict[str, Any] = {
+    return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in fields.items()
     }
-    return PooledFrame(**values)

@@ -273,32 +273,40 @@ def _holder(window: tuple[int, int], windows: Bounds) -> int:
 
 
 def _join_windows(plan: PoolPlan, groups: Tensor, cu_groups: Tensor) -> PoolPlan:
-    """Take the mean over all cells of the windows of a group."""
+    """Take the mean of the windows of a group, each weighted by its cells."""
     if len(groups) == cu_groups[-1]:  # every window is a group of its own
         return plan
+    assert plan.weights is not None
     entries = groups.repeat_interleave(plan.window_sizes)
-    sizes = torch.bincount(entries, minlength=int(cu_groups[-1]))
+    order = entries.argsort(stable=True)
+    shares = _shares_of_groups(plan.window_sizes, groups, cu_groups)
+    weights = plan.weights * shares.repeat_interleave(plan.window_sizes)
     return plan_bags(
-        plan.cells[entries.argsort(stable=True)],
-        sizes,
+        plan.cells[order],
+        torch.bincount(entries, minlength=int(cu_groups[-1])),
         cu_groups,
-        (1 / sizes.double()).repeat_interleave(sizes),
+        weights[order],
         num_cells=len(plan.cell_starts),
     )
 
 
 def _pool_predictions(sizes: Tensor, groups: Tensor, cu_groups: Tensor) -> PoolPlan:
     """Take the mean over the tokens of a group, each weighted by its cells."""
-    sizes = sizes.double()
-    cells = sizes.new_zeros(int(cu_groups[-1])).index_add(0, groups, sizes)
     order = groups.argsort(stable=True)
     return plan_bags(
         order,
         torch.bincount(groups, minlength=int(cu_groups[-1])),
         cu_groups,
-        (sizes / cells[groups])[order],
+        _shares_of_groups(sizes, groups, cu_groups)[order],
         num_cells=len(groups),
     )
+
+
+def _shares_of_groups(sizes: Tensor, groups: Tensor, cu_groups: Tensor) -> Tensor:
+    """Give each window's share of the cells of its group."""
+    sizes = sizes.double()
+    cells = sizes.new_zeros(int(cu_groups[-1])).index_add(0, groups, sizes)
+    return sizes / cells[groups]
 
 
 def _integers(values: Sequence[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import Literal, get_args
 
@@ -10,7 +11,14 @@ from jaxtyping import Float64, Int, Int32
 from torch import Tensor
 
 from fastslow._typing import Grid
-from fastslow.frames import FrameSchedule, PooledFrame, frame_kinds, frame_windows
+from fastslow.frames import (
+    Bounds,
+    FrameSchedule,
+    PooledFrame,
+    encoded_grids,
+    frame_kinds,
+    frame_windows,
+)
 from fastslow.grids import Edge, window_bounds
 from fastslow.ragged import lengths_from_cu_seqlens, pack_ragged, select_ragged
 
@@ -53,10 +61,12 @@ def plan_pooling(
 ) -> PoolPlan:
     """Plan the pooling of clips that each have their own grid and schedule.
 
-    Cells are numbered through all frames of all clips in raster order. Computed on the
-    host from shapes alone. A pooled token is, by mode:
+    Cells are numbered through all frames of all clips in raster order, each frame on
+    the grid that it is encoded on. A window reads the cells that reach into it.
+    Computed on the host from shapes alone. A pooled token is, by mode:
 
-    - ``average``: the mean of its window's cells; those that an edge window holds;
+    - ``average``: the mean of its window's cells, those that an edge window holds; a
+      window of several frames takes the mean of their means;
     - ``max``: their maximum, channel by channel; values that are not numbers may be
       passed over;
     - ``area``: the mean of the window that adaptive pooling gives a token of the same
@@ -72,7 +82,8 @@ def plan_pooling(
         The plan, on the CPU.
 
     Raises:
-        ValueError: If the mode is unknown, or as ``frame_windows`` does.
+        ValueError: If the mode is unknown, or as ``frame_windows`` and
+            ``encoded_grids`` do.
 
     Laws:
         partition: where every frame is pooled once, ``average`` and ``max`` read every
@@ -94,20 +105,20 @@ def plan_pooling(
     if mode not in get_args(Mode):
         known = ", ".join(get_args(Mode))
         raise ValueError(f"mode is {mode!r}; it must be one of {known}")
-    numbers = dict[tuple[Grid, Edge, PooledFrame], int]()
+    numbers = dict[tuple[Grid, tuple[Grid, ...], Edge, PooledFrame], int]()
     kind_of_frame: list[int] = []
     first_cells: list[int] = []
     num_cells = 0
     for grid, schedule in clips:
         kinds, kind_of = frame_kinds(schedule)
-        number_of = [
-            numbers.setdefault((grid, schedule.edge, kind), len(numbers))
-            for kind in kinds
-        ]
-        kind_of_frame += [number_of[kind] for kind in kind_of]
-        first_cells += [num_cells + f.start * prod(grid) for f in schedule.frames]
-        num_cells += schedule.num_frames * prod(grid)
-    bags = [_frame_bags(grid, kind, edge, mode) for grid, edge, kind in numbers]
+        grids = encoded_grids(grid, schedule)
+        starts = list(accumulate(map(prod, grids), initial=num_cells))
+        for frame, kind in zip(schedule.frames, kind_of, strict=True):
+            key = (grid, grids[frame.start : frame.stop], schedule.edge, kinds[kind])
+            kind_of_frame.append(numbers.setdefault(key, len(numbers)))
+            first_cells.append(starts[frame.start])
+        num_cells = starts[-1]
+    bags = [_frame_bags(*key, mode) for key in numbers]
     bags.append(_Bags(cells=_integers([]), sizes=_integers([]), shares=_shares([])))
     frames = _integers(kind_of_frame)
     cells, sizes, shares = (
@@ -185,27 +196,39 @@ class _Bags:
     shares: Tensor
 
 
-def _frame_bags(grid: Grid, frame: PooledFrame, edge: Edge, mode: Mode) -> _Bags:
+def _frame_bags(
+    grid: Grid, grids: Sequence[Grid], edge: Edge, frame: PooledFrame, mode: Mode
+) -> _Bags:
     """Write out the windows of a frame that begins at cell 0."""
     sides = frame_windows(grid, frame, edge)
-    (row_window, row, row_share), (column_window, column, column_share) = (
-        _side_taps(side, bounds, mode) for side, bounds in zip(grid, sides, strict=True)
+    windows, cells, shares = [], [], []
+    first = 0
+    for encoded in grids:
+        (row_window, row, row_share), (column_window, column, column_share) = (
+            _side_taps(side, _on_coarser(bounds, whole // side), mode)
+            for side, whole, bounds in zip(encoded, grid, sides, strict=True)
+        )
+        windows.append(row_window[:, None] * len(sides[1]) + column_window)
+        cells.append(first + row[:, None] * encoded[1] + column)
+        shares.append(row_share[:, None] * column_share / len(grids))
+        first += prod(encoded)
+    window, cell, share = (
+        torch.cat([part.flatten() for part in parts])
+        for parts in (windows, cells, shares)
     )
-    span = frame.stop - frame.start
-    first = torch.arange(span)[:, None, None] * prod(grid)
-    cells = first + row[:, None] * grid[1] + column
-    window = row_window[:, None] * len(sides[1]) + column_window
-    shares = row_share[:, None] * column_share / span
-    entries = window.expand_as(cells).flatten().argsort(stable=True)
+    entries = window.argsort(stable=True)
     if frame.keep is not None:
-        kept = torch.tensor(frame.keep)
-        entries = entries[kept[window.repeat(span, 1, 1).flatten()[entries]]]
-    chosen = window.expand_as(cells).flatten()[entries]
+        entries = entries[torch.tensor(frame.keep)[window[entries]]]
     return _Bags(
-        cells=cells.flatten()[entries],
-        sizes=torch.unique_consecutive(chosen, return_counts=True)[1],
-        shares=shares.expand_as(cells).flatten()[entries],
+        cells=cell[entries],
+        sizes=torch.unique_consecutive(window[entries], return_counts=True)[1],
+        shares=share[entries],
     )
+
+
+def _on_coarser(bounds: Bounds, scale: int) -> Bounds:
+    """Give the cells of a coarser side that reach into each window."""
+    return tuple((start // scale, -(-stop // scale)) for start, stop in bounds)
 
 
 def _side_taps(

@@ -87,6 +87,44 @@ def keep_tokens(
     )
 
 
+def scale_fast_frames(schedule: FrameSchedule, scale: int) -> FrameSchedule:
+    """Encode the frames that no slow frame reads on a coarser grid.
+
+    The vision tower then spends ``scale ** 2`` times less on them. They keep as many
+    tokens as before, since strides count cells of the clip's own grid.
+
+    Args:
+        schedule: The schedule.
+        scale: How many times coarser along each side, at least 1; it has to divide
+            both sides of the clip's grid, and best the strides of fast frames too.
+
+    Returns:
+        The schedule with those scales in place of any it had.
+
+    Raises:
+        ValueError: If ``scale`` is below 1.
+
+    Laws:
+        tokens: every pooled frame keeps as many tokens, at the same places
+        slow_untouched: a frame has scale 1 where a slow frame reads it, else ``scale``
+        averages: where fast strides are multiples of ``scale``, averaging a clip whose
+            fast frames are averaged already is averaging the clip
+
+    Example:
+        >>> from fastslow import build_schedule
+        >>> scale_fast_frames(build_schedule(4), 2).scales
+        (1, 2, 1, 2)
+    """
+    slow = {
+        frame
+        for pooled in schedule.frames
+        if pooled.is_slow
+        for frame in range(pooled.start, pooled.stop)
+    }
+    scales = (1 if t in slow else scale for t in range(schedule.num_frames))
+    return replace(schedule, scales=tuple(scales))
+
+
 def merge_streams(
     streams: Sequence[FrameSchedule], *, order: Order = "stream"
 ) -> FrameSchedule:
@@ -102,8 +140,8 @@ def merge_streams(
         One schedule with all of their pooled frames.
 
     Raises:
-        ValueError: If there is no stream, they differ in clip length or edge, or the
-            order is unknown.
+        ValueError: If there is no stream, they differ in clip length, edge or scales,
+            or the order is unknown.
 
     Laws:
         keeps_all: no pooled frame is lost or added
@@ -127,9 +165,13 @@ def merge_streams(
     if order not in get_args(Order):
         known = ", ".join(get_args(Order))
         raise ValueError(f"order is {order!r}; it must be one of {known}")
-    kinds = {(stream.num_frames, stream.edge) for stream in streams}
+    kinds = {replace(stream, frames=()) for stream in streams}
     if len(kinds) != 1:
-        found = sorted(f"{frames} frames with edge {edge!r}" for frames, edge in kinds)
+        found = sorted(
+            f"{kind.num_frames} frames with edge {kind.edge!r}"
+            + (f" and scales {kind.scales}" if kind.scales else "")
+            for kind in kinds
+        )
         raise ValueError(
             f"streams describe {' and '.join(found) or 'nothing'}; all must describe "
             "the same clip"

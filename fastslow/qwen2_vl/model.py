@@ -1,6 +1,5 @@
 """Qwen2-VL as one root module: tower, pooling, language model and heads."""
 
-import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -95,7 +94,7 @@ class FastSlowQwen2VL(nn.Module):
                 "the row holds no clip; the vision tower is called once for every row"
             )
         merged_patches = self.backbone.model.visual.spatial_merge_size**2
-        tokens = sum(clip.schedule.num_frames * math.prod(clip.grid) for clip in clips)
+        tokens = len(plan.pool.cell_starts)
         if len(patches) != tokens * merged_patches:
             raise ValueError(
                 f"patches has {len(patches)} rows but the plan is for "

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fastslow.frames import encoded_grids
 from fastslow.layouts import (
     Attention,
     FrameWindow,
@@ -33,7 +35,8 @@ class RowPlan:
     Attributes:
         layout: What each token is.
         visible: The keys that each token may read.
-        grid_thw: Patch grid of each clip, before merging.
+        grid_thw: Patch grid of each clip, before merging; a clip whose frames are
+            encoded on several grids has a row for each run of equal ones.
         pool: From the tower's merged tokens to the row's video tokens.
         video_rows: Where in the row those tokens go.
         labels: Which tokens predict a trained token.
@@ -42,7 +45,7 @@ class RowPlan:
 
     layout: TokenLayout
     visible: KeyIntervals
-    grid_thw: Int[Tensor, "clips 3"]
+    grid_thw: Int[Tensor, "runs 3"]
     pool: PoolPlan
     video_rows: Int[Tensor, " pooled"]
     labels: LabelPlan
@@ -94,11 +97,9 @@ def plan_row(
         visible=visible_keys(layout, window),
         grid_thw=torch.tensor(
             [
-                (
-                    clip.schedule.num_frames,
-                    *(side * merge_size for side in clip.grid),
-                )
+                (len(list(run)), *(side * merge_size for side in grid))
                 for clip in layout.clips
+                for grid, run in groupby(encoded_grids(clip.grid, clip.schedule))
             ],
             dtype=torch.long,
         ).reshape(-1, 3),

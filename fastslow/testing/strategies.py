@@ -212,9 +212,11 @@ def grid_schedules(
 
     Its pooled frames may overlap, repeat, stand in any order and read several frames;
     windows are given by stride or by count, edges are kept, dropped or not there, and
-    some tokens may be dropped.
+    some tokens may be dropped. Frames may be encoded on coarser grids.
     """
     num_frames = draw(st.integers(1, max_frames))
+    divisors = [s for s in range(1, min(grid) + 1) if not grid[0] % s + grid[1] % s]
+    scales = st.tuples(*[st.sampled_from(divisors)] * num_frames)
     edge: Edge = draw(st.sampled_from(("ceil", "floor", "error")))
     fits: Callable[[int, int], bool] = {
         "ceil": lambda side, stride: True,
@@ -228,7 +230,12 @@ def grid_schedules(
     pooled = _pooled_frames(num_frames, max_stride, st.tuples(heights, widths))
     drawn = draw(st.lists(pooled, max_size=4))
     frames = tuple(_drop_some(draw, grid, frame, edge) for frame in drawn)
-    return FrameSchedule(num_frames=num_frames, frames=frames, edge=edge)
+    return FrameSchedule(
+        num_frames=num_frames,
+        frames=frames,
+        edge=edge,
+        scales=draw(st.none() | scales),
+    )
 
 
 def _pooled_frames(

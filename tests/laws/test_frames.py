@@ -16,6 +16,7 @@ from fastslow import (
     PooledFrame,
     build_schedule,
     describe_schedule,
+    encoded_grids,
     frame_kinds,
     frame_windows,
     keep_tokens,
@@ -103,6 +104,42 @@ def test_describe_schedule__counts(clip: tuple[Grid, FrameSchedule]) -> None:
     grid, schedule = clip
     tokens = sum(reference.tokens_per_frame(grid, astuple(schedule)))
     assert describe_schedule(schedule, grid) == f"{schedule}, {tokens} tokens"
+
+
+@given(
+    fst.grids(max_side=6).flatmap(
+        lambda g: st.tuples(st.just(g), fst.grid_schedules(g))
+    )
+)
+def test_encoded_grids__covers(drawn: tuple[Grid, FrameSchedule]) -> None:
+    grid, schedule = drawn
+    scales = schedule.scales or (1,) * schedule.num_frames
+    encoded = encoded_grids(grid, schedule)
+    assert [
+        (height * scale, width * scale)
+        for (height, width), scale in zip(encoded, scales, strict=True)
+    ] == [grid] * schedule.num_frames
+
+
+@given(fst.grids(), fst.plain_schedules())
+def test_encoded_grids__no_scales(grid: Grid, schedule: FrameSchedule) -> None:
+    assert encoded_grids(grid, schedule) == (grid,) * schedule.num_frames
+
+
+def test_wrong_scales_are_named() -> None:
+    for scales, message in (
+        ((1,), "scales has 1 entries but the clip has 2 frames; each frame needs one"),
+        ((1, 0), "scales is (1, 0); each must be at least 1"),
+    ):
+        with pytest.raises(ValueError) as error:
+            FrameSchedule(num_frames=2, frames=(), scales=scales)
+        assert str(error.value) == message
+    with pytest.raises(ValueError) as error:
+        encoded_grids((4, 6), FrameSchedule(num_frames=1, frames=(), scales=(4,)))
+    assert str(error.value) == (
+        "grid is (4, 6) and a frame is encoded 4 times coarser; both sides must be "
+        "multiples of that"
+    )
 
 
 @given(any_schedule)

@@ -23,6 +23,7 @@ from fastslow import (
     VideoSpan,
     build_layout,
     dense_mask,
+    encoded_grids,
     frame_causal_mask,
     kernel_schedule,
     lengths_from_cu_seqlens,
@@ -103,8 +104,8 @@ def times_of_cells(layout: TokenLayout) -> list[tuple[int, int]]:
     return [
         (number, time)
         for number, clip in enumerate(layout.clips)
-        for time in range(clip.schedule.num_frames)
-        for _ in range(clip.grid[0] * clip.grid[1])
+        for time, grid in enumerate(encoded_grids(clip.grid, clip.schedule))
+        for _ in range(grid[0] * grid[1])
     ]
 
 

@@ -121,9 +121,11 @@ def test_plan_pooling__weights(clips: Clips, mode: Mode) -> None:
     windows = bags(plan.weights, plan.window_starts)
     assert [sum(shares) for shares in windows] == pytest.approx([1] * len(windows))
     assert (plan.weights > 0).all()
-    if mode != "bilinear":
-        for shares in windows:
-            assert shares == pytest.approx([1 / len(shares)] * len(shares))
+    if mode == "average":
+        for shares, expected in zip(
+            windows, reference.pooling_shares(plain(clips)), strict=True
+        ):
+            assert shares == pytest.approx(expected)
     assert plan_pooling(clips, mode="max").weights is None
 
 

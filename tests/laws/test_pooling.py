@@ -111,9 +111,13 @@ def test_pool_tokens__matches_reference(
     tokens = cells_of(plan, seed)
     pooled = pool_tokens(tokens, plan)
     by_frame = reference.pooling_windows(plain(clips))
-    for actual, windows in zip(unpack_ragged(pooled), by_frame, strict=True):
-        expected = reference.pool(tokens, windows, takes_max)
-        assert_near(actual, torch.stack(expected))
+    windows = [window for frame in by_frame for window in frame]
+    shares = None if takes_max else reference.pooling_shares(plain(clips))
+    for actual, expected in zip(
+        pooled.values, reference.pool(tokens, windows, shares), strict=True
+    ):
+        assert_near(actual, expected)
+    assert pooled.cu_seqlens.tolist() == reference.bounds(map(len, by_frame))
 
 
 @given(fst.clips(), modes)

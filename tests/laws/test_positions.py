@@ -41,7 +41,7 @@ def test_video_positions__stride_one(grid: Grid, num_frames: int, start: int) ->
 
 def windows_of(clip: VideoSpan) -> list[tuple[range, list[Grid]]]:
     """List frames and cells of every token of a clip."""
-    _, frames, edge = astuple(clip.schedule)
+    _, frames, edge, _ = astuple(clip.schedule)
     return [
         (range(*frame[:2]), cells)
         for frame in frames

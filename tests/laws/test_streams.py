@@ -7,6 +7,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import torch
+from einops import reduce
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -16,8 +18,12 @@ from fastslow import (
     PooledFrame,
     keep_tokens,
     merge_streams,
+    plan_pooling,
+    pool_tokens,
     repeat_strides,
+    scale_fast_frames,
     schedule_from_grids,
+    schedule_from_strides,
     select_frames,
     tokens_per_frame,
     video_positions,
@@ -193,6 +199,75 @@ def test_a_mask_is_needed_for_each_frame() -> None:
     assert str(error.value) == "keep drops every token; a frame keeps at least one"
 
 
+@st.composite
+def scalable(draw: st.DrawFn) -> tuple[Grid, FrameSchedule, int]:
+    """Draw a grid, a schedule of it, and a scale that divides both sides."""
+    scale = draw(st.integers(1, 3))
+    height, width = draw(fst.grids(max_side=2))
+    grid = (height * scale, width * scale)
+    return grid, draw(fst.grid_schedules(grid)), scale
+
+
+@given(scalable())
+def test_scale_fast_frames__tokens(drawn: tuple[Grid, FrameSchedule, int]) -> None:
+    grid, schedule, scale = drawn
+    scaled = scale_fast_frames(schedule, scale)
+    assert tokens_per_frame(grid, scaled) == tokens_per_frame(grid, schedule)
+    if schedule.frames:
+        places = video_positions(grid, schedule)
+        assert torch.equal(video_positions(grid, scaled), places)
+
+
+@given(scalable())
+def test_scale_fast_frames__slow_untouched(
+    drawn: tuple[Grid, FrameSchedule, int],
+) -> None:
+    _, schedule, scale = drawn
+    scaled = scale_fast_frames(schedule, scale)
+    assert scaled.scales is not None
+    for frame, found in enumerate(scaled.scales):
+        slow = any(
+            pooled.is_slow and pooled.start <= frame < pooled.stop
+            for pooled in schedule.frames
+        )
+        assert found == (1 if slow else scale)
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.lists(st.booleans(), min_size=1, max_size=4),
+    fst.grids(max_side=2),
+    fst.seeds(),
+)
+def test_scale_fast_frames__averages(
+    scale: int, factor: int, is_slow: list[bool], sides: Grid, seed: int
+) -> None:
+    stride = scale * factor
+    height, width = sides[0] * stride, sides[1] * stride
+    schedule = schedule_from_strides(
+        [1 if slow else stride for slow in is_slow], is_slow=is_slow
+    )
+    shape = (len(is_slow), height, width, 2)
+    clip = fst.random_values(shape, seed=seed, dtype=torch.float64)
+    encoded = [
+        frame
+        if slow
+        else reduce(frame, "(h s) (w r) d -> h w d", "mean", s=scale, r=scale)
+        for frame, slow in zip(clip, is_slow, strict=True)
+    ]
+    plans = [
+        plan_pooling([((height, width), made)])
+        for made in (schedule, scale_fast_frames(schedule, scale))
+    ]
+    whole = pool_tokens(clip.flatten(0, 2), plans[0])
+    scaled = pool_tokens(
+        torch.cat([frame.flatten(0, 1) for frame in encoded]), plans[1]
+    )
+    torch.testing.assert_close(scaled.values, whole.values, rtol=1e-12, atol=1e-12)
+    assert torch.equal(scaled.cu_seqlens, whole.cu_seqlens)
+
+
 @pytest.mark.parametrize(
     ("streams", "message"),
     [
@@ -212,6 +287,16 @@ def test_a_mask_is_needed_for_each_frame() -> None:
             (
                 "streams describe 2 frames with edge 'ceil' and 2 frames with edge "
                 "'floor'; all must describe the same clip"
+            ),
+        ),
+        (
+            [
+                repeat_strides(2, (2,)),
+                scale_fast_frames(repeat_strides(2, (1, 2)), 2),
+            ],
+            (
+                "streams describe 2 frames with edge 'ceil' and 2 frames with edge "
+                "'ceil' and scales (1, 2); all must describe the same clip"
             ),
         ),
     ],

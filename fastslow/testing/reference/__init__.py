@@ -45,7 +45,12 @@ from fastslow.testing.reference.packing import (
     first_fit_decreasing,
     take_bin,
 )
-from fastslow.testing.reference.pooling import pool, pool_plan, pooling_windows
+from fastslow.testing.reference.pooling import (
+    pool,
+    pool_plan,
+    pooling_shares,
+    pooling_windows,
+)
 from fastslow.testing.reference.ragged import bounds, segments_and_places
 from fastslow.testing.reference.schedules import (
     keep_by_score,
@@ -81,6 +86,7 @@ __all__ = [
     "plain_frame",
     "pool",
     "pool_plan",
+    "pooling_shares",
     "pooling_windows",
     "schedule_for_budget",
     "segments_and_places",

@@ -1,7 +1,7 @@
 """Windows of pooled frames, cell by cell.
 
 A pooled frame is the tuple ``(start, stop, stride, grid, is_slow, keep)``, a schedule
-the tuple ``(num_frames, frames, edge)``, as ``dataclasses.astuple`` gives them.
+the tuple ``(num_frames, frames, edge, scales)``, as ``dataclasses.astuple`` gives them.
 """
 
 from fractions import Fraction
@@ -9,7 +9,7 @@ from math import ceil, floor
 
 Grid = tuple[int, int]
 Frame = tuple[int, int, Grid | None, Grid | None, bool, tuple[bool, ...] | None]
-Schedule = tuple[int, tuple[Frame, ...], str]
+Schedule = tuple[int, tuple[Frame, ...], str, tuple[int, ...] | None]
 
 
 def plain_frame(time: int, stride: int) -> Frame:
@@ -76,5 +76,34 @@ def window_centres(grid: Grid, frame: Frame, edge: str = "ceil") -> list[Grid]:
 
 def tokens_per_frame(grid: Grid, schedule: Schedule) -> list[int]:
     """Count the windows of every pooled frame of a clip."""
-    _, frames, edge = schedule
+    _, frames, edge, _ = schedule
     return [len(window_cells(grid, frame, edge)) for frame in frames]
+
+
+def encoded_sizes(grid: Grid, schedule: Schedule) -> list[tuple[int, int, int]]:
+    """Give scale, height and width of each frame as it is encoded."""
+    num_frames, _, _, scales = schedule
+    sizes = []
+    for time in range(num_frames):
+        scale = 1 if scales is None else scales[time]
+        sizes.append((scale, grid[0] // scale, grid[1] // scale))
+    return sizes
+
+
+def encoded_cells(
+    grid: Grid, schedule: Schedule, time: int, window: list[Grid]
+) -> list[int]:
+    """Number the encoded cells of one frame that hold a cell of a window.
+
+    Cells are numbered through all frames of the clip in raster order.
+    """
+    sizes = encoded_sizes(grid, schedule)
+    first = sum(height * width for _, height, width in sizes[:time])
+    scale, _, width = sizes[time]
+    held = {(row // scale) * width + column // scale for row, column in window}
+    return [first + cell for cell in sorted(held)]
+
+
+def count_cells(grid: Grid, schedule: Schedule) -> int:
+    """Count the cells of all frames of a clip as they are encoded."""
+    return sum(height * width for _, height, width in encoded_sizes(grid, schedule))

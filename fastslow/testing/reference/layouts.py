@@ -99,7 +99,7 @@ def _sample_tokens(
                     where = {"time": start, "height": start, "width": start}
                     tokens.append(what | where | {"frame": -1, "slow": 0, "run": run})
                     start, run = start + 1, run + 1
-            case (grid, (num_frames, frames, edge)):
+            case (grid, (num_frames, frames, edge, _)):
                 for pooled in frames:
                     what = {"id": video_token_id, "label": -100, "run": run}
                     what |= {"frame": frame + pooled[0], "slow": int(pooled[4])}

@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from math import exp, log, sqrt
 
-from fastslow.testing.reference.frames import tokens_per_frame, window_cells
+from fastslow.testing.reference.frames import (
+    count_cells,
+    encoded_cells,
+    tokens_per_frame,
+    window_cells,
+)
 from fastslow.testing.reference.layouts import Span
 
 Vector = Sequence[float]
@@ -43,11 +48,11 @@ def next_frame_pairs(samples: Sequence[Sequence[Span]]) -> list[NextFramePair]:
             match span:
                 case (token_ids, bool()):
                     row += len(token_ids)
-                case ((height, width), (num_frames, frames, edge)):
+                case (grid, (num_frames, frames, edge, _) as schedule):
                     seen: set[int] = set()
                     for frame in frames:
                         start, stop = frame[:2]
-                        windows = window_cells((height, width), frame, edge)
+                        windows = window_cells(grid, frame, edge)
                         rows = list(range(row, row + len(windows)))
                         row += len(windows)
                         seen |= set(range(start, stop))
@@ -61,16 +66,18 @@ def next_frame_pairs(samples: Sequence[Sequence[Span]]) -> list[NextFramePair]:
                         later, own = (
                             [
                                 [
-                                    first_cell + (time * height + r) * width + c
+                                    first_cell + cell
                                     for time in times
-                                    for r, c in cells
+                                    for cell in encoded_cells(
+                                        grid, schedule, time, cells
+                                    )
                                 ]
                                 for cells in windows
                             ]
                             for times in (after, range(start, stop))
                         )
                         pairs.append((clip, rows, later, own))
-                    first_cell += num_frames * height * width
+                    first_cell += count_cells(grid, schedule)
                     clip += 1
     return pairs
 

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastslow.testing.reference.frames import Grid, Schedule, window_cells
+from fastslow.testing.reference.frames import (
+    Grid,
+    Schedule,
+    count_cells,
+    encoded_cells,
+    window_cells,
+)
 from fastslow.testing.reference.ragged import bounds
 
 
@@ -20,27 +26,50 @@ def pooling_windows(clips: Sequence[tuple[Grid, Schedule]]) -> list[list[list[in
     """
     output = []
     first_cell = 0
-    for (height, width), (num_frames, frames, edge) in clips:
+    for grid, schedule in clips:
+        _, frames, edge, _ = schedule
         for frame in frames:
             windows = []
-            for cells in window_cells((height, width), frame, edge):
+            for cells in window_cells(grid, frame, edge):
                 window: list[int] = []
                 for time in range(frame[0], frame[1]):
-                    corner = first_cell + time * height * width
-                    window.extend(corner + r * width + c for r, c in cells)
+                    held = encoded_cells(grid, schedule, time, cells)
+                    window.extend(first_cell + cell for cell in held)
                 windows.append(window)
             output.append(windows)
-        first_cell += num_frames * height * width
+        first_cell += count_cells(grid, schedule)
     return output
+
+
+def pooling_shares(clips: Sequence[tuple[Grid, Schedule]]) -> list[list[float]]:
+    """Give the share of every cell of every window in its mean.
+
+    Args:
+        clips: Grid and schedule of each clip.
+
+    Returns:
+        Shares by window and cell, in the order of ``pooling_windows``: frames count
+        equally in a window, and cells in a frame.
+    """
+    shares = []
+    for grid, schedule in clips:
+        _, frames, edge, _ = schedule
+        for frame in frames:
+            times = range(frame[0], frame[1])
+            for cells in window_cells(grid, frame, edge):
+                window: list[float] = []
+                for time in times:
+                    held = len(encoded_cells(grid, schedule, time, cells))
+                    window.extend([1 / held / len(times)] * held)
+                shares.append(window)
+    return shares
 
 
 def pool_plan(clips: Sequence[tuple[Grid, Schedule]]) -> dict[str, list[int]]:
     """Give every field of an average pooling plan, by name."""
     by_frame = pooling_windows(clips)
     windows = [window for frame in by_frame for window in frame]
-    num_cells = sum(
-        num_frames * height * width for (height, width), (num_frames, _, _) in clips
-    )
+    num_cells = sum(count_cells(grid, schedule) for grid, schedule in clips)
     readers: list[list[int]] = [[] for _ in range(num_cells)]
     for number, window in enumerate(windows):
         for cell in window:
@@ -56,14 +85,23 @@ def pool_plan(clips: Sequence[tuple[Grid, Schedule]]) -> dict[str, list[int]]:
 
 
 def pool(
-    tokens: Tensor, windows: Sequence[Sequence[int]], takes_max: bool = False
+    tokens: Tensor,
+    windows: Sequence[Sequence[int]],
+    shares: Sequence[Sequence[float]] | None = None,
 ) -> list[Tensor]:
-    """Average the rows of ``tokens`` that each window lists, or take their maximum."""
+    """Add up the shares of the rows of ``tokens`` that each window lists.
+
+    Without shares, take the maximum of the rows.
+    """
     pooled = []
-    for window in windows:
-        result = tokens[window[0]].clone()
-        for cell in window[1:]:
-            other = tokens[cell]
-            result = torch.maximum(result, other) if takes_max else result + other
-        pooled.append(result if takes_max else result / len(window))
+    for number, window in enumerate(windows):
+        if shares is None:
+            result = tokens[window[0]].clone()
+            for cell in window[1:]:
+                result = torch.maximum(result, tokens[cell])
+        else:
+            result = torch.zeros_like(tokens[0])
+            for cell, share in zip(window, shares[number], strict=True):
+                result = result + tokens[cell] * share
+        pooled.append(result)
     return pooled
