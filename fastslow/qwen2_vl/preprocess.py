@@ -5,7 +5,9 @@ torchvision: sizes and token counts follow from a clip's metadata alone.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,8 @@ class VisionGeometry:
         patch_size: Side of a patch, in pixels.
         temporal_patch_size: Raw frames merged into one.
         merge_size: Patches along each side of a merged token.
+        grid_multiple: Both sides of the merged grid are multiples of this, so that
+            frames can be encoded that many times coarser.
         min_pixels: Fewest pixels of a resized frame.
         max_pixels: Most pixels of a resized frame.
         mean: Mean of each colour, on a scale from 0 to 1.
@@ -33,6 +37,7 @@ class VisionGeometry:
     patch_size: int = 14
     temporal_patch_size: int = 2
     merge_size: int = 2
+    grid_multiple: int = 1
     min_pixels: int = 128 * 28 * 28
     max_pixels: int = 768 * 28 * 28
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -119,7 +124,7 @@ def clip_grid(
     new_height, new_width = smart_resize(
         height,
         width,
-        factor=geometry.patch_size * geometry.merge_size,
+        factor=geometry.patch_size * geometry.merge_size * geometry.grid_multiple,
         min_pixels=geometry.min_pixels,
         max_pixels=geometry.max_pixels,
     )
@@ -130,7 +135,9 @@ def clip_grid(
 
 
 def patchify_clip(
-    frames: UInt8[Tensor, "frames 3 height width"], geometry: VisionGeometry
+    frames: UInt8[Tensor, "frames 3 height width"],
+    geometry: VisionGeometry,
+    scales: Sequence[int] | None = None,
 ) -> Float[Tensor, "patches pixels"]:
     """Resize, normalise and cut a decoded clip into patches.
 
@@ -139,23 +146,45 @@ def patchify_clip(
     Args:
         frames: Raw RGB frames on the CPU, 0 to 255.
         geometry: How pixels become patches.
+        scales: How many times smaller, along each side, each temporal patch is made;
+            divisors of ``grid_multiple``. None leaves all as large as ``clip_grid``
+            says.
 
     Returns:
         Patches as the tower takes them: frames in order, merged tokens in raster
         order, the patches of a merged token next to each other; float32.
 
     Raises:
-        ValueError: As ``clip_grid`` does.
+        ValueError: As ``clip_grid`` does, or if there is not one scale for each
+            temporal patch or one does not divide ``grid_multiple``.
 
     Laws:
+        scales: a frame under a scale has the patches of the frame resized that much
+            smaller, whatever the other frames
         matches_transformers: equals the values of transformers' own processor
     """
     height, width = frames.shape[2:]
-    grid = clip_grid(len(frames), height, width, geometry)
-    size = [side * geometry.patch_size for side in grid[1:]]
+    num_frames, *grid = clip_grid(len(frames), height, width, geometry)
+    scales = (1,) * num_frames if scales is None else scales
+    if len(scales) != num_frames or any(geometry.grid_multiple % s for s in scales):
+        raise ValueError(
+            f"scales is {tuple(scales)}; each of {num_frames} temporal patches needs a "
+            f"divisor of {geometry.grid_multiple}, the geometry's grid_multiple"
+        )
     missing = -len(frames) % geometry.temporal_patch_size
     frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
-    resized = F.interpolate(frames, size, mode="bicubic", antialias=True)
+    parts, first = [], 0
+    for scale, run in groupby(scales):
+        end = first + len(list(run)) * geometry.temporal_patch_size
+        size = [side * geometry.patch_size // scale for side in grid]
+        parts.append(_patchify(frames[first:end], size, geometry))
+        first = end
+    return torch.cat(parts)
+
+
+def _patchify(frames: Tensor, size: Sequence[int], geometry: VisionGeometry) -> Tensor:
+    """Resize whole temporal patches to one size, normalise and cut them."""
+    resized = F.interpolate(frames, list(size), mode="bicubic", antialias=True)
     mean = 255 * torch.tensor(geometry.mean)[:, None, None]
     std = 255 * torch.tensor(geometry.std)[:, None, None]
     return rearrange(
