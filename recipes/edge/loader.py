@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from jaxtyping import Float, UInt8
@@ -16,10 +17,12 @@ from fastslow import (
     VideoSpan,
     build_schedule,
     count_tokens,
+    encoded_grids,
     merged_grid,
     merged_stride,
     next_bin,
     repeat_strides,
+    scale_fast_frames,
 )
 from fastslow.layouts import Attention
 from fastslow.qwen2_vl import (
@@ -51,6 +54,7 @@ class ClipSettings:
         slow_ratio: Share of slow frames.
         slow_stride: Pooling stride of slow frames, in patches; fast frames use twice
             that.
+        fast_scale: How many times smaller fast frames are encoded along each side.
         attention: Whether the tokens of a frame share one rank.
         capacity: Tokens of a packed row at most.
         row_multiple: Rows are padded to a multiple of this many tokens.
@@ -61,6 +65,7 @@ class ClipSettings:
     strategy: Strategy
     slow_ratio: float
     slow_stride: int
+    fast_scale: int
     attention: Attention
     capacity: int
     row_multiple: int
@@ -156,6 +161,8 @@ def _plan_sample(
         slow_stride=stride,
         fast_stride=2 * stride,
     )
+    if settings.fast_scale > 1:
+        schedule = scale_fast_frames(schedule, settings.fast_scale)
     grid = merged_grid((patch_grid[0], patch_grid[1]), merge_size=geometry.merge_size)
     turns = [(turn.role, turn.text) for turn in sample.turns]
     clip = VideoSpan(grid=grid, schedule=schedule)
@@ -307,11 +314,12 @@ def _patchify_as_planned(
     geometry: VisionGeometry,
 ) -> Float[Tensor, "patches pixels"]:
     """Cut a clip into patches, and check that the file kept what its header said."""
-    patches = patchify_clip(frames, geometry)
-    expected = sum(
-        span.schedule.num_frames * span.grid[0] * span.grid[1] * geometry.merge_size**2
+    patches = patchify_clip(frames, geometry, planned.schedule.scales)
+    expected = geometry.merge_size**2 * sum(
+        prod(grid)
         for span in planned.spans
         if isinstance(span, VideoSpan)
+        for grid in encoded_grids(span.grid, span.schedule)
     )
     if len(patches) != expected:
         raise VideoError(

@@ -15,7 +15,12 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from recipes.edge.clips import make_clips
 
 ROOT = Path(__file__).parents[2]
-TIMED = ("tokens_per_second", "frames_per_second")
+TIMED = (
+    "tokens_per_second",
+    "frames_per_second",
+    "data_wait",
+    "peak_memory_gib",
+)
 
 
 def train(folder: Path, data: Path, *flags: str) -> None:

@@ -7,6 +7,7 @@ the same six samples gave.
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import torch
 
 from fastslow import StreamState
+from recipes.config import Config
+from recipes.data import clip_settings, plan_data
 from recipes.edge.clips import make_clips
 from recipes.edge.distributed import (
     World,
@@ -22,13 +25,10 @@ from recipes.edge.distributed import (
     sum_over_ranks,
 )
 from recipes.edge.loader import PackedRows, count_rows
-from recipes.qwen2vl_tiny import (
-    Config,
-    build_model,
-    clip_settings,
-    plan_data,
-    train_step,
-)
+from recipes.edge.optimization import SkippedSteps
+from recipes.edge.quarantine import Quarantine
+from recipes.qwen2vl_tiny import TINY
+from recipes.train import Run, build_model, train_step
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,8 +61,17 @@ def one_step(config: Config, cut: Cut, world: World) -> dict[str, Any]:
     samples = PackedRows(data.train, clip_settings(config, world), data.video_token_id)
     rows = [samples[chosen, StreamState()] for chosen in cut[world.rank]]
     counts = sum_over_ranks(count_rows(rows), world)
-    optimizer: Any = torch.optim.SGD(w for w in model.parameters() if w.requires_grad)
-    losses = train_step(config, 20, model, optimizer, rows, counts, world)
+    run = Run(
+        config=config,
+        data=data,
+        model=model,
+        optimizer=torch.optim.SGD(w for w in model.parameters() if w.requires_grad),
+        quarantine=Quarantine(
+            config.output_dir, num_samples=6, max_share=0.0, world=world
+        ),
+        world=world,
+    )
+    losses, _ = train_step(run, 20, rows, counts, SkippedSteps())
     moved = {
         name: weight.full_tensor() - before[name]
         for name, weight in model.named_parameters()
@@ -72,7 +81,8 @@ def one_step(config: Config, cut: Cut, world: World) -> dict[str, Any]:
 
 def work(folder: Path) -> None:
     """Worker: take the step under every cut for this number of ranks."""
-    config = Config(
+    config = replace(
+        TINY,
         output_dir=folder / "run",
         data_path=folder / "clips" / "train.jsonl",
         learning_rate=1.0,

@@ -27,6 +27,7 @@ SETTINGS = ClipSettings(
     strategy="interleave",
     slow_ratio=0.5,
     slow_stride=4,
+    fast_scale=1,
     attention="frame_causal",
     capacity=700,
     row_multiple=1,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from recipes.edge.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from recipes.edge.tiny import SPECIAL_TOKENS, train_tokenizer
 
 TEXTS = ["Which colour is the shape?", "red left", "blue down", "red up"] * 4
 TOKENIZER = train_tokenizer(TEXTS, vocabulary_size=320)

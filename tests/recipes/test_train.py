@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipes.edge.clips import make_clips
-from recipes.qwen2vl_tiny import Config, main
+from recipes.qwen2vl_tiny import TINY
+from recipes.train import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +46,7 @@ def train(output_dir: Path, data_path: Path, **changes: Any) -> None:
         "warmup_steps": 1,
         **changes,
     }
-    main(Config(output_dir=output_dir, data_path=data_path, **settings))
+    main(replace(TINY, output_dir=output_dir, data_path=data_path, **settings))
 
 
 def metrics(output_dir: Path) -> list[dict[str, Any]]:
@@ -194,12 +196,15 @@ def test_data_without_a_usable_sample(tmp_path: Path) -> None:
         ({"slow_frame_ratio": -0.1}, "slow_frame_ratio is -0.1; it must lie between"),
         ({"learning_rate": math.nan}, "learning_rate is nan; it must be at least 0"),
         ({"mm_spatial_pool_stride": 3}, "mm_spatial_pool_stride is 3; it must be even"),
-        ({"max_pixels": 10}, "max_pixels is 10; it must be at least 3136"),
+        (
+            {"max_pixels": 10},
+            "min_pixels is 3136 and max_pixels is 10; they must stand in this order",
+        ),
     ],
 )
 def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Config(**changes)
+        replace(TINY, **changes)
 
 
 def test_an_unknown_setting_is_named() -> None:

@@ -1,0 +1,103 @@
+"""A tiny model and its tokenizer, for runs that start from nothing."""
+
+from collections.abc import Iterable
+from itertools import chain
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
+
+from fastslow.qwen2_vl.chat import SYSTEM_PROMPT
+
+END_OF_TURN = "<|im_end|>"
+VIDEO_TOKEN = "<|video_pad|>"
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    END_OF_TURN,
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    VIDEO_TOKEN,
+)
+"""Qwen2-VL's special tokens, under its own names."""
+
+
+def train_tokenizer(
+    texts: Iterable[str], *, vocabulary_size: int
+) -> PreTrainedTokenizerFast:
+    """Learn byte pairs from texts; any other text still encodes, byte by byte.
+
+    Args:
+        texts: What the tokenizer should encode well, beside the chat format itself.
+        vocabulary_size: Most tokens, special tokens and all 256 bytes included.
+
+    Returns:
+        A tokenizer with Qwen2-VL's special tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    format_words = (f"system\n{SYSTEM_PROMPT}\n", "user\n", "assistant\n")
+    tokenizer.train_from_iterator(chain(texts, format_words), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TURN,
+        pad_token=SPECIAL_TOKENS[0],
+        extra_special_tokens=list(SPECIAL_TOKENS[1:]),
+    )
+
+
+def tiny_backbone(
+    *, vocabulary_size: int, video_token_id: int
+) -> Qwen2VLForConditionalGeneration:
+    """Build Qwen2-VL with two layers in the language model and two in the tower.
+
+    Weights are drawn from torch's random state, four times as wide as usual: with the
+    usual width so small a model does not learn.
+
+    Args:
+        vocabulary_size: Tokens of the tokenizer.
+        video_token_id: Its id for a video token.
+
+    Returns:
+        A model of 0.6 million parameters in float32.
+    """
+    return Qwen2VLForConditionalGeneration(
+        Qwen2VLConfig(
+            text_config={
+                "vocab_size": vocabulary_size,
+                "hidden_size": 128,
+                "intermediate_size": 256,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "initializer_range": 0.08,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10_000.0,
+                    "mrope_section": [4, 6, 6],
+                },
+                "bos_token_id": None,
+                "eos_token_id": None,
+            },
+            vision_config={
+                "depth": 2,
+                "embed_dim": 64,
+                "hidden_size": 128,
+                "num_heads": 4,
+                "mlp_ratio": 2,
+                "initializer_range": 0.08,
+            },
+            video_token_id=video_token_id,
+        )
+    )

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Starts one node's part of a run. The same line on every node:
+#
+#   NODES=4 HEAD=node0:29500 recipes/launch/node.sh recipes/qwen2vl_7b.py --data-path FILE
+#
+# NODES      number of nodes
+# HEAD       name and free port of the node where the ranks meet, one of the nodes
+# PROCESSES  ranks of this node; by default one for each GPU
+# RESTARTS   how often ranks, and this node's agent, are started again; 3 by default
+# RUN_ID     tells runs apart that meet at the same place
+#
+# When a rank fails, the agents start all ranks again; when this node's agent dies, it is
+# started again and joins the others. Ranks go on from the last checkpoint, so at most the
+# steps since then are done twice. All nodes need one file system and the same environment.
+set -uo pipefail
+: "${NODES:?number of nodes}" "${HEAD:?name:port of the node where ranks meet}"
+restarts=${RESTARTS:-3}
+
+for ((attempt = 0; attempt <= restarts; attempt++)); do
+    torchrun \
+        --nnodes "$NODES" \
+        --nproc-per-node "${PROCESSES:-gpu}" \
+        --rdzv-backend c10d \
+        --rdzv-endpoint "$HEAD" \
+        --rdzv-id "${RUN_ID:-fastslow}" \
+        --max-restarts "$restarts" \
+        "$@"
+    code=$?
+    ((code == 0)) && exit 0
+    echo "node.sh: torchrun ended with $code, attempt $((attempt + 1)) of $((restarts + 1))" >&2
+    sleep 1
+done
+exit "$code"

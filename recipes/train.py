@@ -1,0 +1,356 @@
+"""The training loop of all recipes, from settings to weights.
+
+``main`` is the whole run: plan, build, shard, train, save, export, and ask the held-out
+questions. A recipe is a preset of the settings that it takes.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+import tyro
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from fastslow import (
+    StreamState,
+    VideoSpan,
+    best_fit_decreasing,
+    copy_skill,
+    describe_schedule,
+    next_frame_loss,
+    to_device,
+)
+from fastslow.qwen2_vl import FastSlowQwen2VL
+from recipes.config import FREE_TO_CHANGE, Config
+from recipes.data import Data, clip_settings, plan_data
+from recipes.edge.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from recipes.edge.dataset import BadSample
+from recipes.edge.distributed import (
+    World,
+    broadcast_from_main,
+    process_group,
+    sum_over_ranks,
+)
+from recipes.edge.export import export_pretrained
+from recipes.edge.loader import PackedRows, Row, count_rows, fingerprint, stream_rows
+from recipes.edge.lora import merge_adapters
+from recipes.edge.metrics import RunLog
+from recipes.edge.optimization import (
+    SkippedSteps,
+    clip_gradients,
+    count_skipped,
+    warmup_cosine,
+)
+from recipes.edge.parallel import parallelise
+from recipes.edge.profiling import peak_memory, profiled
+from recipes.edge.quarantine import Quarantine
+from recipes.edge.settings import check_same_settings, settings_as_json
+from recipes.edge.tiny import tiny_backbone
+from recipes.edge.weights import build_meta_model, load_pretrained, materialize
+
+TERMS = ("language_loss", "autoregressive_loss", "copy_loss")
+"""What is summed over the rows of a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run consists of, on one rank."""
+
+    config: Config
+    data: Data
+    model: FastSlowQwen2VL
+    optimizer: torch.optim.Optimizer
+    quarantine: Quarantine
+    world: World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: Optimizer steps that are done.
+        stream: Where the stream of packed rows stands.
+        skipped: Steps that were not taken.
+    """
+
+    step: int = 0
+    stream: StreamState = field(default_factory=StreamState)
+    skipped: SkippedSteps = field(default_factory=SkippedSteps)
+
+
+def run_recipe(preset: Config) -> None:
+    """Let the command line change a preset, and train."""
+    is_main = os.environ.get("RANK", "0") == "0"
+    main(tyro.cli(Config, default=preset, console_outputs=is_main))
+
+
+@record
+def main(config: Config) -> None:
+    """Plan, build, shard, train, save, export, and ask the held-out questions."""
+    with process_group() as world:
+        data = broadcast_from_main(lambda: plan_data(config, world), world)
+        model = build_model(config, data, world)
+        run = Run(
+            config=config,
+            data=data,
+            model=model,
+            optimizer=torch.optim.AdamW(
+                [weight for weight in model.parameters() if weight.requires_grad],
+                betas=(0.9, 0.95),
+            ),
+            quarantine=Quarantine(
+                config.output_dir,
+                num_samples=len(data.train) + len(data.held_out) + len(data.bad),
+                max_share=config.max_bad_share,
+                world=world,
+            ),
+            world=world,
+        )
+        run.quarantine.add(data.bad)
+        progress = resume(run)
+        with RunLog(
+            output_dir=config.output_dir,
+            total_steps=config.max_steps,
+            first_step=progress.step + 1,
+            world=world,
+        ) as log:
+            log.message(describe(run, progress.step))
+            if progress.step < config.max_steps:
+                train(run, progress, log)
+                finish(run, log)
+
+
+def train(run: Run, progress: Progress, log: RunLog) -> None:
+    """Take the steps that are left; save now and then, and at the end."""
+    config = run.config
+    batches = row_stream(run, progress.stream)
+    for step in range(progress.step + 1, config.max_steps + 1):
+        started = time.perf_counter()
+        rows = list(islice(batches, config.gradient_accumulation_steps))
+        waited = time.perf_counter() - started
+        counts = sum_over_ranks(count_rows(rows) | {"waited": waited}, run.world)
+        if counts["skipped"]:
+            run.quarantine.share(bad for row in rows for bad in row.bad)
+        with profiled(config.output_dir, run.world, wanted=step == config.profile_step):
+            losses, skipped = train_step(run, step, rows, counts, progress.skipped)
+        seconds = time.perf_counter() - started
+        log.step(step, losses | throughput(run, counts, seconds))
+        progress = Progress(step=step, stream=rows[-1].state, skipped=skipped)
+        if step % config.save_steps == 0 or step == config.max_steps:
+            folder = save_checkpoint(
+                config.output_dir,
+                step,
+                model=run.model,
+                optimizer=run.optimizer,
+                state=state_beside_tensors(run, progress),
+                world=run.world,
+            )
+            log.message(f"saved {folder}")
+
+
+def row_stream(run: Run, state: StreamState) -> Iterator[Row]:
+    """Stream this rank's packed rows from where the run stands."""
+    config, data, world = run.config, run.data, run.world
+    return stream_rows(
+        PackedRows(data.train, clip_settings(config, world), data.video_token_id),
+        state,
+        rank=world.rank,
+        world_size=world.size,
+        window=config.packing_window,
+        seed=config.seed,
+        num_workers=config.dataloader_num_workers,
+    )
+
+
+def build_model(config: Config, data: Data, world: World) -> FastSlowQwen2VL:
+    """Build the model, shard it, and give it its weights."""
+    if data.checkpoint is not None:
+        model = build_meta_model(data.checkpoint)
+        parallelise(model, config.parallel, world)
+        offload = config.parallel.cpu_offload
+        materialize(model, world.device, seed=config.seed, offload=offload)
+        load_pretrained(data.checkpoint, model)
+        return model
+    torch.manual_seed(config.seed)
+    backbone = tiny_backbone(
+        vocabulary_size=data.vocabulary_size, video_token_id=data.video_token_id
+    )
+    model = FastSlowQwen2VL(backbone).to(world.device)
+    parallelise(model, config.parallel, world)
+    return model
+
+
+def resume(run: Run) -> Progress:
+    """Go on from the last checkpoint of the output folder, if there is one."""
+    config = run.config
+    folder = broadcast_from_main(
+        lambda: latest_checkpoint(config.output_dir), run.world
+    )
+    if folder is None:
+        return Progress()
+    state = load_checkpoint(
+        folder, model=run.model, optimizer=run.optimizer, world=run.world
+    )
+    check_same_settings(state["settings"], config, free=FREE_TO_CHANGE)
+    if state["data"] != fingerprint(run.data.train):
+        raise ValueError(
+            f"the samples differ from those that {folder} was trained on; a run goes "
+            "on with the data that it began with"
+        )
+    run.quarantine.add(BadSample(**sample) for sample in state["quarantine"])
+    stream = state["stream"]
+    return Progress(
+        step=state["step"],
+        stream=StreamState(**stream | {"waiting": tuple(stream["waiting"])}),
+        skipped=SkippedSteps(**state["skipped"]),
+    )
+
+
+def state_beside_tensors(run: Run, progress: Progress) -> dict[str, Any]:
+    """Gather what a checkpoint needs beside tensors and random states."""
+    return {
+        "settings": settings_as_json(run.config),
+        "data": fingerprint(run.data.train),
+        "stream": dataclasses.asdict(progress.stream),
+        "skipped": dataclasses.asdict(progress.skipped),
+        "quarantine": [dataclasses.asdict(sample) for sample in run.quarantine],
+    }
+
+
+def train_step(
+    run: Run,
+    step: int,
+    rows: list[Row],
+    counts: dict[str, float],
+    skipped: SkippedSteps,
+) -> tuple[dict[str, float], SkippedSteps]:
+    """Take one optimizer step; every loss is divided by its count over all ranks."""
+    config, model, world = run.config, run.model, run.world
+    model.train()
+    sums = torch.zeros(len(TERMS), dtype=torch.float64, device=world.device)
+    labels, pairs = max(counts["labels"], 1), max(counts["pairs"], 1)
+    for row in rows:
+        plan = to_device(row.plan, world.device)
+        output = model(row.patches.to(world.device), plan)
+        ahead, _ = next_frame_loss(output.predictions, output.targets)
+        copying, _ = next_frame_loss(output.copies, output.targets)
+        loss = output.language_loss / labels + config.loss_weight * ahead / pairs
+        (loss * world.size).backward()  # FSDP divides gradients by the number of ranks
+        sums += torch.stack([output.language_loss, ahead, copying]).detach()
+    norm = clip_gradients(model, config.max_grad_norm)
+    skipped = count_skipped(norm, skipped, most_in_a_row=config.max_skipped_steps)
+    rate = warmup_cosine(
+        step,
+        peak=config.learning_rate,
+        warmup=config.warmup_steps,
+        total=config.max_steps,
+    )
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    if not skipped.in_a_row:
+        run.optimizer.step()
+    run.optimizer.zero_grad()
+    total = sum_over_ranks(dict(zip(TERMS, sums.tolist(), strict=True)), world)
+    language_loss = total["language_loss"] / labels
+    ahead_loss = total["autoregressive_loss"] / pairs
+    copy_loss = total["copy_loss"] / pairs
+    return {
+        "loss": language_loss + config.loss_weight * ahead_loss,
+        "language_loss": language_loss,
+        "autoregressive_loss": ahead_loss,
+        "weighted_autoregressive_loss": config.loss_weight * ahead_loss,
+        "copy_loss": copy_loss,
+        "skill": copy_skill(ahead_loss, copy_loss),
+        "learning_rate": rate,
+        "gradient_norm": norm,
+        "skipped_steps": skipped.total,
+    }, skipped
+
+
+def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, float]:
+    """Measure the whole step's wall clock, data wait included, for each rank."""
+    ranks = run.world.size
+    return {
+        "tokens_per_second": counts["tokens"] / seconds / ranks,
+        "frames_per_second": counts["frames"] / seconds / ranks,
+        "fill": counts["tokens"] / (counts["rows"] * run.config.tokens_per_row),
+        "data_wait": counts["waited"] / seconds / ranks,
+        "peak_memory_gib": peak_memory(run.world.device) / 2**30,
+        "skipped": counts["skipped"],
+    }
+
+
+def finish(run: Run, log: RunLog) -> None:
+    """Ask the held-out questions, and write the weights for transformers."""
+    ask_held_out(run, log)
+    merge_adapters(run.model)
+    folder = run.config.output_dir / "model"
+    export_pretrained(
+        folder,
+        run.model,
+        run.world,
+        dtype=run.config.parallel.compute_dtype,
+        source=run.data.tokenizer,
+    )
+    log.message(f"weights for transformers in {folder}")
+
+
+@torch.no_grad()
+def ask_held_out(run: Run, log: RunLog) -> None:
+    """Ask every held-out question; an answer counts when all of its tokens are right.
+
+    All tokens are scored in one pass under the true answer. Greedy decoding gives that
+    answer exactly when each of its tokens is the most likely one after those before.
+    """
+    config, data, world = run.config, run.data, run.world
+    samples = PackedRows(
+        data.held_out, clip_settings(config, world), data.video_token_id
+    )
+    lengths = [planned.num_tokens for planned in data.held_out]
+    bins = best_fit_decreasing(lengths, config.tokens_per_row)
+    run.model.eval()
+    asked, right, bad = 0, 0, list[BadSample]()
+    for first in range(0, len(bins), world.size):
+        dealt = (*bins[first : first + world.size], *[()] * world.size)
+        row = samples[dealt[world.rank], StreamState()]
+        plan = to_device(row.plan, world.device)
+        output = run.model(row.patches.to(world.device), plan, return_logits=True)
+        assert output.logits is not None
+        wrong = output.logits.argmax(-1) != plan.labels.targets
+        missed = plan.layout.segment_ids[plan.labels.rows][wrong].unique()
+        asked += len(row.sample_ids)
+        right += len(row.sample_ids) - len(missed)
+        bad.extend(row.bad)
+    run.quarantine.share(bad)
+    total = sum_over_ranks({"right": right, "asked": asked}, world)
+    if total["asked"]:
+        accuracy = total["right"] / total["asked"]
+        log.scalars(config.max_steps, {"accuracy": accuracy, "chance": data.chance})
+        log.message(
+            f"held-out accuracy {accuracy:.3f} on {total['asked']:.0f} questions, "
+            f"chance {data.chance:.3f} (always the most common answer)"
+        )
+
+
+def describe(run: Run, done: int) -> str:
+    """Say what will be trained, on what, and from where."""
+    data, world = run.data, run.world
+    first = data.train[0]
+    clip = next(span for span in first.spans if isinstance(span, VideoSpan))
+    before = clip.schedule.num_frames * clip.grid[0] * clip.grid[1]
+    weights = sum(weight.numel() for weight in run.model.parameters())
+    begin = f"goes on after step {done}" if done else "begins with step 1"
+    return (
+        f"{weights:,} parameters on {world.size} ranks ({world.device.type})\n"
+        f"{len(data.train)} samples to train on, {len(data.held_out)} held out, "
+        f"{len(data.bad)} unusable\n"
+        f"first clip {describe_schedule(first.schedule, clip.grid)}, {before} before "
+        "pooling\n"
+        f"the run {begin} and ends with step {run.config.max_steps}"
+    )
