@@ -56,7 +56,12 @@ from recipes.edge.loader import (
     stream_rows,
 )
 from recipes.edge.metrics import RunLog
-from recipes.edge.optimization import clip_gradients, warmup_cosine
+from recipes.edge.optimization import (
+    SkippedSteps,
+    clip_gradients,
+    count_skipped,
+    warmup_cosine,
+)
 from recipes.edge.quarantine import Quarantine
 from recipes.edge.settings import check_same_settings, settings_as_json
 from recipes.edge.tokenizer import VIDEO_TOKEN, train_tokenizer
@@ -404,6 +409,7 @@ def train_step(
         (loss * world.size).backward()  # FSDP divides gradients by the number of ranks
         sums += torch.stack([output.language_loss, ahead, copying]).detach()
     norm = clip_gradients(model, config.max_grad_norm)
+    count_skipped(norm, SkippedSteps(), most_in_a_row=0)
     rate = warmup_cosine(
         step,
         peak=config.learning_rate,
