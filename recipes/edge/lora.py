@@ -3,7 +3,8 @@
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
 
@@ -42,13 +43,32 @@ def add_adapters(
     )
     on_meta = model.backbone.device.type == "meta"
     inject_adapter_in_model(settings, model.backbone, low_cpu_mem_usage=on_meta)
+    if not on_meta:
+        reset_adapters(model)
 
 
-def reset_adapters(model: FastSlowQwen2VL) -> None:
-    """Give adapters their initial values; for a model built on the meta device."""
+@torch.no_grad()
+def reset_adapters(model: FastSlowQwen2VL, *, seed: int = 0) -> None:
+    """Give adapters their initial values, as in the paper: noise, then zeros.
+
+    They are drawn from a generator of their own, so that they are the same on any
+    number of ranks, and on each of them.
+
+    Args:
+        model: With adapters, sharded or not; not on the meta device.
+        seed: Seeds the noise.
+
+    References:
+        Hu et al. 2021, LoRA, section 4.1, with the uniform noise of ``nn.Linear``.
+    """
+    generator = torch.Generator().manual_seed(seed)
     for _, layer in _adapters(model):
-        for name in layer.lora_A:
-            layer.reset_lora_parameters(name, init_lora_weights=True)
+        for down in layer.lora_A.values():
+            bound = down.in_features**-0.5
+            noise = torch.empty(down.weight.shape)
+            _fill(down.weight, noise.uniform_(-bound, bound, generator=generator))
+        for up in layer.lora_B.values():
+            nn.init.zeros_(up.weight)
 
 
 @torch.no_grad()
@@ -95,3 +115,13 @@ def _adapters(model: nn.Module) -> list[tuple[str, LoraLayer]]:
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer)
     ]
+
+
+def _fill(parameter: Tensor, values: Tensor) -> None:
+    """Copy values that every rank has into a parameter, sharded or not."""
+    if isinstance(parameter, DTensor):
+        mesh, placements = parameter.device_mesh, parameter.placements
+        sharded = distribute_tensor(values, mesh, placements, src_data_rank=None)
+        parameter.to_local().copy_(sharded.to_local())
+    else:
+        parameter.copy_(values)

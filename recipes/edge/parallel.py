@@ -157,7 +157,8 @@ def checkpoint_activations(
 def compile_blocks(model: FastSlowQwen2VL, *, backend: str = "inductor") -> None:
     """Compile every block of tower and language model by itself.
 
-    Blocks of a kind share their code, so it is compiled once for all of them.
+    Blocks of a kind share their code, so one compilation serves all of them; with
+    adapters there is a second, for the first block, whose input has no gradient.
 
     Args:
         model: Not sharded yet.

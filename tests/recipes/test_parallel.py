@@ -21,7 +21,7 @@ from recipes.edge.parallel import Parallel, parallelise
 VIDEO_TOKEN_ID = 9
 
 
-def make_model(seed: int = 0) -> FastSlowQwen2VL:
+def make_model(layers: int = 2, seed: int = 0) -> FastSlowQwen2VL:
     """Build a tiny model with random weights in float32."""
     torch.manual_seed(seed)
     backbone = Qwen2VLForConditionalGeneration(
@@ -30,7 +30,7 @@ def make_model(seed: int = 0) -> FastSlowQwen2VL:
                 "vocab_size": 40,
                 "hidden_size": 32,
                 "intermediate_size": 48,
-                "num_hidden_layers": 2,
+                "num_hidden_layers": layers,
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
                 "initializer_range": 0.2,
