@@ -88,7 +88,11 @@ class FastSlowQwen2VL(nn.Module):
 
     @torch.no_grad()
     def reset_target_tower(self) -> None:
-        """Give the frozen copy the weights that the tower has now, sharded or not."""
+        """Give the frozen copy the weights that the tower has now, sharded or not.
+
+        Raises:
+            ValueError: If there is no copy.
+        """
         if self.target_tower is None:
             raise ValueError("target_tower is None; train_tower makes it")
         tower = self.backbone.model.visual

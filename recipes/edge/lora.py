@@ -21,7 +21,7 @@ PROJECTIONS = (
 
 
 def add_adapters(
-    model: FastSlowQwen2VL, *, rank: int, alpha: float, dropout: float
+    model: FastSlowQwen2VL, *, rank: int, alpha: int, dropout: float
 ) -> None:
     """Put an adapter beside every projection of the language model.
 
@@ -62,13 +62,13 @@ def reset_adapters(model: FastSlowQwen2VL, *, seed: int = 0) -> None:
         Hu et al. 2021, LoRA, section 4.1, with the uniform noise of ``nn.Linear``.
     """
     generator = torch.Generator().manual_seed(seed)
-    for _, layer in _adapters(model):
-        for down in layer.lora_A.values():
-            bound = down.in_features**-0.5
-            noise = torch.empty(down.weight.shape)
-            _fill(down.weight, noise.uniform_(-bound, bound, generator=generator))
-        for up in layer.lora_B.values():
-            nn.init.zeros_(up.weight)
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name:
+            bound = parameter.shape[1] ** -0.5
+            noise = torch.empty(parameter.shape)
+            _fill(parameter, noise.uniform_(-bound, bound, generator=generator))
+        elif ".lora_B." in name:
+            parameter.zero_()
 
 
 @torch.no_grad()

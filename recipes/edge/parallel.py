@@ -65,7 +65,7 @@ class Parallel:
     lora_rank: int = 0
     """Rank of the adapters in the language model; with adapters only they and the
     next-frame head train. 0 trains the weights themselves."""
-    lora_alpha: float = 16.0
+    lora_alpha: int = 16
     """Adapters are scaled by ``lora_alpha / lora_rank``."""
     lora_dropout: float = 0.0
     """Share of an adapter's inputs that is dropped in training."""
@@ -228,7 +228,7 @@ def _blocks(model: FastSlowQwen2VL) -> Iterator[nn.Module]:
     """Give the blocks of the tower, the language model and the target tower."""
     yield from _trained_blocks(model)
     if model.target_tower is not None:
-        yield from model.target_tower.blocks
+        yield from model.target_tower.get_submodule("blocks").children()
 
 
 def _checkpointed(
