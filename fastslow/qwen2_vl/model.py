@@ -1,7 +1,9 @@
 """Qwen2-VL as one root module: tower, pooling, language model and heads."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
@@ -37,13 +39,16 @@ class FastSlowQwen2VL(nn.Module):
     """The whole training step's forward pass in one module.
 
     FSDP2 gathers parameters around the root's ``forward``, so tower, pooling, language
-    model and heads are called inside it. The tower is called once.
+    model and heads are called inside it. The tower is called once, and so is the
+    frozen copy that gives the targets while the tower trains.
 
     Attributes:
         backbone: transformers' own model; its language model attends under the
             layout's mask.
         next_frame_head: From the language model's last hidden states to the tower's
             features.
+        target_tower: The frozen copy, see ``train_tower``; None while the tower itself
+            is the target.
     """
 
     def __init__(self, backbone: Qwen2VLForConditionalGeneration) -> None:
@@ -57,14 +62,41 @@ class FastSlowQwen2VL(nn.Module):
             nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, features)
         )
         self.next_frame_head.to(dtype=backbone.dtype, device=backbone.device)
+        self.target_tower: nn.Module | None = None
 
     def freeze_tower(self) -> None:
         """Stop training the vision blocks; the merger that follows them is trained.
 
         The features that the next-frame loss predicts then stay what they are.
         """
+        self.target_tower = None
         self.backbone.model.visual.requires_grad_(False)
         self.backbone.model.visual.merger.requires_grad_(True)
+
+    def train_tower(self) -> None:
+        """Train the whole tower, and let a frozen copy of it give the targets.
+
+        Features that move with the tower would be targets that the tower can make
+        easy. The copy keeps the weights of this moment; it has no merger, whose output
+        no target needs. Call this before the model is compiled or sharded. Weights
+        that are loaded afterwards reach the copy through ``reset_target_tower``.
+        """
+        tower = self.backbone.model.visual.requires_grad_(True)
+        self.target_tower = deepcopy(tower).requires_grad_(False)
+        self.target_tower.merger = nn.Identity()
+
+    @torch.no_grad()
+    def reset_target_tower(self) -> None:
+        """Give the frozen copy the weights that the tower has now, sharded or not.
+
+        Raises:
+            ValueError: If there is no copy.
+        """
+        if self.target_tower is None:
+            raise ValueError("target_tower is None; train_tower makes it")
+        tower = self.backbone.model.visual
+        for name, parameter in self.target_tower.named_parameters():
+            parameter.copy_(tower.get_parameter(name))
 
     def forward(
         self,
@@ -111,6 +143,10 @@ class FastSlowQwen2VL(nn.Module):
             use_cache=False,
         ).last_hidden_state[0]
         seen = vision.last_hidden_state.detach()
+        if self.target_tower is not None:
+            with torch.no_grad():
+                target = self.target_tower(patches, grid_thw=plan.grid_thw)
+            seen = target.last_hidden_state
         merged = seen.unflatten(0, (-1, merged_patches)).mean(1)
         head = self.backbone.lm_head
         language_loss, _ = labelled_cross_entropy(hidden, head.weight, plan.labels)

@@ -1,10 +1,13 @@
-"""Learning rates and gradient norms."""
+"""Learning rates, gradient norms, and steps that are better not taken."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 
 
 def warmup_cosine(step: int, *, peak: float, warmup: int, total: int) -> float:
@@ -31,19 +34,108 @@ def warmup_cosine(step: int, *, peak: float, warmup: int, total: int) -> float:
 def clip_gradients(model: nn.Module, max_norm: float) -> float:
     """Scale the gradients of a sharded model down to a bound.
 
+    Each rank adds up its own shards, and one all-reduce over all ranks adds up theirs;
+    what several ranks hold counts once. So the norm is the same on every rank to the
+    last bit, also where the model is replicated or its gradients live in host memory.
+
     Args:
-        model: A root module sharded with ``fully_shard``.
+        model: A root module, sharded with ``fully_shard`` over all ranks or not.
         max_norm: Largest norm of all gradients together that is let through.
 
     Returns:
-        The norm that they had, the same on every rank.
+        The norm that they had, the same on every rank. If it is not finite, the
+        gradients are left alone: ``count_skipped`` says what to do.
+    """
+    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    norm = math.sqrt(_sum_of_squares(gradients))
+    if math.isfinite(norm) and norm > max_norm:
+        shards = [_local(gradient) for gradient in gradients]
+        torch._foreach_mul_(shards, max_norm / norm)
+    return norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedSteps:
+    """Optimizer steps that were not taken because their gradients were not finite.
+
+    Attributes:
+        in_a_row: How many since the last step that was taken; 0 lets the optimizer
+            take this one.
+        total: How many in the whole run.
+    """
+
+    in_a_row: int = 0
+    total: int = 0
+
+
+def count_skipped(
+    norm: float, skipped: SkippedSteps, *, most_in_a_row: int
+) -> SkippedSteps:
+    """Decide whether to take a step, and stop a run that only skips.
+
+    Every rank decides by the same norm, so all take the step or none does.
+
+    Args:
+        norm: What ``clip_gradients`` returned.
+        skipped: What was skipped before this step.
+        most_in_a_row: Steps that may be skipped one after the other, at least 0.
+
+    Returns:
+        What is skipped with this step; it is to be taken if ``in_a_row`` is 0.
 
     Raises:
-        FloatingPointError: If the norm is not finite.
+        FloatingPointError: If more than ``most_in_a_row`` are skipped one after the
+            other.
+
+    Example:
+        >>> skipped = count_skipped(math.inf, SkippedSteps(), most_in_a_row=3)
+        >>> skipped
+        SkippedSteps(in_a_row=1, total=1)
+        >>> count_skipped(0.5, skipped, most_in_a_row=3)
+        SkippedSteps(in_a_row=0, total=1)
     """
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    assert isinstance(norm, DTensor)
-    value = norm.full_tensor().item()
-    if not math.isfinite(value):
-        raise FloatingPointError(f"the gradient norm is {value}; it must be finite")
-    return value
+    if math.isfinite(norm):
+        return SkippedSteps(total=skipped.total)
+    now = SkippedSteps(in_a_row=skipped.in_a_row + 1, total=skipped.total + 1)
+    if now.in_a_row > most_in_a_row:
+        raise FloatingPointError(
+            f"the gradient norm is {norm} in {now.in_a_row} steps in a row; at most "
+            f"{most_in_a_row} may be skipped"
+        )
+    return now
+
+
+def _sum_of_squares(gradients: Sequence[Tensor]) -> float:
+    """Add up the squares of whole gradients, in float64 and one all-reduce."""
+    by_copies: dict[int, list[Tensor]] = {}
+    for gradient in gradients:
+        by_copies.setdefault(_count_copies(gradient), []).append(_local(gradient))
+    total = torch.zeros((), dtype=torch.float64, device=_device(gradients))
+    for copies, shards in by_copies.items():
+        norm = torch.nn.utils.get_total_norm(shards)
+        total += norm.to(total).square() / copies
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total.item()
+
+
+def _count_copies(gradient: Tensor) -> int:
+    """Count the ranks that hold each entry of a gradient."""
+    if not isinstance(gradient, DTensor):
+        return dist.get_world_size() if dist.is_initialized() else 1
+    sizes = zip(gradient.device_mesh.shape, gradient.placements, strict=True)
+    return math.prod(size for size, place in sizes if isinstance(place, Replicate))
+
+
+def _device(gradients: Sequence[Tensor]) -> torch.device:
+    """Tell where ranks talk: where a mesh computes, not where its shards are kept."""
+    for gradient in gradients:
+        if isinstance(gradient, DTensor):
+            return torch.device(gradient.device_mesh.device_type)
+        return gradient.device
+    return torch.device("cpu")
+
+
+def _local(gradient: Tensor) -> Tensor:
+    """Give this rank's shard."""
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient

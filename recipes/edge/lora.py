@@ -1,0 +1,127 @@
+"""Adapters of low rank in the language model, through ``peft``."""
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from fastslow.qwen2_vl import FastSlowQwen2VL
+
+PROJECTIONS = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)
+"""Linear layers of a decoder layer; each gets an adapter."""
+
+
+def add_adapters(
+    model: FastSlowQwen2VL, *, rank: int, alpha: int, dropout: float
+) -> None:
+    """Put an adapter beside every projection of the language model.
+
+    Only adapters and the next-frame head train afterwards. An adapter starts as zero,
+    so the model computes what it computed before.
+
+    Args:
+        model: Neither compiled nor sharded yet; on the meta device adapters are too,
+            and ``reset_adapters`` sets them later.
+        rank: Rank of an adapter, at least 1.
+        alpha: Its output is scaled by ``alpha / rank``.
+        dropout: Share of its inputs that is dropped in training.
+    """
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=rf"model\.language_model\..*\.({'|'.join(PROJECTIONS)})",
+    )
+    on_meta = model.backbone.device.type == "meta"
+    inject_adapter_in_model(settings, model.backbone, low_cpu_mem_usage=on_meta)
+    if not on_meta:
+        reset_adapters(model)
+
+
+@torch.no_grad()
+def reset_adapters(model: FastSlowQwen2VL, *, seed: int = 0) -> None:
+    """Give adapters their initial values, as in the paper: noise, then zeros.
+
+    They are drawn from a generator of their own, so that they are the same on any
+    number of ranks, and on each of them.
+
+    Args:
+        model: With adapters, sharded or not; not on the meta device.
+        seed: Seeds the noise.
+
+    References:
+        Hu et al. 2021, LoRA, section 4.1, with the uniform noise of ``nn.Linear``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name:
+            bound = parameter.shape[1] ** -0.5
+            noise = torch.empty(parameter.shape)
+            _fill(parameter, noise.uniform_(-bound, bound, generator=generator))
+        elif ".lora_B." in name:
+            parameter.zero_()
+
+
+@torch.no_grad()
+def merge_adapters(model: FastSlowQwen2VL) -> None:
+    """Add adapters to the weights beside them, and remove them.
+
+    ``model.backbone`` then has the parameters of transformers' own class and their
+    names. Sharded models stay sharded; all ranks call this together. The model is for
+    evaluation or export afterwards: the optimizer knows parameters that are gone.
+
+    Args:
+        model: With adapters or without.
+    """
+    for name, layer in _adapters(model):
+        layer.merge(safe_merge=False)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+
+
+def checkpoint_name(name: str) -> str | None:
+    """Give the name that a parameter has in a model without adapters.
+
+    Args:
+        name: Name of a parameter, with adapters or without.
+
+    Returns:
+        The name; None for a parameter of an adapter.
+
+    Example:
+        >>> checkpoint_name("layers.0.self_attn.q_proj.base_layer.weight")
+        'layers.0.self_attn.q_proj.weight'
+        >>> checkpoint_name("layers.0.self_attn.q_proj.lora_A.default.weight")
+    """
+    parts = name.split(".")
+    if "lora_A" in parts or "lora_B" in parts:
+        return None
+    return ".".join(part for part in parts if part != "base_layer")
+
+
+def _adapters(model: nn.Module) -> list[tuple[str, LoraLayer]]:
+    """Give every projection that has an adapter, by name."""
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    ]
+
+
+def _fill(parameter: Tensor, values: Tensor) -> None:
+    """Copy values that every rank has into a parameter, sharded or not."""
+    if isinstance(parameter, DTensor):
+        mesh, placements = parameter.device_mesh, parameter.placements
+        sharded = distribute_tensor(values, mesh, placements, src_data_rank=None)
+        parameter.to_local().copy_(sharded.to_local())
+    else:
+        parameter.copy_(values)

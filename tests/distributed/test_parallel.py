@@ -1,0 +1,477 @@
+"""One step on two ranks and on 2 x 2 equals the step of one process.
+
+The file is its own worker: ``torchrun`` runs it on as many ranks as a case needs, and
+rank 0 leaves what they computed. The four rows of the step are a clip, text alone, no
+sample at all, and another clip; the two in the middle have only the black clip that
+keeps the ranks' calls of the tower equal.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.tensor import DTensor
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from fastslow import (
+    Span,
+    TextSpan,
+    VideoSpan,
+    next_frame_loss,
+    repeat_strides,
+    schedule_from_strides,
+)
+from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_row
+from recipes.edge.checkpoint import load_checkpoint, save_checkpoint
+from recipes.edge.distributed import World, gather_from_ranks, process_group
+from recipes.edge.lora import merge_adapters, reset_adapters
+from recipes.edge.optimization import SkippedSteps, clip_gradients, count_skipped
+from recipes.edge.parallel import (
+    Parallel,
+    checkpoint_activations,
+    choose_trained,
+    compile_blocks,
+    parallelise,
+    shard,
+    sharding_mesh,
+)
+
+ROOT = Path(__file__).parents[2]
+VIDEO_TOKEN_ID = 9
+MAX_NORM = 2.0
+RATE = 0.1
+
+BLACK: list[Span] = [VideoSpan(grid=(1, 1), schedule=repeat_strides(1, (1,)))]
+
+
+def talk(strides: tuple[int, ...], *answer: int) -> list[Span]:
+    clip = VideoSpan(grid=(3, 2), schedule=schedule_from_strides(strides))
+    question = TextSpan(token_ids=(1, 2, 3), trained=False)
+    return [question, clip, TextSpan(token_ids=answer, trained=True)]
+
+
+ROWS: list[list[list[Span]]] = [
+    [talk((1, 2, 1), 6, 10, 11), talk((2, 1), 12)],
+    [[TextSpan(token_ids=(4, 5, 13, 14), trained=True)], BLACK],
+    [BLACK],
+    [talk((1, 1, 2, 1), 15, 16)],
+]
+"""The packed rows of the step."""
+
+STEPS: dict[str, dict[str, Any]] = {
+    "frozen": {"compute": "float32"},
+    "trained": {
+        "compute": "float32",
+        "tower": "trained",
+        "activation_checkpointing": "full",
+    },
+    "selective": {
+        "compute": "float32",
+        "tower": "trained",
+        "activation_checkpointing": "selective",
+    },
+    "offloaded": {"compute": "float32", "cpu_offload": True},
+    "adapters": {
+        "compute": "float32",
+        "lora_rank": 3,
+        "activation_checkpointing": "full",
+    },
+    "narrow": {
+        "compute": "bfloat16",
+        "tower": "trained",
+        "activation_checkpointing": "full",
+    },
+}
+"""Settings under which the step is taken."""
+
+
+def build() -> FastSlowQwen2VL:
+    """Make a tiny model, the same in every process."""
+    torch.manual_seed(0)
+    backbone = Qwen2VLForConditionalGeneration(
+        Qwen2VLConfig(
+            text_config={
+                "vocab_size": 41,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "initializer_range": 0.2,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1e4,
+                    "mrope_section": [1, 1, 2],
+                },
+                "bos_token_id": None,
+                "eos_token_id": None,
+            },
+            vision_config={
+                "depth": 2,
+                "embed_dim": 16,
+                "hidden_size": 32,
+                "num_heads": 2,
+                "mlp_ratio": 2,
+                "patch_size": 2,
+                "initializer_range": 0.2,
+            },
+            video_token_id=VIDEO_TOKEN_ID,
+        )
+    )
+    return FastSlowQwen2VL(backbone).train()
+
+
+def load(number: int) -> tuple[Tensor, RowPlan]:
+    """Plan a row and draw its pixels; a black clip stays black."""
+    plan = plan_row(ROWS[number], video_token_id=VIDEO_TOKEN_ID)
+    shape = int(plan.grid_thw.prod(1).sum()), 3 * 2 * 2 * 2
+    if number in (1, 2):
+        return torch.zeros(shape), plan
+    return torch.randn(shape, generator=torch.Generator().manual_seed(number)), plan
+
+
+def losses(model: nn.Module, number: int) -> Tensor:
+    """Give a row's share of the step's loss."""
+    patches, plan = load(number)
+    output = model(patches, plan)
+    ahead, _ = next_frame_loss(output.predictions, output.targets)
+    return output.language_loss / 10 + ahead / 5
+
+
+def whole(value: Tensor) -> Tensor:
+    """Gather a tensor, and leave the sharded one alone."""
+    full = value.full_tensor() if isinstance(value, DTensor) else value
+    return full.detach().clone()
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Gather every gradient, by name."""
+    return {
+        name: whole(parameter.grad)
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def step(model: nn.Module, rows: list[int], size: int) -> dict[str, Any]:
+    """Take a step of plain gradient descent; give all that it is made of."""
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=RATE)
+    total = torch.zeros(())
+    for number in rows:
+        loss = losses(model, number)
+        (loss * size).backward()
+        total += loss.detach()
+    found: dict[str, Any] = {"loss": total.item(), "gradients": gradients(model)}
+    found["norm"] = clip_gradients(model, MAX_NORM)
+    found["clipped"] = gradients(model)
+    optimizer.step()
+    found["weights"] = {name: whole(each) for name, each in model.named_parameters()}
+    return found
+
+
+def deal(world: World) -> list[int]:
+    """Give a rank its rows; with two ranks the second has no video."""
+    return {1: [[0, 1, 2, 3]], 2: [[0, 3], [1, 2]], 4: [[0], [1], [2], [3]]}[
+        world.size
+    ][world.rank]
+
+
+def take_steps(folder: Path, world: World) -> dict[str, Any]:
+    """Worker: take the step under every setting."""
+    found: dict[str, Any] = {}
+    for name, settings in STEPS.items():
+        model = build()
+        replicate = 2 if world.size == 4 else 1
+        parallelise(model, Parallel(replicate=replicate, **settings), world)
+        found[name] = step(model, deal(world), world.size)
+        losses_of_ranks = gather_from_ranks(found[name]["loss"], world)
+        found[name]["loss"] = sum(losses_of_ranks)
+        norms = gather_from_ranks(found[name]["norm"], world)
+        found[name]["norms agree"] = len(set(norms)) == 1
+        found[name]["dtypes"] = {
+            (parameter.requires_grad, str(parameter.dtype))
+            for parameter in model.parameters()
+        }
+    return found
+
+
+def skip(folder: Path, world: World) -> dict[str, Any]:
+    """Worker: one rank's shard of one gradient is not a number."""
+    model = build()
+    parallelise(model, Parallel(), world)
+    losses(model, 0).backward()
+    if world.rank == 1:
+        parameter = next(each for each in model.parameters() if each.grad is not None)
+        assert isinstance(parameter.grad, DTensor)
+        parameter.grad.to_local()[0] = float("nan")
+    before = gradients(model)
+    skipped, told = SkippedSteps(), ""
+    for _ in range(3):
+        norm = clip_gradients(model, MAX_NORM)
+        try:
+            skipped = count_skipped(norm, skipped, most_in_a_row=2)
+        except FloatingPointError as error:
+            told = str(error)
+    same = all(
+        torch.equal(value.nan_to_num(7), before[name].nan_to_num(7))
+        for name, value in gradients(model).items()
+    )
+    return {"ranks": gather_from_ranks((skipped, told, same), world)}
+
+
+def train(model: nn.Module, optimizer: torch.optim.AdamW, world: World) -> None:
+    """Take a step of AdamW."""
+    for number in deal(world):
+        losses(model, number).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def keep_targets(folder: Path, world: World) -> dict[str, Any]:
+    """Worker: the tower moves, its copy does not, and a checkpoint holds both."""
+
+    def made(*, compiled: bool = False) -> tuple[FastSlowQwen2VL, torch.optim.AdamW]:
+        model = build()
+        settings = Parallel(tower="trained", activation_checkpointing="full")
+        choose_trained(model, settings)
+        checkpoint_activations(model, settings.activation_checkpointing)
+        if compiled:
+            compile_blocks(model, backend="aot_eager")
+        shard(model, settings, sharding_mesh(world, settings.replicate))
+        trained = [each for each in model.parameters() if each.requires_grad]
+        return model, torch.optim.AdamW(trained, lr=0.01)
+
+    def weights(model: nn.Module) -> dict[str, Tensor]:
+        return {name: whole(each) for name, each in model.named_parameters()}
+
+    names = set(dict(made()[0].named_parameters()))
+    model, optimizer = made(compiled=True)
+    found: dict[str, Any] = {"names": set(get_model_state_dict(model)) == names}
+    found["before"] = weights(model)
+    train(model, optimizer, world)
+    saved = save_checkpoint(
+        folder, 1, model=model, optimizer=optimizer, state={}, world=world
+    )
+    train(model, optimizer, world)
+    found["after"] = weights(model)
+    found["optimizer dtypes"] = {
+        value.dtype for state in optimizer.state.values() for value in state.values()
+    }
+    model, optimizer = made(compiled=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
+    train(model, optimizer, world)
+    found["resumed"] = weights(model)
+    model.reset_target_tower()
+    found["reset"] = weights(model)
+    return found
+
+
+def merge(folder: Path, world: World) -> dict[str, Any]:
+    """Worker: adapters that have learned something become part of the weights."""
+    model = build()
+    names = set(dict(model.named_parameters()))
+    parallelise(model, Parallel(compute="float32", lora_rank=3), world)
+    started = {name: whole(each) for name, each in model.named_parameters()}
+    reset_adapters(model, seed=1)
+    again = {name: whole(each) for name, each in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    for number in deal(world):
+        (losses(model, number) * world.size).backward()
+    clip_gradients(model, 1.0)
+    optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        before = losses(model, 0)
+        merge_adapters(model)
+        after = losses(model, 0)
+    return {
+        "started": started,
+        "again": again,
+        "names": set(dict(model.named_parameters())) == names,
+        "losses": (before.item(), after.item()),
+        "merged": {name: whole(each) for name, each in model.named_parameters()},
+    }
+
+
+CASES: dict[str, Callable[[Path, World], dict[str, Any]]] = {
+    "take_steps": take_steps,
+    "skip": skip,
+    "keep_targets": keep_targets,
+    "merge": merge,
+}
+
+
+def work(cases: list[str], folder: Path) -> None:
+    """Worker: run cases on this number of ranks; rank 0 leaves what they gave."""
+    with process_group() as world:
+        found = {
+            case: CASES[case](folder / f"{case}-{world.size}", world) for case in cases
+        }
+        if world.is_main:
+            torch.save(found, folder / f"{world.size}.pt")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """What one, two and four ranks gave."""
+    folder = tmp_path_factory.mktemp("parallel")
+    cases = {
+        1: ["take_steps", "merge"],
+        2: ["take_steps", "skip", "keep_targets", "merge"],
+        4: ["take_steps"],
+    }
+    found = {}
+    for size, names in cases.items():
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(size), __file__, str(folder), *names]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+        done = subprocess.run(
+            command,
+            check=False,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        found[size] = torch.load(folder / f"{size}.pt", weights_only=False)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone() -> Callable[[str], dict[str, Any]]:
+    """The step of a process without ranks, in which nothing is sharded."""
+
+    def take(name: str) -> dict[str, Any]:
+        model = build()
+        choose_trained(model, Parallel(**{**STEPS[name], "compute": "float32"}))
+        return step(model, [0, 1, 2, 3], 1)
+
+    return take
+
+
+def assert_near(
+    found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float
+) -> None:
+    """Compare tensors by name, each beside the largest of them all."""
+    assert found.keys() == expected.keys()
+    scale = max(value.abs().max() for value in expected.values())
+    for name, value in expected.items():
+        difference = (found[name] - value).abs().max()
+        assert difference <= tolerance * scale, f"{name}: {difference} beside {scale}"
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("name", [name for name in STEPS if name != "narrow"])
+def test_a_sharded_step_is_the_step_of_one_process(
+    ranks: dict[int, dict[str, Any]],
+    alone: Callable[[str], dict[str, Any]],
+    name: str,
+    size: int,
+) -> None:
+    expected, found = alone(name), ranks[size]["take_steps"][name]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert found["norm"] == pytest.approx(expected["norm"], rel=1e-5)
+    assert found["norms agree"]
+    assert expected["norm"] > MAX_NORM
+    for part in ("gradients", "clipped", "weights"):
+        assert_near(found[part], expected[part], 1e-5)
+    assert found["dtypes"] == {(True, "torch.float32"), (False, "torch.float32")}
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_step_in_bfloat16_stays_close_and_keeps_wide_weights(
+    ranks: dict[int, dict[str, Any]],
+    alone: Callable[[str], dict[str, Any]],
+    size: int,
+) -> None:
+    expected, found = alone("narrow"), ranks[size]["take_steps"]["narrow"]
+    one = ranks[1]["take_steps"]["narrow"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=0.02)
+    assert found["norm"] == pytest.approx(expected["norm"], rel=0.1)
+    assert_near(found["gradients"], expected["gradients"], 0.1)
+    # Other ranks add the same narrow gradients up in another order, in float32.
+    assert found["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert_near(found["gradients"], one["gradients"], 1e-5)
+    assert {gradient.dtype for gradient in found["gradients"].values()} == {
+        torch.float32
+    }
+    assert found["dtypes"] == {(True, "torch.float32"), (False, "torch.bfloat16")}
+
+
+def test_a_bad_gradient_of_one_rank_is_skipped_by_all(
+    ranks: dict[int, dict[str, Any]],
+) -> None:
+    said = "the gradient norm is nan in 3 steps in a row; at most 2 may be skipped"
+    expected = (SkippedSteps(in_a_row=2, total=2), said, True)
+    assert ranks[2]["skip"]["ranks"] == [expected, expected]
+
+
+def test_targets_stay_while_the_tower_trains(ranks: dict[int, dict[str, Any]]) -> None:
+    found = ranks[2]["keep_targets"]
+    before, after = found["before"], found["after"]
+    assert found["names"]
+    copies = [name for name in before if name.startswith("target_tower.")]
+    assert len(copies) == 25
+    for name in copies:
+        tower = name.replace("target_tower.", "backbone.model.visual.")
+        assert torch.equal(after[name], before[name]), name
+        assert not torch.equal(after[tower], before[tower]), name
+        assert torch.equal(found["reset"][name], after[tower].bfloat16()), name
+    assert found["optimizer dtypes"] == {torch.float32}
+
+
+def test_a_compiled_checkpointed_run_resumes_bit_for_bit(
+    ranks: dict[int, dict[str, Any]],
+) -> None:
+    found = ranks[2]["keep_targets"]
+    assert found["resumed"].keys() == found["after"].keys()
+    for name, value in found["after"].items():
+        assert torch.equal(found["resumed"][name], value), name
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_merged_adapters_compute_the_same(
+    ranks: dict[int, dict[str, Any]], size: int
+) -> None:
+    found, one = ranks[size]["merge"], ranks[1]["merge"]
+    assert found["names"]
+    before, after = found["losses"]
+    assert after == pytest.approx(before, rel=1e-5)
+    assert_near(found["merged"], one["merged"], 1e-5)
+    for name, value in found["started"].items():
+        if name.endswith("base_layer.weight"):
+            merged = found["merged"][name.replace("base_layer.", "")]
+            assert not torch.equal(merged, value), name
+
+
+def test_adapters_start_the_same_on_any_number_of_ranks(
+    ranks: dict[int, dict[str, Any]],
+) -> None:
+    one, two = ranks[1]["merge"], ranks[2]["merge"]
+    for part in ("started", "again"):
+        for name, value in one[part].items():
+            assert torch.equal(two[part][name], value), name
+    noise = [name for name in one["started"] if ".lora_A." in name]
+    assert len(noise) == 14
+    for name in noise:
+        first, second = one["started"][name], one["again"][name]
+        assert not torch.equal(first, second)
+        bound = first.shape[1] ** -0.5
+        assert 0.7 * bound < first.abs().max() <= bound
+
+
+if __name__ == "__main__":
+    work(sys.argv[2:], Path(sys.argv[1]))

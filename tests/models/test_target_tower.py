@@ -1,0 +1,122 @@
+"""A tower that trains does not move the targets of the next-frame loss."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastslow import TextSpan, VideoSpan, next_frame_loss, schedule_from_strides
+from fastslow.qwen2_vl import FastSlowOutput, FastSlowQwen2VL, RowPlan
+
+SAMPLE = (
+    TextSpan(token_ids=(1, 2), trained=False),
+    VideoSpan(grid=(3, 2), schedule=schedule_from_strides((1, 2, 1))),
+    TextSpan(token_ids=(6, 12, 13), trained=True),
+)
+
+Step = Callable[[FastSlowQwen2VL], FastSlowOutput]
+
+
+@pytest.fixture
+def step(lay: Callable[..., RowPlan], make_patches: Callable[..., Tensor]) -> Step:
+    """Take a step of gradient descent; give what it saw."""
+    plan = lay([SAMPLE, SAMPLE])
+    patches = make_patches(plan)
+
+    def take(model: FastSlowQwen2VL) -> FastSlowOutput:
+        trained = [each for each in model.parameters() if each.requires_grad]
+        output: FastSlowOutput = model(patches, plan)
+        ahead, _ = next_frame_loss(output.predictions, output.targets)
+        (output.language_loss + ahead).backward()
+        torch.optim.SGD(trained, lr=0.01).step()
+        return output
+
+    return take
+
+
+def test_targets_stay_those_of_the_first_step(
+    make_model: Callable[..., FastSlowQwen2VL], step: Step
+) -> None:
+    model, moving = make_model(), make_model()
+    model.train_tower()
+    assert model.target_tower is not None
+    weights = {name: p.clone() for name, p in model.target_tower.named_parameters()}
+    first, plain = step(model), step(moving)
+    assert torch.equal(first.targets.values, plain.targets.values)
+    assert torch.equal(first.copies, plain.copies)
+    second, moved = step(model), step(moving)
+    assert torch.equal(second.targets.values, first.targets.values)
+    assert torch.equal(second.copies, first.copies)
+    assert torch.equal(second.predictions, moved.predictions)
+    assert not torch.equal(moved.targets.values, plain.targets.values)
+    assert not first.targets.values.requires_grad
+    assert not first.copies.requires_grad
+    for name, parameter in model.target_tower.named_parameters():
+        assert torch.equal(parameter, weights[name])
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+
+
+def test_gradients_reach_the_whole_tower(
+    make_model: Callable[..., FastSlowQwen2VL], step: Step
+) -> None:
+    model = make_model()
+    model.freeze_tower()
+    model.train_tower()
+    step(model)
+    for name, parameter in model.backbone.model.visual.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_the_copy_has_no_merger(make_model: Callable[..., FastSlowQwen2VL]) -> None:
+    model = make_model()
+    model.train_tower()
+    names = {name for name, _ in model.named_parameters()}
+    copy = {name for name in names if name.startswith("target_tower.")}
+    tower = {name for name in names if name.startswith("backbone.model.visual.")}
+    assert {name.removeprefix("target_tower.") for name in copy} == {
+        rest
+        for name in tower
+        if not (rest := name.removeprefix("backbone.model.visual.")).startswith(
+            "merger."
+        )
+    }
+    shared = {p.data_ptr() for p in model.backbone.parameters()}
+    assert model.target_tower is not None
+    assert shared.isdisjoint(p.data_ptr() for p in model.target_tower.parameters())
+
+
+def test_a_frozen_tower_is_its_own_target(
+    make_model: Callable[..., FastSlowQwen2VL], step: Step
+) -> None:
+    model = make_model()
+    model.train_tower()
+    model.freeze_tower()
+    assert model.target_tower is None
+    first, second = step(model), step(model)
+    assert torch.equal(first.targets.values, second.targets.values)
+
+
+def test_reset_takes_the_weights_of_now(
+    make_model: Callable[..., FastSlowQwen2VL], step: Step
+) -> None:
+    model = make_model()
+    model.train_tower()
+    first = step(model)
+    model.reset_target_tower()
+    expected = make_model()
+    expected.load_state_dict(model.state_dict(), strict=False)
+    found, plain = step(model), step(expected)
+    assert torch.equal(found.targets.values, plain.targets.values)
+    assert not torch.equal(found.targets.values, first.targets.values)
+    assert model.target_tower is not None
+    assert not any(p.requires_grad for p in model.target_tower.parameters())
+
+
+def test_without_a_copy_there_is_nothing_to_reset(
+    make_model: Callable[..., FastSlowQwen2VL],
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        make_model().reset_target_tower()
+    assert str(caught.value) == "target_tower is None; train_tower makes it"
