@@ -21,38 +21,26 @@ next-frame head, which transformers does not know, travels in a file of its own,
 written, and no code of a checkpoint is run. All ranks need the same file system.
 """
 
-import copy
-import json
 import math
-import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 import torch
-from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    rename_source_key,
-    revert_weight_conversion,
-)
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
-from recipes.edge.distributed import World, broadcast_from_main
-
-HEAD_FILE = "next_frame_head.safetensors"
-"""The file beside transformers' own that holds the next-frame head."""
+from recipes.edge.weight_names import (
+    HEAD_PREFIX,
+    first_names,
+    named_weights,
+    names_in_model,
+)
 
 COMPANIONS = (
     "added_tokens.json",
@@ -70,8 +58,6 @@ COMPANIONS = (
 )
 """Files of tokenizer, processor and generation, which an export copies."""
 
-_BACKBONE, _HEAD = "backbone.", "next_frame_head."
-_INDEX = "model.safetensors.index.json"
 _NAMED_AT_MOST = 5
 
 
@@ -90,7 +76,7 @@ def find_weights(name_or_path: str | Path) -> Path:
 
     Raises:
         ValueError: If it is a path (absolute, or beginning with a dot) but no folder.
-        huggingface_hub.errors.HfHubHTTPError: If the hub does not know the name.
+        OSError: If the hub does not know the name, or cannot be asked.
     """
     folder = Path(name_or_path)
     if folder.is_dir():
@@ -184,154 +170,29 @@ def load_pretrained(folder: Path, model: FastSlowQwen2VL) -> bool:
         ValueError: If the model is on the meta device, or the tensors of the files
             differ from the model's in name or shape.
     """
-    weights = _weights(model)
+    weights = named_weights(model)
     if any(weight.is_meta for weight in weights.values()):
         raise ValueError(
             "the model is on the meta device; materialize it before its weights are "
             "loaded"
         )
     shapes = _saved_shapes(folder)
-    has_head = any(name.startswith(_HEAD) for name in shapes)
-    named = _model_names(shapes, model)
+    has_head = any(name.startswith(HEAD_PREFIX) for name in shapes)
+    first = first_names(weights)
+    targets = {
+        saved: first.get(name) for saved, name in names_in_model(shapes, model).items()
+    }
     wanted = {
-        name: weight
-        for name, weight in _without_ties(weights).items()
-        if has_head or not name.startswith(_HEAD)
+        name: weights[name].detach()
+        for name in first.values()
+        if has_head or not name.startswith(HEAD_PREFIX)
     }
-    first = {id(weight): name for name, weight in wanted.items()}
-    targets = {}
-    for saved, name in named.items():
-        targets[saved] = first.get(id(weights.get(name)))
     _check_tensors(folder, shapes, targets, wanted)
-    reader = HuggingFaceStorageReader(str(folder))
-    tensors = {saved: wanted[name].detach() for saved, name in targets.items() if name}
-    load(tensors, storage_reader=reader)
+    load(
+        {saved: wanted[name] for saved, name in targets.items() if name},
+        storage_reader=HuggingFaceStorageReader(str(folder)),
+    )
     return has_head
-
-
-def export_pretrained(
-    folder: Path,
-    model: FastSlowQwen2VL,
-    world: World,
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    source: Path | None = None,
-    max_file_bytes: int = 5_000_000_000,
-) -> None:
-    """Write a folder that ``from_pretrained`` loads, visible when it is complete.
-
-    All ranks call this together. Parameters are gathered one by one, and the main
-    rank holds those of one file at a time. Names are those of the hub, a tied weight
-    is written once. Files go into ``.{name}.partial`` beside the folder, which is
-    renamed when all is on disk; a leftover of an earlier attempt is removed first.
-
-    Args:
-        folder: The folder to make; its parent is made as well.
-        model: Root module, sharded in any way or not at all.
-        world: The ranks.
-        dtype: Type of the numbers in the files, and of a model loaded from them.
-        source: Folder of a checkpoint to copy tokenizer, processor and generation
-            files from.
-        max_file_bytes: Tensors go to another file beyond this; a larger one has a
-            file of its own.
-
-    Raises:
-        RuntimeError: On every rank, if the folder exists or cannot be written.
-    """
-    partial = folder.with_name(f".{folder.name}.partial")
-    broadcast_from_main(lambda: _make_partial(partial, folder), world)
-    weights = _without_ties(_weights(model))
-    head = {name: weights.pop(name) for name in [*weights] if name.startswith(_HEAD)}
-    saved = _saved_names(model, weights)
-    split = split_torch_state_dict_into_shards(
-        {
-            name: torch.empty(weight.shape, dtype=dtype, device="meta")
-            for name, weight in saved.items()
-        },
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_file_bytes,
-    )
-    for file, names in split.filename_to_tensors.items():
-        part = {name: saved[name] for name in names}
-        _write_tensors(partial / file, part, dtype, world)
-    _write_tensors(partial / HEAD_FILE, head, dtype, world)
-
-    def finish() -> None:
-        if split.is_sharded:
-            index = {
-                "metadata": split.metadata,
-                "weight_map": dict(sorted(split.tensor_to_filename.items())),
-            }
-            (partial / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
-        _write_settings(partial, model, dtype, source)
-        _publish(partial, folder)
-
-    broadcast_from_main(finish, world)
-
-
-def _weights(model: FastSlowQwen2VL) -> dict[str, Tensor]:
-    """Give backbone and head by name, the backbone's as transformers names them."""
-    return {
-        name.removeprefix(_BACKBONE): weight
-        for name, weight in model.state_dict(keep_vars=True).items()
-        if name.startswith((_BACKBONE, _HEAD))
-    }
-
-
-def _without_ties(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keep the first name of each parameter."""
-    seen = set[int]()
-    return {
-        name: weight
-        for name, weight in weights.items()
-        if id(weight) not in seen and not seen.add(id(weight))
-    }
-
-
-def _bare(model: FastSlowQwen2VL) -> Qwen2VLForConditionalGeneration:
-    """Build the backbone again without memory, as transformers' tables know it.
-
-    The tables go by the names of classes, which ``fully_shard`` changes.
-    """
-    kind = next(
-        kind
-        for kind in type(model.backbone).__mro__
-        if not issubclass(kind, FSDPModule)
-    )
-    with torch.device("meta"):
-        return cast(
-            Qwen2VLForConditionalGeneration, kind(copy.deepcopy(model.backbone.config))
-        )
-
-
-def _model_names(saved: Iterable[str], model: FastSlowQwen2VL) -> dict[str, str]:
-    """Translate names in the files to names in the model, where it has them."""
-    bare = _bare(model)
-    known = bare.state_dict()
-    transforms = get_model_conversion_mapping(bare)
-    renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
-    prefix = bare.base_model_prefix
-    names = {}
-    for name in saved:
-        renamed = name
-        if not name.startswith(_HEAD):
-            renamed, _ = rename_source_key(name, renamings, converters, prefix, known)
-            if renamed not in known and name in known:
-                renamed = name
-        names[name] = renamed
-    return names
-
-
-def _saved_names(
-    model: FastSlowQwen2VL, weights: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Give the backbone's parameters by the names that transformers would save."""
-    bare = _bare(model)
-    blanks = {name: torch.empty(0, device="meta") for name in weights}
-    original = {id(blank): name for name, blank in blanks.items()}
-    renamed = revert_weight_conversion(bare, blanks)
-    return {name: weights[original[id(blank)]] for name, blank in renamed.items()}
 
 
 def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -363,31 +224,27 @@ def _check_tensors(
 ) -> None:
     """Compare names and shapes in the files with those of the model."""
     saved: dict[str, str] = {}
-    for key, name in targets.items():
-        if name in saved:
+    for key, target in targets.items():
+        if target in saved:
             raise ValueError(
-                f"{folder} holds {saved[name]} and {key}, which are one weight of the "
-                "model; a tied weight is stored once"
+                f"{folder} holds {saved[target]} and {key}, which are one weight of "
+                "the model; a tied weight is stored once"
             )
-        if name is not None:
-            saved[name] = key
+        if target is not None:
+            saved[target] = key
+    missing = [name for name in wanted if name not in saved]
+    unknown = [key for key, target in targets.items() if target is None]
     wrong = [
-        f"{key} of shape {shapes[key]} where the model's is {tuple(weight.shape)}"
+        f"{saved[name]} as {shapes[saved[name]]} instead of {tuple(weight.shape)}"
         for name, weight in wanted.items()
-        if (key := saved.get(name)) and shapes[key] != weight.shape
+        if name in saved and shapes[saved[name]] != weight.shape
     ]
-    unknown = [key for key, name in targets.items() if name is None]
-    complaints = [
-        f"{what} {_listed(names)}"
-        for what, names in (
-            ("it lacks", [name for name in wanted if name not in saved]),
-            ("the model has no", unknown),
-            ("it holds", wrong),
+    complaints = {"lacks": missing, "has unknown": unknown, "has": wrong}
+    found = [f"{verb} {_listed(names)}" for verb, names in complaints.items() if names]
+    if found:
+        raise ValueError(
+            f"{folder} {', '.join(found)}; a checkpoint has the tensors of its model"
         )
-        if names
-    ]
-    if complaints:
-        raise ValueError(f"{folder} does not fit the model: {'; '.join(complaints)}")
 
 
 def _listed(names: list[str]) -> str:
@@ -443,67 +300,3 @@ def _fill_buffers(
                 f"{name}.{key} is a buffer that transformers does not fill; every "
                 "buffer outside the checkpoint must have a value"
             )
-
-
-def _write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, world: World
-) -> None:
-    """Gather tensors one by one and let the main rank write them."""
-    whole: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        gathered = _gather(tensor.detach(), dtype)
-        if world.is_main:
-            whole[name] = gathered.cpu()
-    broadcast_from_main(
-        lambda: save_file(whole, path, metadata={"format": "pt"}), world
-    )
-
-
-def _gather(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert this rank's part, then give the whole tensor to every rank."""
-    if not isinstance(tensor, DTensor):
-        return tensor.to(dtype).contiguous()
-    # An offloaded part travels through the device that the ranks talk over.
-    part = tensor.to(device=tensor.device_mesh.device_type, dtype=dtype)
-    return cast(DTensor, part).full_tensor()
-
-
-def _write_settings(
-    folder: Path, model: FastSlowQwen2VL, dtype: torch.dtype, source: Path | None
-) -> None:
-    """Write the configuration, and copy what the source has beside its own."""
-    config = copy.deepcopy(model.backbone.config)
-    for part in (config, config.text_config, config.vision_config):
-        part.dtype = dtype
-    config.architectures = [Qwen2VLForConditionalGeneration.__name__]
-    config.save_pretrained(folder)
-    model.backbone.generation_config.save_pretrained(folder)
-    for name in COMPANIONS:
-        if source is not None and (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-
-
-def _make_partial(partial: Path, folder: Path) -> None:
-    """Make the folder that is written into."""
-    if folder.exists():
-        raise ValueError(f"{folder} exists; an export makes a new folder")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Wait until every file is on disk, then rename the folder."""
-    for path in (*partial.iterdir(), partial):
-        _wait_for_disk(path)
-    partial.rename(folder)
-    _wait_for_disk(folder.parent)
-
-
-def _wait_for_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
