@@ -7,11 +7,9 @@ modules of transformers 5 say ``model.language_model.layers.0...`` and
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -106,8 +104,6 @@ def _bare(model: FastSlowQwen2VL) -> Qwen2VLForConditionalGeneration:
 
     The tables go by the names of classes, which ``fully_shard`` changes.
     """
-    classes = type(model.backbone).__mro__
-    kind: Any = next(kind for kind in classes if not issubclass(kind, FSDPModule))
     with torch.device("meta"):
-        bare = kind(copy.deepcopy(model.backbone.config))
-    return cast(Qwen2VLForConditionalGeneration, bare)
+        # Called, a class that fully_shard made builds the one that it was made from.
+        return type(model.backbone)(copy.deepcopy(model.backbone.config))

@@ -323,7 +323,7 @@ def test_a_checkpoint_of_transformers_is_loaded(
         for name, weight in model.backbone.state_dict().items()
     }
     assert_same(found, backbone(tied=tied).float().state_dict())
-    frozen = [w for w in model.backbone.model.visual.blocks.parameters()]
+    frozen = list(model.backbone.model.visual.blocks.parameters())
     assert frozen and not any(weight.requires_grad for weight in frozen)
 
 
