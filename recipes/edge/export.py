@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
@@ -27,7 +27,7 @@ from recipes.edge.weight_names import (
     named_weights,
     names_in_files,
 )
-from recipes.edge.weights import COMPANIONS
+from recipes.edge.weights import COMPANIONS, set_dtype
 
 HEAD_FILE = "next_frame_head.safetensors"
 """The file of the next-frame head, beside those of transformers."""
@@ -129,9 +129,8 @@ def _write_settings(
     folder: Path, model: FastSlowQwen2VL, dtype: torch.dtype, source: Path | None
 ) -> None:
     """Write the configuration, and copy what the source has beside its own."""
-    config: Any = copy.deepcopy(model.backbone.config)
-    for part in (config, config.text_config, config.vision_config):
-        part.dtype = dtype
+    config = copy.deepcopy(model.backbone.config)
+    set_dtype(config, dtype)
     config.architectures = [Qwen2VLForConditionalGeneration.__name__]
     config.save_pretrained(folder)
     model.backbone.generation_config.save_pretrained(folder)

@@ -24,6 +24,7 @@ written, and no code of a checkpoint is run. All ranks need the same file system
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -112,8 +113,24 @@ def build_meta_model(folder: Path) -> FastSlowQwen2VL:
         raise ValueError(
             f"{folder} holds a model of type {config.model_type}; it must be qwen2_vl"
         )
+    set_dtype(config, torch.float32)
     with torch.device("meta"):
         return FastSlowQwen2VL(Qwen2VLForConditionalGeneration(config))
+
+
+def set_dtype(config: Qwen2VLConfig, dtype: torch.dtype) -> None:
+    """Say in a configuration of what type the parameters are.
+
+    transformers builds tower and language model each in the type that its own part
+    names, and a hub's configuration names that of the files.
+
+    Args:
+        config: Changed in place.
+        dtype: Type of the parameters.
+    """
+    parts: tuple[Any, ...] = (config, config.text_config, config.vision_config)
+    for part in parts:
+        part.dtype = dtype
 
 
 def materialize(

@@ -71,7 +71,7 @@ def checkpoint(folder: Path, seed: int, *, tied: bool, large: bool = False) -> N
         for parameter in made.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn(parameter.shape) / 4)
-    made.save_pretrained(folder, max_shard_size=f"{MAX_FILE}B" if large else "20KB")
+    made.save_pretrained(folder, max_shard_size=MAX_FILE if large else 20_000)
 
 
 def shard_root(model: FastSlowQwen2VL, world: World) -> None:

@@ -204,9 +204,16 @@ def test_a_name_is_found_in_the_hubs_cache(write: Write, tmp_path: Path) -> None
     assert_same(model.backbone.state_dict(), backbone(tied=True).float().state_dict())
 
 
-def test_a_meta_model_is_in_float32_without_memory(write: Write) -> None:
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_meta_model_is_in_float32_without_memory(write: Write, flat: bool) -> None:
     folder = write()
-    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    if flat:  # as on the hub: the language model's settings beside the others
+        config["torch_dtype"] = config.pop("dtype")
+        config["vision_config"]["dtype"] = "bfloat16"
+        config |= config.pop("text_config") | {"model_type": "qwen2_vl"}
+        (folder / "config.json").write_text(json.dumps(config))
     model = build_meta_model(folder)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     assert all(weight.is_meta for weight in model.parameters())
@@ -434,7 +441,7 @@ def test_an_export_has_the_type_that_was_asked_for(
         expected = {n: w.to(dtype) for n, w in model.backbone.state_dict().items()}
         assert_same(again.state_dict(), expected)
         assert {w.dtype for w in load_file(folder / HEAD_FILE).values()} == {dtype}
-    assert model.backbone.config.dtype == torch.bfloat16
+    assert model.backbone.config.dtype == torch.float32
 
 
 def test_a_large_export_has_an_index(
