@@ -1,0 +1,319 @@
+"""Weights in and out: a Hugging Face folder into shards, and shards into a folder.
+
+No rank ever holds the whole model. It is built without memory, sharded by the caller
+in any way, and only then given memory and weights::
+
+    name = "Qwen/Qwen2-VL-7B-Instruct"
+    folder = broadcast_from_main(lambda: find_weights(name), world)
+    model = build_meta_model(folder)
+    for layer in model.backbone.model.language_model.layers:
+        fully_shard(layer, mesh=world.mesh)
+    fully_shard(model, mesh=world.mesh)
+    materialize(model, world.device, seed=0)
+    load_pretrained(folder, model)
+    ...
+    export_pretrained(output_dir / "export", model, world, source=folder)
+
+Parameters are float32 whatever the files hold; an export is bfloat16 unless asked
+otherwise, and ``Qwen2VLForConditionalGeneration.from_pretrained`` loads it. The
+next-frame head, which transformers does not know, travels in a file of its own,
+``next_frame_head.safetensors``. Weights are safetensors only: no pickle is read or
+written, and no code of a checkpoint is run. All ranks need the same file system.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import AutoConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from fastslow.qwen2_vl import FastSlowQwen2VL
+from recipes.edge.weight_names import (
+    HEAD_PREFIX,
+    first_names,
+    named_weights,
+    names_in_model,
+)
+
+COMPANIONS = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+    "vocab.json",
+)
+"""Files of tokenizer, processor and generation, which an export copies."""
+
+_NAMED_AT_MOST = 5
+
+
+def find_weights(name_or_path: str | Path) -> Path:
+    """Find the folder of a checkpoint; download it if it is named on the hub.
+
+    Of a hub checkpoint only safetensors, JSON and tokenizer files are fetched, into
+    the hub's cache, where they are found again without a network. Call it on the main
+    rank, through ``broadcast_from_main``.
+
+    Args:
+        name_or_path: A folder, or a name on the hub, ``organisation/name``.
+
+    Returns:
+        The folder itself, or the hub's cache folder.
+
+    Raises:
+        ValueError: If it is a path (absolute, or beginning with a dot) but no folder.
+        OSError: If the hub does not know the name, or cannot be asked.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(name_or_path).startswith("."):
+        raise ValueError(
+            f"weights are {name_or_path}, which is no folder; they are a folder or a "
+            "name on the hub"
+        )
+    wanted = ["*.safetensors", "*.json", *COMPANIONS]
+    return Path(snapshot_download(str(name_or_path), allow_patterns=wanted))
+
+
+def build_meta_model(folder: Path) -> FastSlowQwen2VL:
+    """Build the model that ``config.json`` describes, without memory.
+
+    Every parameter is float32 and on the meta device, so this costs a second for
+    72B. Shard it, then ``materialize`` it.
+
+    Args:
+        folder: Folder of a checkpoint.
+
+    Returns:
+        The root module, its next-frame head included.
+
+    Raises:
+        ValueError: If there is no ``config.json``, or one of another kind of model.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json; a checkpoint describes itself")
+    config = AutoConfig.from_pretrained(folder)
+    if not isinstance(config, Qwen2VLConfig):
+        raise ValueError(
+            f"{folder} holds a model of type {config.model_type}; it must be qwen2_vl"
+        )
+    set_dtype(config, torch.float32)
+    with torch.device("meta"):
+        return FastSlowQwen2VL(Qwen2VLForConditionalGeneration(config))
+
+
+def set_dtype(config: Qwen2VLConfig, dtype: torch.dtype) -> None:
+    """Say in a configuration of what type the parameters are.
+
+    transformers builds tower and language model each in the type that its own part
+    names, and a hub's configuration names that of the files.
+
+    Args:
+        config: Changed in place.
+        dtype: Type of the parameters.
+    """
+    parts: tuple[Any, ...] = (config, config.text_config, config.vision_config)
+    for part in parts:
+        part.dtype = dtype
+
+
+def materialize(
+    model: FastSlowQwen2VL,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    offload: bool = False,
+) -> None:
+    """Give a model that was built and sharded on the meta device its memory.
+
+    Buffers that no checkpoint holds, the frequencies of rotary embeddings, get the
+    values that an ordinary build gives them. The next-frame head is drawn as an
+    unsharded one is, the same for any number of ranks. Every other parameter is NaN
+    until ``load_pretrained`` has read it. Tied weights stay one parameter.
+
+    Args:
+        model: Root module, sharded with ``fully_shard`` or not.
+        device: Where this rank computes.
+        seed: Seeds the next-frame head; global random states stay what they are.
+        offload: Whether parameters stay on the CPU, as ``CPUOffloadPolicy`` asks.
+
+    Raises:
+        ValueError: If a buffer belongs to a module that transformers does not know.
+    """
+    model.to_empty(device=torch.device("cpu") if offload else device)
+    model.backbone.tie_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(math.nan)
+        _fill_head(model.next_frame_head, seed)
+    for name, module in model.named_modules():
+        _fill_buffers(name, module, model.backbone, device)
+
+
+def load_pretrained(folder: Path, model: FastSlowQwen2VL) -> bool:
+    """Read a checkpoint of safetensors files into the parameters, in place.
+
+    Each rank reads its shards alone and converts them to the parameters' type. Both
+    layouts of names are known, that of the hub (``model.layers``, ``visual``) and
+    that of the modules (``model.language_model.layers``, ``model.visual``): the
+    translation is transformers' own. All ranks call this together, in a process
+    group. What the root holds beside backbone and head is left alone.
+
+    Args:
+        folder: Folder of a checkpoint, as ``find_weights`` gives it.
+        model: Root module with memory, sharded in any way or not at all.
+
+    Returns:
+        Whether the folder holds a next-frame head. If not, the model's stays as it
+        is.
+
+    Raises:
+        ValueError: If the model is on the meta device, or the tensors of the files
+            differ from the model's in name or shape.
+    """
+    weights = named_weights(model)
+    if any(weight.is_meta for weight in weights.values()):
+        raise ValueError(
+            "the model is on the meta device; materialize it before its weights are "
+            "loaded"
+        )
+    shapes = _saved_shapes(folder)
+    has_head = any(name.startswith(HEAD_PREFIX) for name in shapes)
+    first = first_names(weights)
+    targets = {
+        saved: first.get(name) for saved, name in names_in_model(shapes, model).items()
+    }
+    wanted = {
+        name: weights[name].detach()
+        for name in first.values()
+        if has_head or not name.startswith(HEAD_PREFIX)
+    }
+    _check_tensors(folder, shapes, targets, wanted)
+    load(
+        {saved: wanted[name] for saved, name in targets.items() if name},
+        storage_reader=HuggingFaceStorageReader(str(folder)),
+    )
+    return has_head
+
+
+def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Read name and shape of every tensor in a folder, and nothing else."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    files: dict[str, str] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118, it is no mapping
+                if name in files:
+                    raise ValueError(
+                        f"{folder} holds {name} in {files[name]} and {path.name}; "
+                        "each tensor is stored once"
+                    )
+                files[name] = path.name
+                shapes[name] = tuple(file.get_slice(name).get_shape())
+    if not shapes:
+        raise ValueError(
+            f"{folder} has no safetensors file; weights are read from no other form"
+        )
+    return shapes
+
+
+def _check_tensors(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    targets: Mapping[str, str | None],
+    wanted: Mapping[str, Tensor],
+) -> None:
+    """Compare names and shapes in the files with those of the model."""
+    saved: dict[str, str] = {}
+    for key, target in targets.items():
+        if target in saved:
+            raise ValueError(
+                f"{folder} holds {saved[target]} and {key}, which are one weight of "
+                "the model; a tied weight is stored once"
+            )
+        if target is not None:
+            saved[target] = key
+    missing = [name for name in wanted if name not in saved]
+    unknown = [key for key, target in targets.items() if target is None]
+    wrong = [
+        f"{saved[name]} as {shapes[saved[name]]} instead of {tuple(weight.shape)}"
+        for name, weight in wanted.items()
+        if name in saved and shapes[saved[name]] != weight.shape
+    ]
+    complaints = {"lacks": missing, "has unknown": unknown, "has": wrong}
+    found = [f"{verb} {_listed(names)}" for verb, names in complaints.items() if names]
+    if found:
+        raise ValueError(
+            f"{folder} {', '.join(found)}; a checkpoint has the tensors of its model"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    """Write some names and the number of the others."""
+    some = ", ".join(names[:_NAMED_AT_MOST])
+    more = len(names) - _NAMED_AT_MOST
+    return f"{some} and {more} more" if more > 0 else some
+
+
+def _fill_head(head: nn.Module, seed: int) -> None:
+    """Draw the head's layers whole, one after the other, and keep this rank's part."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for layer in head.modules():
+            if isinstance(layer, nn.Linear):
+                fresh = nn.Linear(layer.in_features, layer.out_features)
+                _copy_whole(layer.weight, fresh.weight)
+                _copy_whole(layer.bias, fresh.bias)
+
+
+def _copy_whole(target: Tensor, whole: Tensor) -> None:
+    """Copy a tensor that every rank holds whole into a parameter."""
+    if isinstance(target, DTensor):
+        mesh = target.device_mesh
+        whole = distribute_tensor(
+            whole.to(mesh.device_type), mesh, target.placements, src_data_rank=None
+        ).to_local()
+        target = target.to_local()
+    target.copy_(whole)
+
+
+def _fill_buffers(
+    name: str,
+    module: nn.Module,
+    backbone: Qwen2VLForConditionalGeneration,
+    device: torch.device,
+) -> None:
+    """Let transformers fill the buffers of one module that no checkpoint holds."""
+    persistent = module.state_dict().keys()
+    blank = {
+        key: torch.full_like(buffer, math.nan, device=device)
+        for key, buffer in module.named_buffers(recurse=False)
+        if key not in persistent
+    }
+    if not blank:
+        return
+    for key, buffer in blank.items():
+        module.register_buffer(key, buffer, persistent=False)
+    backbone._init_weights(module)
+    for key, buffer in blank.items():
+        if buffer.isnan().any():
+            raise ValueError(
+                f"{name}.{key} is a buffer that transformers does not fill; every "
+                "buffer outside the checkpoint must have a value"
+            )
