@@ -64,7 +64,7 @@ class Run:
     config: Config
     data: Data
     model: FastSlowQwen2VL
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.AdamW
     quarantine: Quarantine
     world: World
 

@@ -61,11 +61,12 @@ def one_step(config: Config, cut: Cut, world: World) -> dict[str, Any]:
     samples = PackedRows(data.train, clip_settings(config, world), data.video_token_id)
     rows = [samples[chosen, StreamState()] for chosen in cut[world.rank]]
     counts = sum_over_ranks(count_rows(rows), world)
+    optimizer: Any = torch.optim.SGD(w for w in model.parameters() if w.requires_grad)
     run = Run(
         config=config,
         data=data,
         model=model,
-        optimizer=torch.optim.SGD(w for w in model.parameters() if w.requires_grad),
+        optimizer=optimizer,
         quarantine=Quarantine(
             config.output_dir, num_samples=6, max_share=0.0, world=world
         ),
