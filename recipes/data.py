@@ -43,6 +43,7 @@ class Data:
 
 def plan_data(config: Config, world: World) -> Data:
     """Find weights, samples and tokenizer, and plan every token."""
+    config.output_dir.mkdir(parents=True, exist_ok=True)
     name = config.model_name_or_path
     checkpoint = None if name is None else find_weights(name)
     train_path, held_out_path = config.data_path, config.eval_data_path

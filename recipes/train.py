@@ -38,7 +38,7 @@ from recipes.edge.distributed import (
 )
 from recipes.edge.export import export_pretrained
 from recipes.edge.loader import PackedRows, Row, count_rows, fingerprint, stream_rows
-from recipes.edge.lora import merge_adapters
+from recipes.edge.lora import merge_adapters, reset_adapters
 from recipes.edge.metrics import RunLog
 from recipes.edge.optimization import (
     SkippedSteps,
@@ -176,6 +176,9 @@ def build_model(config: Config, data: Data, world: World) -> FastSlowQwen2VL:
         offload = config.parallel.cpu_offload
         materialize(model, world.device, seed=config.seed, offload=offload)
         load_pretrained(data.checkpoint, model)
+        reset_adapters(model, seed=config.seed)
+        if model.target_tower is not None:
+            model.reset_target_tower()
         return model
     torch.manual_seed(config.seed)
     backbone = tiny_backbone(
