@@ -15,7 +15,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    checkpoint_wrapper,
+)
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -35,7 +39,6 @@ from recipes.edge.weights import (
 )
 
 ROOT = Path(__file__).parents[2]
-CPU = torch.device("cpu")
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "next_frame_head.0.weight"
 
@@ -44,10 +47,9 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """This process alone, on the CPU."""
+    """This process alone."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with process_group() as alone:
         yield alone
 
@@ -104,10 +106,10 @@ def write(tmp_path: Path) -> Write:
     return make
 
 
-def loaded(folder: Path, *, seed: int = 0) -> FastSlowQwen2VL:
+def loaded(folder: Path, world: World, *, seed: int = 0) -> FastSlowQwen2VL:
     """Build, materialize and load a model that is not sharded."""
     model = build_meta_model(folder)
-    materialize(model, CPU, seed=seed)
+    materialize(model, world.device, seed=seed)
     load_pretrained(folder, model)
     return model
 
@@ -148,11 +150,18 @@ def error_of(call: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Gather a tensor on the CPU."""
+    gathered: Any = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    copied: Tensor = gathered.detach().cpu()
+    return copied
+
+
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name].dtype == value.dtype, name
-        assert torch.equal(found[name], value), name
+        assert torch.equal(whole(found[name]), whole(value)), name
 
 
 def test_a_local_folder_is_found_as_it_is(tmp_path: Path) -> None:
@@ -168,7 +177,9 @@ def test_a_path_is_no_name_on_the_hub(tmp_path: Path) -> None:
         )
 
 
-def test_a_name_is_found_in_the_hubs_cache(write: Write, tmp_path: Path) -> None:
+def test_a_name_is_found_in_the_hubs_cache(
+    write: Write, world: World, tmp_path: Path
+) -> None:
     source = write(tied=True, max_shard_size="30KB")
     cached = tmp_path / "hub" / "models--lab--clips"
     snapshot = cached / "snapshots" / ("a" * 40)
@@ -199,8 +210,7 @@ def test_a_name_is_found_in_the_hubs_cache(write: Write, tmp_path: Path) -> None
         timeout=100,
     )
     assert done.stdout.split() == [str(snapshot), "absent"]
-    with process_group():
-        model = loaded(snapshot)
+    model = loaded(snapshot, world)
     assert_same(model.backbone.state_dict(), backbone(tied=True).float().state_dict())
 
 
@@ -247,7 +257,16 @@ def shard_everything(model: FastSlowQwen2VL, world: World) -> None:
         fully_shard(module, mesh=world.mesh)
 
 
-SHARDINGS = (shard_nothing, shard_root, shard_everything)
+def shard_wrapped(model: FastSlowQwen2VL, world: World) -> None:
+    """Recompute the activations of every layer, and shard it."""
+    layers = model.backbone.model.language_model.layers
+    for number, layer in enumerate(layers):
+        layers[number] = checkpoint_wrapper(layer)
+        fully_shard(layers[number], mesh=world.mesh)
+    fully_shard(model, mesh=world.mesh)
+
+
+SHARDINGS = (shard_nothing, shard_root, shard_everything, shard_wrapped)
 
 
 @pytest.mark.parametrize("shard", SHARDINGS)
@@ -258,13 +277,14 @@ def test_buffers_and_ties_are_those_of_an_ordinary_build(
     ordinary = FastSlowQwen2VL(backbone(tied=tied, dtype=torch.float32))
     model = build_meta_model(write(tied=tied))
     shard(model, world)
-    materialize(model, CPU)
+    materialize(model, world.device)
     expected = dict(ordinary.named_buffers())
     assert len(expected) >= 4
     assert_same(dict(model.named_buffers()), expected)
+    assert {buffer.device for buffer in model.buffers()} == {world.device}
     assert model.state_dict().keys() == ordinary.state_dict().keys()
     weights = dict(model.named_parameters()).keys()
-    assert weights == dict(ordinary.named_parameters()).keys()
+    assert len(weights) == len(list(ordinary.parameters()))
     head = model.backbone.lm_head.weight
     embedding = model.backbone.model.language_model.embed_tokens.weight
     assert (head is embedding) is tied
@@ -273,7 +293,7 @@ def test_buffers_and_ties_are_those_of_an_ordinary_build(
 def test_every_weight_is_nan_until_it_is_loaded(write: Write, world: World) -> None:
     folder = write()
     model = build_meta_model(folder)
-    materialize(model, CPU)
+    materialize(model, world.device)
     assert all(weight.isnan().all() for weight in model.backbone.parameters())
     assert not load_pretrained(folder, model)
     assert not any(weight.isnan().any() for weight in model.parameters())
@@ -289,22 +309,24 @@ def test_the_head_is_drawn_as_an_ordinary_one(
     state = torch.get_rng_state()
     model = build_meta_model(folder)
     shard(model, world)
-    materialize(model, CPU, seed=5)
+    materialize(model, world.device, seed=5)
     assert torch.equal(torch.get_rng_state(), state)
     load_pretrained(folder, model)
     for name, weight in model.next_frame_head.state_dict().items():
-        whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-        assert torch.equal(whole, expected.state_dict()[name])
+        assert torch.equal(whole(weight), expected.state_dict()[name])
     other = build_meta_model(folder)
-    materialize(other, CPU, seed=6)
-    assert not torch.equal(other.next_frame_head[0].weight, expected[0].weight)
+    materialize(other, world.device, seed=6)
+    drawn = whole(other.next_frame_head[0].weight)
+    assert not torch.equal(drawn, expected[0].weight)
 
 
-def test_a_buffer_that_transformers_does_not_fill_is_refused(write: Write) -> None:
+def test_a_buffer_that_transformers_does_not_fill_is_refused(
+    write: Write, world: World
+) -> None:
     model = build_meta_model(write())
     extra = torch.empty(3, device="meta")
     model.next_frame_head[1].register_buffer("scale", extra, persistent=False)
-    assert error_of(lambda: materialize(model, CPU)) == (
+    assert error_of(lambda: materialize(model, world.device)) == (
         "next_frame_head.1.scale is a buffer that transformers does not fill; every "
         "buffer outside the checkpoint must have a value"
     )
@@ -323,15 +345,27 @@ def test_a_checkpoint_of_transformers_is_loaded(
     model = build_meta_model(folder)
     model.freeze_tower()
     shard(model, world)
-    materialize(model, CPU)
+    materialize(model, world.device)
     assert not load_pretrained(folder, model)
-    found = {
-        name: weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-        for name, weight in model.backbone.state_dict().items()
-    }
-    assert_same(found, backbone(tied=tied).float().state_dict())
+    expected = backbone(tied=tied).float().state_dict()
+    assert_same(model.backbone.state_dict(), expected)
     frozen = list(model.backbone.model.visual.blocks.parameters())
     assert frozen and not any(weight.requires_grad for weight in frozen)
+
+
+def test_offloaded_parameters_stay_on_the_cpu(
+    write: Write, world: World, tmp_path: Path
+) -> None:
+    source, folder = write(tied=True), tmp_path / "export"
+    model = build_meta_model(source)
+    policy = CPUOffloadPolicy(pin_memory=False)
+    fully_shard(model, mesh=world.mesh, offload_policy=policy)
+    materialize(model, world.device, offload=True)
+    load_pretrained(source, model)
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
+    assert {buffer.device for buffer in model.buffers()} == {world.device}
+    export_pretrained(folder, model, world)
+    assert_same(saved_tensors(folder), saved_tensors(source))
 
 
 def test_a_model_needs_memory_before_its_weights(write: Write, world: World) -> None:
@@ -344,7 +378,7 @@ def test_a_model_needs_memory_before_its_weights(write: Write, world: World) -> 
 def test_a_folder_needs_safetensors(write: Write, world: World) -> None:
     folder = write()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert error_of(lambda: loaded(folder)) == (
+    assert error_of(lambda: loaded(folder, world)) == (
         f"{folder} has no safetensors file; weights are read from no other form"
     )
 
@@ -359,7 +393,7 @@ def test_every_tensor_that_does_not_fit_is_named(write: Write, world: World) -> 
         tensors["visual.blocks.0.attn.qkv.weight"] = torch.zeros(16, 48)
 
     change(folder, spoil)
-    message = error_of(lambda: loaded(folder))
+    message = error_of(lambda: loaded(folder, world))
     assert message == (
         f"{folder} lacks model.language_model.layers.1.mlp.up_proj.weight, "
         "lm_head.weight, has unknown model.layers.2.mlp.up_proj.weight, has "
@@ -372,14 +406,16 @@ def test_every_tensor_that_does_not_fit_is_named(write: Write, world: World) -> 
 def test_a_long_list_is_cut_short(write: Write, world: World) -> None:
     folder = write()
     change(folder, lambda tensors: [tensors.pop(k) for k in [*tensors] if "mlp" in k])
-    assert "model.visual.blocks.0.mlp.fc1.weight," in error_of(lambda: loaded(folder))
-    assert " and 13 more;" in error_of(lambda: loaded(folder))
+    assert "model.visual.blocks.0.mlp.fc1.weight," in error_of(
+        lambda: loaded(folder, world)
+    )
+    assert " and 13 more;" in error_of(lambda: loaded(folder, world))
 
 
 def test_a_file_too_many_is_refused(write: Write, world: World) -> None:
     folder = write()
     shutil.copyfile(folder / "model.safetensors", folder / "stale.safetensors")
-    assert error_of(lambda: loaded(folder)) == (
+    assert error_of(lambda: loaded(folder, world)) == (
         f"{folder} holds lm_head.weight in model.safetensors and stale.safetensors; "
         "each tensor is stored once"
     )
@@ -391,12 +427,12 @@ def test_a_tied_weight_is_stored_once_under_either_name(
 ) -> None:
     folder = write(tied=True)
     change(folder, lambda tensors: tensors.update({kept: tensors.pop(EMBEDDING)}))
-    model = loaded(folder)
+    model = loaded(folder, world)
     expected = backbone(tied=True).lm_head.weight.float()
-    assert torch.equal(model.backbone.lm_head.weight, expected)
+    assert torch.equal(whole(model.backbone.lm_head.weight), expected)
     other = EMBEDDING if kept == "lm_head.weight" else "lm_head.weight"
     change(folder, lambda tensors: tensors.update({other: tensors[kept] + 1}))
-    assert error_of(lambda: loaded(folder)) == (
+    assert error_of(lambda: loaded(folder, world)) == (
         f"{folder} holds lm_head.weight and {EMBEDDING}, which are one weight of the "
         "model; a tied weight is stored once"
     )
@@ -410,7 +446,7 @@ def test_an_export_is_the_checkpoint_that_was_loaded(
     source, folder = write(tied=tied), tmp_path / "runs" / "export"
     model = build_meta_model(source)
     shard(model, world)
-    materialize(model, CPU)
+    materialize(model, world.device)
     load_pretrained(source, model)
     export_pretrained(folder, model, world)
     names = {"config.json", "generation_config.json", "model.safetensors", HEAD_FILE}
@@ -426,7 +462,7 @@ def test_an_export_is_the_checkpoint_that_was_loaded(
 def test_an_export_has_the_type_that_was_asked_for(
     write: Write, world: World, tmp_path: Path
 ) -> None:
-    model = loaded(write())
+    model = loaded(write(), world)
     with torch.no_grad():
         model.backbone.model.language_model.norm.weight.fill_(math.pi)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -448,7 +484,7 @@ def test_a_large_export_has_an_index(
     write: Write, world: World, tmp_path: Path
 ) -> None:
     source, folder = write(max_shard_size="20KB"), tmp_path / "export"
-    export_pretrained(folder, loaded(source), world, max_file_bytes=20_000)
+    export_pretrained(folder, loaded(source, world), world, max_file_bytes=20_000)
     name = "model.safetensors.index.json"
     found, expected = (json.loads((f / name).read_text()) for f in (folder, source))
     assert found["metadata"]["total_size"] == expected["metadata"]["total_size"]
@@ -471,10 +507,10 @@ def test_the_head_travels_beside_the_model(
     write: Write, world: World, tmp_path: Path
 ) -> None:
     source, folder = write(), tmp_path / "export"
-    model = loaded(source, seed=1)
+    model = loaded(source, world, seed=1)
     export_pretrained(folder, model, world, dtype=torch.float32)
     again = build_meta_model(folder)
-    materialize(again, CPU, seed=2)
+    materialize(again, world.device, seed=2)
     assert load_pretrained(folder, again)
     assert_same(again.state_dict(), model.state_dict())
     head = load_file(folder / HEAD_FILE)
@@ -494,7 +530,7 @@ def test_tokenizer_and_settings_of_the_source_are_copied(
     (source / "preprocessor_config.json").write_text('{"min_pixels": 3136}')
     (source / "training_args.bin").write_bytes(b"a pickle")
     (source / "trainer_state.json").write_text("{}")
-    export_pretrained(folder, loaded(source), world, source=source)
+    export_pretrained(folder, loaded(source, world), world, source=source)
     for name in ("generation_config", "preprocessor_config", "tokenizer"):
         file = f"{name}.json"
         assert (folder / file).read_bytes() == (source / file).read_bytes()
@@ -507,7 +543,7 @@ def test_tokenizer_and_settings_of_the_source_are_copied(
 def test_an_export_replaces_nothing_but_its_own_leftovers(
     write: Write, world: World, tmp_path: Path
 ) -> None:
-    model, folder = loaded(write()), tmp_path / "export"
+    model, folder = loaded(write(), world), tmp_path / "export"
     leftover = tmp_path / ".export.partial"
     leftover.mkdir()
     (leftover / "model-00001-of-00009.safetensors").touch()
