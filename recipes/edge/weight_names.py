@@ -20,6 +20,7 @@ from transformers.core_model_loading import (
 )
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
+from recipes.edge.lora import checkpoint_name
 
 HEAD_PREFIX = "next_frame_head."
 """Begins the names of the next-frame head, in the module and in the files."""
@@ -31,15 +32,21 @@ def named_weights(model: FastSlowQwen2VL) -> dict[str, Tensor]:
     """Give backbone and head by name; the backbone's as in transformers' modules.
 
     Args:
-        model: Root module, sharded or not; what else it holds is left out.
+        model: Root module, sharded or not; what else it holds, adapters and a frozen
+            tower, is left out.
 
     Returns:
         The parameters themselves. A tied one appears under each of its names.
     """
-    return {
-        name.removeprefix(_BACKBONE_PREFIX): weight
+    weights = {
+        checkpoint_name(name): weight
         for name, weight in model.state_dict(keep_vars=True).items()
         if name.startswith((_BACKBONE_PREFIX, HEAD_PREFIX))
+    }
+    return {
+        name.removeprefix(_BACKBONE_PREFIX): weight
+        for name, weight in weights.items()
+        if name is not None
     }
 
 
