@@ -1,0 +1,105 @@
+"""Two nodes on one machine: two agents with two ranks each, and one that dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.edge.clips import make_clips
+
+ROOT = Path(__file__).parents[2]
+DEADLINE = 240
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def node(head: str, folder: Path, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start one node's agent as a user would, in a process group of its own."""
+    environment = os.environ | {
+        "NODES": "2",
+        "PROCESSES": "2",
+        "HEAD": head,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = ["recipes/launch/node.sh", "recipes/qwen2vl_tiny.py"]
+    command += ["--output-dir", str(folder / "run")]
+    command += ["--data-path", str(folder / "clips" / "train.jsonl")]
+    command += ["--max-steps", "12", "--save-steps", "2", "--warmup-steps", "2"]
+    command += ["--tokens-per-row", "250", "--parallel.replicate", "2"]
+    with (folder / f"{name}.log").open("wb") as log:
+        agent = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield agent
+        finally:
+            if agent.poll() is None:
+                os.killpg(agent.pid, signal.SIGKILL)
+            agent.wait()
+
+
+def children(parent: int) -> list[int]:
+    tasks = Path(f"/proc/{parent}/task/{parent}/children")
+    return [int(child) for child in tasks.read_text().split()]
+
+
+def wait_for(found: Path, agents: list[subprocess.Popen[bytes]]) -> None:
+    end = time.monotonic() + DEADLINE
+    while not found.exists():
+        assert time.monotonic() < end, f"{found} did not appear"
+        assert all(agent.poll() is None for agent in agents), "an agent gave up"
+        time.sleep(0.05)
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if "event" not in row]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_an_agent_that_dies_is_started_again_and_the_run_goes_on(
+    tmp_path: Path,
+) -> None:
+    make_clips(tmp_path / "clips", num_clips=12, held_out=0, seed=0, size=(56, 84))
+    head = f"localhost:{free_port()}"
+    with (
+        node(head, tmp_path, "first") as first,
+        node(head, tmp_path, "second") as second,
+    ):
+        wait_for(tmp_path / "run" / "checkpoint-4" / "state.json", [first, second])
+        (torchrun,) = children(second.pid)
+        ranks = children(torchrun)
+        assert len(ranks) == 2
+        for process in (torchrun, *ranks):  # as if the node had been lost
+            os.kill(process, signal.SIGKILL)
+        codes = [agent.wait(DEADLINE) for agent in (first, second)]
+    logs = [(tmp_path / f"{name}.log").read_text() for name in ("first", "second")]
+    assert codes == [0, 0], "\n".join(logs)
+    assert "node.sh: torchrun ended with 137, attempt 1 of 4" in logs[1]
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "on 4 ranks" in log
+    assert "the run goes on after step" in log
+    assert [row["step"] for row in steps(tmp_path)] == list(range(1, 13))
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
