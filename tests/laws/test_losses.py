@@ -381,6 +381,22 @@ def test_half_precision_is_computed_in_float32(
     assert grad.dtype == dtype
 
 
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_autocast_narrows_nothing(distance: Distance) -> None:
+    goal = goals([40, 60], 0, torch.float32)
+    predictions = guesses(goal, 0).requires_grad_()
+    expected, _ = next_frame_loss(predictions, goal, distance=distance)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, _ = next_frame_loss(predictions, goal, distance=distance)
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
+    for grad, wanted in zip(
+        torch.autograd.grad(total, predictions),
+        torch.autograd.grad(expected, predictions),
+        strict=True,
+    ):
+        torch.testing.assert_close(grad, wanted)
+
+
 def test_float64_stays_float64() -> None:
     goal = goals([2], 0)
     assert next_frame_loss(guesses(goal, 0), goal)[0].dtype == torch.float64
