@@ -218,7 +218,10 @@ def test_visible_keys__matches_reference(
             visible_keys(layout, window)
         return
     expected = reference.window_pairs(*columns, window.frames, is_kept)
-    assert pairs_of(visible_keys(layout, window)) == expected
+    visible = visible_keys(layout, window)
+    assert pairs_of(visible) == expected
+    if visible.is_kept is not None:
+        assert visible.is_kept.tolist() == is_kept
 
 
 @given(fst.layouts())

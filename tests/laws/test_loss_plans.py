@@ -235,6 +235,18 @@ def test_a_common_grid_is_the_coarser_one_of_each_side() -> None:
     assert plan.targets.cu_seqlens.tolist() == [0, 2, 6]
 
 
+def test_a_common_grid_is_that_of_the_first_frame_that_begins_next() -> None:
+    frames = [
+        PooledFrame(start=start, stop=start + 1, stride=(stride, stride))
+        for start, stride in ((0, 1), (1, 2), (1, 1))
+    ]
+    schedule = FrameSchedule(num_frames=2, frames=tuple(frames))
+    layout = lay([[VideoSpan(grid=(2, 2), schedule=schedule)]])
+    plan = plan_next_frame(layout, pairing="common_grid")
+    assert windows(plan.predictions) == [[0, 1, 2, 3]]
+    assert windows(plan.targets) == [[4, 5, 6, 7]]
+
+
 def test_windows_of_a_common_grid_must_nest() -> None:
     layout = lay([[plain_clip((5, 5), 2, 3)]])
     with pytest.raises(ValueError) as error:
