@@ -179,6 +179,21 @@ def test_half_precision_is_reduced_in_float32(dtype: torch.dtype, rows: int) -> 
         assert [grad.dtype for grad in grads] == [dtype, dtype]
 
 
+@pytest.mark.parametrize("rows", [2, 8])
+def test_large_logits_do_not_overflow(rows: int) -> None:
+    hidden = (1e4 * states(5, 0, torch.float32)).detach().requires_grad_()
+    weight, plan = words(0, torch.float32), plan_of([0, 3, 1, 4, 2])
+    total = cross_entropy._ChunkedCrossEntropy.apply(hidden, weight, plan.targets, rows)
+    expected = F.cross_entropy(hidden @ weight.T, plan.targets, reduction="sum")
+    torch.testing.assert_close(total, expected)
+    for grad, wanted in zip(
+        torch.autograd.grad(total, (hidden, weight)),
+        torch.autograd.grad(expected, (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(grad, wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_autocast_means_the_same_in_both_passes(
