@@ -295,3 +295,14 @@ def test_json_that_is_no_object_is_refused(text: str) -> None:
 def test_a_schedule_counts_its_frames(frames: int, drawn: str) -> None:
     frame = PooledFrame(start=0, stop=1, stride=(1, 1))
     assert str(FrameSchedule(num_frames=1, frames=(frame,) * frames)) == drawn
+
+
+@pytest.mark.parametrize("sides", [(), (2,), (2, 2, 2)])
+@pytest.mark.parametrize("name", ["stride", "grid"])
+def test_a_window_has_a_height_and_a_width(name: str, sides: tuple[int, ...]) -> None:
+    frame = object.__new__(PooledFrame)
+    for field, value in (("start", 0), ("stop", 1), (name, sides)):
+        object.__setattr__(frame, field, value)
+    with pytest.raises(ValueError) as error:
+        frame.__post_init__()
+    assert str(error.value) == f"{name} is {sides}; it holds a height and a width"
