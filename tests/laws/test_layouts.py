@@ -312,6 +312,11 @@ def test_unknown_words_are_refused() -> None:
         "attention is 'full'; it must be one of frame_causal, causal"
     )
     with pytest.raises(ValueError) as error:
+        lay([[TextSpan(token_ids=(1,))]], video_token_id=VIDEO, after_video_rule="time")
+    assert str(error.value) == (
+        "after_video_rule is 'time'; it must be one of all_axes, spatial_axes"
+    )
+    with pytest.raises(ValueError) as error:
         move((2, 2), 1, rule="time")
     assert str(error.value) == (
         "rule is 'time'; it must be one of all_axes, spatial_axes"
