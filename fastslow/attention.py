@@ -27,7 +27,8 @@ def interval_attention(
     that any of them may read, and only the tile's own mask is made. The backward pass
     computes every tile anew, in float32 or wider, and keeps no more than query, key,
     value and output. Made for the CPU: the bounds of the tiles are read on the host,
-    which waits for any other device.
+    which waits for any other device. Inputs are finite: what is not may reach other
+    queries of its tile, as in other kernels.
 
     Args:
         query: One vector for each query head and token.
