@@ -187,11 +187,12 @@ def test_a_frame_that_does_not_exist_is_named(chosen: list[int], message: str) -
 
 def test_a_mask_is_needed_for_each_frame() -> None:
     schedule = repeat_strides(2, (2,))
-    with pytest.raises(ValueError) as error:
-        keep_tokens(schedule, [None])
-    assert str(error.value) == (
-        "keep has 1 frames but the schedule has 2; each needs one entry"
-    )
+    for frames in (1, 3):
+        with pytest.raises(ValueError) as error:
+            keep_tokens(schedule, [None] * frames)
+        assert str(error.value) == (
+            f"keep has {frames} frames but the schedule has 2; each needs one entry"
+        )
     with pytest.raises(ValueError) as error:
         keep_tokens(schedule, [None, [False, False]])
     assert str(error.value) == "keep drops every token; a frame keeps at least one"
