@@ -27,7 +27,8 @@ def interval_attention(
     that any of them may read, and only the tile's own mask is made. The backward pass
     computes every tile anew, in float32 or wider, and keeps no more than query, key,
     value and output. Made for the CPU: the bounds of the tiles are read on the host,
-    which waits for any other device.
+    which waits for any other device. Inputs are finite: what is not may reach other
+    queries of its tile, as in other kernels.
 
     Args:
         query: One vector for each query head and token.
@@ -242,21 +243,22 @@ class _IntervalAttention(torch.autograd.Function):
         grad = grad.masked_fill(~plan.reads[:, None], 0)
         dquery = torch.zeros_like(query)
         dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
-        for tile in plan.tiles:
-            # Query heads that share a key head are rows of one matrix.
-            q, g, o = (
-                x[:, :, tile.queries].reshape(len(keys), -1, x.shape[3]).to(wide)
-                for x in (query, grad, output)
-            )
-            q = q * ctx.scale
-            k, v = (_keys_of(x, plan, tile) for x in (keys, values))
-            bias = _bias(_visible(plan, tile), groups, q)
-            shares = torch.baddbmm(bias, q, k.mT).softmax(-1)
-            mean = (g * o).sum(-1, keepdim=True)
-            slopes = torch.baddbmm(mean, g, v.mT, beta=-1).mul_(shares)
-            dtile = dquery[:, :, tile.queries]
-            dtile.copy_((slopes @ k).mul_(ctx.scale).view_as(dtile))
-            _add_product(dkeys, slopes, q, plan, tile)
-            _add_product(dvalues, shares, g, plan, tile)
+        with torch.autocast(query.device.type, enabled=False):
+            for tile in plan.tiles:
+                # Query heads that share a key head are rows of one matrix.
+                q, g, o = (
+                    x[:, :, tile.queries].reshape(len(keys), -1, x.shape[3]).to(wide)
+                    for x in (query, grad, output)
+                )
+                q = q * ctx.scale
+                k, v = (_keys_of(x, plan, tile) for x in (keys, values))
+                bias = _bias(_visible(plan, tile), groups, q)
+                shares = torch.baddbmm(bias, q, k.mT).softmax(-1)
+                mean = (g * o).sum(-1, keepdim=True)
+                slopes = torch.baddbmm(mean, g, v.mT, beta=-1).mul_(shares)
+                dtile = dquery[:, :, tile.queries]
+                dtile.copy_((slopes @ k).mul_(ctx.scale).view_as(dtile))
+                _add_product(dkeys, slopes, q, plan, tile)
+                _add_product(dvalues, shares, g, plan, tile)
         dkey, dvalue = dkeys.view(key.shape), dvalues.view(value.shape)
         return dquery, dkey.to(key.dtype), dvalue.to(value.dtype), None, None

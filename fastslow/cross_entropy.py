@@ -24,8 +24,8 @@ def labelled_cross_entropy(
     The labelled rows are gathered first. Where their logits in float32 pass 256 MiB
     they are made a chunk of rows at a time, and once more in the backward pass, so
     that memory is bounded whatever the number of labels. Logits have the dtype of
-    ``hidden``, as those of a linear layer; all that follows is float32 or wider.
-    It is not differentiable twice.
+    ``hidden``, or of autocast, as those of a linear layer; all that follows is float32
+    or wider. It is not differentiable twice.
 
     Args:
         hidden: Last hidden states of a packed row.
@@ -64,7 +64,7 @@ def labelled_cross_entropy(
             f"hidden has {hidden.shape[1]} channels but weight has {weight.shape[1]}; "
             "each logit is their product"
         )
-    labelled = hidden.index_select(0, plan.rows)
+    labelled, weight = map(_narrowed, (hidden.index_select(0, plan.rows), weight))
     targets = plan.targets.long()
     rows = _chunk_rows(len(labelled), len(weight))
     if rows == len(labelled):
@@ -75,6 +75,16 @@ def labelled_cross_entropy(
             labelled, weight, targets, rows
         )
     return total, len(labelled)
+
+
+def _narrowed(factor: Tensor) -> Tensor:
+    """Give a factor in the dtype in which autocast, where it is on, takes products."""
+    device = factor.device.type
+    if factor.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return factor
+    if not torch.is_autocast_enabled(device):
+        return factor
+    return factor.to(torch.get_autocast_dtype(device))
 
 
 def _chunk_rows(labelled: int, vocabulary: int) -> int:

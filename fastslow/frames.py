@@ -42,11 +42,12 @@ class PooledFrame:
                 f"stride is {self.stride} and grid is {self.grid}; exactly one of them "
                 "is given"
             )
-        if min(self.stride or self.grid or ()) < 1:
-            name = "grid" if self.stride is None else "stride"
-            raise ValueError(
-                f"{name} is {self.stride or self.grid}; both sides must be at least 1"
-            )
+        name = "grid" if self.stride is None else "stride"
+        sides = getattr(self, name)
+        if len(sides) != 2:
+            raise ValueError(f"{name} is {sides}; it holds a height and a width")
+        if min(sides) < 1:
+            raise ValueError(f"{name} is {sides}; both sides must be at least 1")
         if self.keep is not None and not any(self.keep):
             raise ValueError("keep drops every token; a frame keeps at least one")
 

@@ -164,9 +164,13 @@ def build_layout(
         >>> layout.causal_ranks.tolist(), layout.frame_ids.tolist()
         ([0, 1, 1, 1, 1, 2], [-1, 0, 0, 0, 0, 1])
     """
-    if attention not in get_args(Attention):
-        known = ", ".join(get_args(Attention))
-        raise ValueError(f"attention is {attention!r}; it must be one of {known}")
+    for name, word, words in (
+        ("attention", attention, get_args(Attention)),
+        ("after_video_rule", after_video_rule, get_args(AfterVideo)),
+    ):
+        if word not in words:
+            known = ", ".join(words)
+            raise ValueError(f"{name} is {word!r}; it must be one of {known}")
     parts = [
         _lay_sample(sample, segment, video_token_id, attention, after_video_rule)
         for segment, sample in enumerate(samples)

@@ -180,7 +180,8 @@ def _weighted_sum(
     predictions, goal = predictions.to(factors.dtype), goal.to(factors.dtype)
     if normalize:
         goal = F.layer_norm(goal, goal.shape[-1:])
-    return _distances(predictions, goal, distance) @ factors
+    # No matrix product: autocast would take it in half precision.
+    return (_distances(predictions, goal, distance) * factors).sum()
 
 
 class _ChunkedDistance(torch.autograd.Function):

@@ -244,8 +244,8 @@ def next_bin(
         The bin as item numbers, oldest first, and the state after it.
 
     Raises:
-        ValueError: If there are no items, ``window`` is below 1, or an item that begins
-            to wait does not fit a bin.
+        ValueError: If there are no items, ``window`` is below 1, the state is of more
+            items than there are, or an item that begins to wait does not fit a bin.
 
     Laws:
         once_per_pass: within a pass every item comes exactly once
@@ -264,6 +264,12 @@ def next_bin(
         )
     epoch, position = state.epoch, state.position
     waiting = list(state.waiting)
+    known = range(len(lengths))
+    if not 0 <= position <= len(lengths) or any(item not in known for item in waiting):
+        raise ValueError(
+            f"state stands at position {position} and items {state.waiting} wait; "
+            f"there are {len(lengths)} items, counted from 0"
+        )
     while len(waiting) < window:
         if position == len(lengths):
             epoch, position = epoch + 1, 0

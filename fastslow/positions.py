@@ -56,6 +56,8 @@ def video_positions(
         Wang et al., "Qwen2-VL" (arXiv:2409.12191), section 2.1: multimodal rotary
         position embedding.
     """
+    if not schedule.frames:
+        raise ValueError("the schedule keeps no frame; a clip has at least 1 frame")
     kinds, kind_of = frame_kinds(schedule)
     planes = pack_ragged([_frame_plane(grid, kind, schedule.edge) for kind in kinds])
     plane = select_ragged(planes, torch.tensor(kind_of))

@@ -113,7 +113,7 @@ def cu_seqlens_from_lengths(
     """Add lengths up, beginning with 0.
 
     Args:
-        lengths: Items of each sequence, at least 0.
+        lengths: Items of each sequence, at least 0; fewer than 2**31 in all.
 
     Returns:
         ``sequences + 1`` bounds, as FlashAttention expects them.

@@ -249,7 +249,7 @@ def schedule_from_grids(
         is_slow = [height * width == most for height, width in grids]
     _check_same_length("grids", grids, is_slow)
     frames = tuple(
-        PooledFrame(start=t, stop=t + 1, grid=grid, is_slow=slow)
+        PooledFrame(start=t, stop=t + 1, grid=grid, is_slow=bool(slow))
         for t, (grid, slow) in enumerate(zip(grids, is_slow, strict=True))
     )
     return FrameSchedule(num_frames=len(frames), frames=frames)

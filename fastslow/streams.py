@@ -81,7 +81,7 @@ def keep_tokens(
     return replace(
         schedule,
         frames=tuple(
-            replace(frame, keep=None if mask is None else tuple(mask))
+            replace(frame, keep=None if mask is None else tuple(map(bool, mask)))
             for frame, mask in zip(schedule.frames, keep, strict=True)
         ),
     )

@@ -317,6 +317,17 @@ def test_gradients_of_narrow_types_add_up_in_float32() -> None:
     assert (value[:, :, 1:] == 0).all()
 
 
+def test_gradients_under_autocast_are_taken_in_float32() -> None:
+    problem = Problem(intervals=key_intervals([0, 0, 0], [2, 2, 3]))
+    inputs = [x.float().requires_grad_() for x in problem.inputs]
+    output = problem.ours(*inputs)
+    wanted = torch.autograd.grad(output.sum(), inputs, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        grads = torch.autograd.grad(output.sum(), inputs)
+    for grad, want in zip(grads, wanted, strict=True):
+        assert torch.equal(grad, want)
+
+
 def test_inputs_may_be_views() -> None:
     problem = WINDOW_WITH_KEPT
     query, key, value = problem.inputs

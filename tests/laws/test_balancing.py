@@ -92,6 +92,8 @@ def test_balance__guarantee(costs: list[int], num_ranks: int) -> None:
 @example([3, 3, 2, 2, 2], 2)
 @example([8, 7, 6, 5, 4], 2)
 @example([20_003, 20_000, 1, 1], 2)
+@example([39, 38, 62, 85, 9, 60], 2)  # takes more exchanges than there are ranks
+@example([91, 83, 9, 13, 12], 2)  # goes on within 1/100 of the mean
 def test_balance__settled(costs: list[int], num_ranks: int) -> None:
     balanced = balance(costs, num_ranks)
     loads = rank_costs(balanced, costs)

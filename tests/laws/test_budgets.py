@@ -98,6 +98,7 @@ def test_schedule_for_budget__within_budget(
 @example(4, (4, 4), 40, [1, 2, 4, 8], "uniform")
 @example(5, (2, 2), 5, [3, 2, 5], "last_slow")
 @example(6, (4, 4), 27, [2, 1, 4], "first_slow")
+@example(2, (4, 4), 5, [3, 2, 4], "interleave")
 def test_schedule_for_budget__matches_reference(
     num_frames: int, grid: Grid, budget: int, strides: list[int], strategy: Strategy
 ) -> None:

@@ -179,6 +179,50 @@ def test_half_precision_is_reduced_in_float32(dtype: torch.dtype, rows: int) -> 
         assert [grad.dtype for grad in grads] == [dtype, dtype]
 
 
+@pytest.mark.parametrize("rows", [2, 8])
+def test_large_logits_do_not_overflow(rows: int) -> None:
+    hidden = (1e4 * states(5, 0, torch.float32)).detach().requires_grad_()
+    weight, plan = words(0, torch.float32), plan_of([0, 3, 1, 4, 2])
+    total = cross_entropy._ChunkedCrossEntropy.apply(hidden, weight, plan.targets, rows)
+    expected = F.cross_entropy(hidden @ weight.T, plan.targets, reduction="sum")
+    torch.testing.assert_close(total, expected)
+    for grad, wanted in zip(
+        torch.autograd.grad(total, (hidden, weight)),
+        torch.autograd.grad(expected, (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(grad, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autocast_means_the_same_in_both_passes(
+    dtype: torch.dtype, inside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = (8 * states(5, 0, dtype)).detach().requires_grad_()
+    weight, plan = words(0, dtype), plan_of([0, 3, 1, 4])
+    narrow = [side.to(torch.bfloat16) for side in (hidden, weight)]
+    if dtype == torch.float64:  # which autocast leaves alone
+        narrow = [hidden, weight]
+    logits = (narrow[0] @ narrow[1].T)[:4]
+    expected = F.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)),
+        plan.targets,
+        reduction="sum",
+    )
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    for bound in (cross_entropy._CHUNK_BYTES, 1):
+        monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", bound)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            total, _ = labelled_cross_entropy(hidden, weight, plan)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            grads = torch.autograd.grad(total, (hidden, weight))
+        torch.testing.assert_close(total, expected)
+        for grad, want in zip(grads, wanted, strict=True):
+            torch.testing.assert_close(grad, want, rtol=1e-2, atol=1e-3)
+            assert grad.dtype == dtype
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_frozen_side_gets_no_gradient(frozen: int) -> None:
     sides = [states(4, 0), words(0)]

@@ -266,16 +266,18 @@ def test_a_schedule_knows_its_edge() -> None:
 
 def test_a_mask_has_one_entry_per_window() -> None:
     schedule = keep_tokens(repeat_strides(1, (2,)), [[True, False]])
-    for call in (
-        lambda: frame_windows((4, 4), schedule.frames[0]),
-        lambda: tokens_per_frame((4, 4), schedule),
-        lambda: describe_schedule(schedule, (4, 4)),
-    ):
-        with pytest.raises(ValueError) as error:
-            call()
-        assert str(error.value) == (
-            "keep has 2 entries but the frame has 4 windows on a grid of (4, 4)"
-        )
+    for grid, windows in (((4, 4), 4), ((2, 2), 1)):
+        for call in (
+            lambda grid: frame_windows(grid, schedule.frames[0]),
+            lambda grid: tokens_per_frame(grid, schedule),
+            lambda grid: describe_schedule(schedule, grid),
+        ):
+            with pytest.raises(ValueError) as error:
+                call(grid)
+            assert str(error.value) == (
+                f"keep has 2 entries but the frame has {windows} windows on a grid of "
+                f"{grid}"
+            )
     assert tokens_per_frame((4, 2), schedule) == (1,)
 
 
@@ -318,6 +320,26 @@ def test_json_with_wrong_fields_is_refused(change: Callable[[Any], object]) -> N
         schedule_from_json(json.dumps(content))
 
 
-def test_json_that_is_no_object_is_refused() -> None:
+@pytest.mark.parametrize("text", ["[1, 2]", "null"])
+def test_json_that_is_no_object_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="the JSON is no schedule: "):
-        schedule_from_json("[1, 2]")
+        schedule_from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("frames", "drawn"), [(0, "  0 frames"), (1, ".  1 frame"), (2, "..  2 frames")]
+)
+def test_a_schedule_counts_its_frames(frames: int, drawn: str) -> None:
+    frame = PooledFrame(start=0, stop=1, stride=(1, 1))
+    assert str(FrameSchedule(num_frames=1, frames=(frame,) * frames)) == drawn
+
+
+@pytest.mark.parametrize("sides", [(), (2,), (2, 2, 2)])
+@pytest.mark.parametrize("name", ["stride", "grid"])
+def test_a_window_has_a_height_and_a_width(name: str, sides: tuple[int, ...]) -> None:
+    frame = object.__new__(PooledFrame)
+    for field, value in (("start", 0), ("stop", 1), (name, sides)):
+        object.__setattr__(frame, field, value)
+    with pytest.raises(ValueError) as error:
+        frame.__post_init__()
+    assert str(error.value) == f"{name} is {sides}; it holds a height and a width"

@@ -218,7 +218,10 @@ def test_visible_keys__matches_reference(
             visible_keys(layout, window)
         return
     expected = reference.window_pairs(*columns, window.frames, is_kept)
-    assert pairs_of(visible_keys(layout, window)) == expected
+    visible = visible_keys(layout, window)
+    assert pairs_of(visible) == expected
+    if visible.is_kept is not None:
+        assert visible.is_kept.tolist() == is_kept
 
 
 @given(fst.layouts())
@@ -307,6 +310,11 @@ def test_unknown_words_are_refused() -> None:
         lay([[TextSpan(token_ids=(1,))]], video_token_id=VIDEO, attention="full")
     assert str(error.value) == (
         "attention is 'full'; it must be one of frame_causal, causal"
+    )
+    with pytest.raises(ValueError) as error:
+        lay([[TextSpan(token_ids=(1,))]], video_token_id=VIDEO, after_video_rule="time")
+    assert str(error.value) == (
+        "after_video_rule is 'time'; it must be one of all_axes, spatial_axes"
     )
     with pytest.raises(ValueError) as error:
         move((2, 2), 1, rule="time")

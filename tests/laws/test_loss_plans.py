@@ -236,6 +236,40 @@ def test_a_common_grid_is_the_coarser_one_of_each_side() -> None:
     assert plan.targets.cu_seqlens.tolist() == [0, 2, 6]
 
 
+def test_a_common_grid_is_found_frame_by_frame() -> None:
+    layout = lay([[plain_clip((2, 2), 1, 1, 2)]])
+    plan = plan_next_frame(layout, pairing="common_grid")
+    assert windows(plan.predictions) == [[0], [1], [2], [3], [4, 5, 6, 7]]
+    assert windows(plan.copies) == [[0], [1], [2], [3], [4, 5, 6, 7]]
+    assert windows(plan.targets) == [[4], [5], [6], [7], [8, 9, 10, 11]]
+
+
+def test_predictions_on_a_common_grid_weigh_as_many_cells_as_they_hold() -> None:
+    fine = PooledFrame(start=0, stop=1, stride=(2, 1))
+    coarse = PooledFrame(start=1, stop=2, stride=(3, 1))
+    clip = VideoSpan(
+        grid=(3, 2), schedule=FrameSchedule(num_frames=2, frames=(fine, coarse))
+    )
+    plan = plan_next_frame(lay([[clip]]), pairing="common_grid")
+    predicted = torch.tensor([[3.0], [6.0], [9.0], [0.0]])
+    assert windows(plan.predictions) == [[0, 2], [1, 3]]
+    torch.testing.assert_close(
+        pool_tokens(predicted, plan.predictions).values, torch.tensor([[5.0], [4.0]])
+    )
+
+
+def test_a_common_grid_is_that_of_the_first_frame_that_begins_next() -> None:
+    frames = [
+        PooledFrame(start=start, stop=start + 1, stride=(stride, stride))
+        for start, stride in ((0, 1), (1, 2), (1, 1))
+    ]
+    schedule = FrameSchedule(num_frames=2, frames=tuple(frames))
+    layout = lay([[VideoSpan(grid=(2, 2), schedule=schedule)]])
+    plan = plan_next_frame(layout, pairing="common_grid")
+    assert windows(plan.predictions) == [[0, 1, 2, 3]]
+    assert windows(plan.targets) == [[4, 5, 6, 7]]
+
+
 def test_windows_of_a_common_grid_must_nest() -> None:
     layout = lay([[plain_clip((5, 5), 2, 3)]])
     with pytest.raises(ValueError) as error:

@@ -234,13 +234,22 @@ def test_next_frame_loss__weight_zero(
     assert float(count) == pytest.approx(float(alone_count))
 
 
-@given(videos, fst.seeds(), distances, reductions, st.none() | shares)
+def normalized(target: list[float]) -> list[float]:
+    """Bring a target to mean 0 and variance 1, or less where it hardly varies."""
+    mean = sum(target) / len(target)
+    variance = sum((x - mean) ** 2 for x in target) / len(target)
+    return [(x - mean) / (variance + 1e-5) ** 0.5 for x in target]
+
+
+@given(videos, fst.seeds(), distances, reductions, st.none() | shares, st.booleans())
+@example([[2, 1]], 0, "mse", "frame", None, True)
 def test_next_frame_loss__matches_reference(
     lengths: list[list[int]],
     seed: int,
     distance: Distance,
     reduction: Reduction,
     numbers: list[float] | None,
+    normalize: bool,
 ) -> None:
     goal = goals(flat(lengths), seed)
     predictions = guesses(goal, seed)
@@ -250,14 +259,19 @@ def test_next_frame_loss__matches_reference(
         goal,
         distance=distance,
         reduction=reduction,
+        normalize_targets=normalize,
         weights=weights,
         cu_videos=cu_videos(lengths),
     )
+    targets = goal.values
+    if normalize:
+        rows = [normalized(row) for row in targets.tolist()]
+        targets = torch.tensor(rows, dtype=torch.float64)
     by_frame = [
         column.split(flat(lengths))
         for column in (
             predictions,
-            goal.values,
+            targets,
             torch.ones(len(predictions)) if weights is None else weights,
         )
     ]
@@ -297,6 +311,9 @@ def test_change_weights__bounds(seed: int) -> None:
     assert not weights.requires_grad
     cosines = F.cosine_similarity(before.double(), after.detach().double())
     torch.testing.assert_close(weights.double(), 1 - cosines, rtol=1e-5, atol=1e-5)
+    rounded = fst.random_values((200, 2), seed=seed)
+    assert (change_weights(rounded, rounded) >= 0).all()
+    assert (change_weights(rounded, -rounded) <= 2).all()
     opposite = change_weights(before, -before)
     torch.testing.assert_close(opposite, torch.full_like(opposite, 2))
 
@@ -379,6 +396,22 @@ def test_half_precision_is_computed_in_float32(
     assert total == expected
     (grad,) = torch.autograd.grad(total, predictions)
     assert grad.dtype == dtype
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_autocast_narrows_nothing(distance: Distance) -> None:
+    goal = goals([40, 60], 0, torch.float32)
+    predictions = guesses(goal, 0).requires_grad_()
+    expected, _ = next_frame_loss(predictions, goal, distance=distance)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, _ = next_frame_loss(predictions, goal, distance=distance)
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
+    for grad, wanted in zip(
+        torch.autograd.grad(total, predictions),
+        torch.autograd.grad(expected, predictions),
+        strict=True,
+    ):
+        torch.testing.assert_close(grad, wanted)
 
 
 def test_float64_stays_float64() -> None:

@@ -375,6 +375,24 @@ def test_a_stream_needs_items_and_a_window(lengths: list[int], window: int) -> N
     )
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        StreamState(position=3),
+        StreamState(position=-1),
+        StreamState(waiting=(0, 2)),
+        StreamState(waiting=(-1,)),
+    ],
+)
+def test_a_state_of_other_items_is_refused(state: StreamState) -> None:
+    with pytest.raises(ValueError) as error:
+        next_bin([3, 6], 8, state, window=2, seed=0)
+    assert str(error.value) == (
+        f"state stands at position {state.position} and items {state.waiting} wait; "
+        "there are 2 items, counted from 0"
+    )
+
+
 def test_packing_leaves_its_arguments_alone() -> None:
     lengths = [3, 6, 5, 2]
     state = StreamState(waiting=(1, 2))

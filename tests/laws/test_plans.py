@@ -68,6 +68,7 @@ def test_fields_without_tensors_are_kept() -> None:
     assert to_device(layout, "meta").clips == (clip,)
     schedule = build_schedule(4)
     assert to_device(schedule, "meta") == schedule
+    assert to_device(TextSpan, "meta") is TextSpan
 
 
 def test_plans_stay_frozen() -> None:

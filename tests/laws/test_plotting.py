@@ -218,3 +218,21 @@ def test_pictures_are_documents_of_their_own() -> None:
 def test_render_mask_is_square() -> None:
     picture = render_mask(frame_causal_mask(torch.tensor([0, 1, 1])), 3)
     assert picture == "#..\n###\n###"
+
+
+def test_a_schedule_tells_what_each_frame_is_and_keeps() -> None:
+    picture = schedule_svg(schedule_from_strides([1, 2, 2]), (2, 2))
+    elements = list(ElementTree.fromstring(picture).iter())
+    caption = "3 frames, 6 tokens, 12 before pooling"
+    words = [element.text for element in elements if element.tag.endswith("}text")]
+    assert words == [caption, "4", "slow", "1", "fast", "1", "fast"]
+    frames = [element.get("class") for element in elements if element.get("transform")]
+    assert frames == ["cells frame slow", "cells frame fast", "cells frame fast"]
+
+
+def test_segments_are_set_apart() -> None:
+    samples = [[TextSpan(token_ids=(1, 2))], [TextSpan(token_ids=(3,))]]
+    layout = lay_out(samples, 5)
+    for picture, group in ((layout_svg(layout), "tokens"), (mask_svg(layout), "keys")):
+        (cells,) = boxes(picture, group)
+        assert [left for _, left, *_ in cells] == [0, 1, 3, 5, 6]

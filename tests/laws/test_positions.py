@@ -2,6 +2,7 @@
 
 from dataclasses import astuple
 
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -126,3 +127,11 @@ def test_the_spatial_rule_looks_at_height_and_width_alone(
 ) -> None:
     unpooled = video_positions(grid, repeat_strides(num_frames, (1,)))[1:]
     assert after_video(grid, num_frames, rule="spatial_axes") == unpooled.max() + 1
+
+
+def test_a_schedule_without_frames_has_no_place() -> None:
+    with pytest.raises(ValueError) as error:
+        video_positions((2, 2), FrameSchedule(num_frames=1, frames=()))
+    assert str(error.value) == (
+        "the schedule keeps no frame; a clip has at least 1 frame"
+    )

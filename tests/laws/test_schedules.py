@@ -18,6 +18,7 @@ from fastslow import (
     repeat_strides,
     schedule_from_grids,
     schedule_from_strides,
+    schedules,
     tokens_per_frame,
     two_level_schedule,
 )
@@ -87,6 +88,16 @@ def test_build_schedule__exact_count(
     ratio = Fraction(count, num_frames)
     schedule = build_schedule(num_frames, strategy=strategy, slow_ratio=ratio)
     assert sum(schedule.is_slow) == count
+
+
+@given(st.integers(1, 10**7), st.data())
+@example(10**7, None)
+def test_a_float_stands_for_the_fraction_of_any_number_of_frames(
+    num_frames: int, data: st.DataObject | None
+) -> None:
+    count = data.draw(st.integers(0, num_frames)) if data else num_frames - 1
+    ratio = Fraction(count, num_frames)
+    assert schedules._exact_ratio(count / num_frames) == ratio
 
 
 @given(frame_counts, fst.frame_strategies())

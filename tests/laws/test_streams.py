@@ -23,7 +23,10 @@ from fastslow import (
     repeat_strides,
     scale_fast_frames,
     schedule_from_grids,
+    schedule_from_json,
     schedule_from_strides,
+    schedule_to_json,
+    schedules,
     select_frames,
     tokens_per_frame,
     video_positions,
@@ -189,11 +192,12 @@ def test_a_frame_that_does_not_exist_is_named(chosen: list[int], message: str) -
 
 def test_a_mask_is_needed_for_each_frame() -> None:
     schedule = repeat_strides(2, (2,))
-    with pytest.raises(ValueError) as error:
-        keep_tokens(schedule, [None])
-    assert str(error.value) == (
-        "keep has 1 frames but the schedule has 2; each needs one entry"
-    )
+    for frames in (1, 3):
+        with pytest.raises(ValueError) as error:
+            keep_tokens(schedule, [None] * frames)
+        assert str(error.value) == (
+            f"keep has {frames} frames but the schedule has 2; each needs one entry"
+        )
     with pytest.raises(ValueError) as error:
         keep_tokens(schedule, [None, [False, False]])
     assert str(error.value) == "keep drops every token; a frame keeps at least one"
@@ -313,3 +317,13 @@ def test_an_unknown_order_is_named() -> None:
     with pytest.raises(ValueError) as error:
         inspect.unwrap(merge_streams)([repeat_strides(2, (2,))], order="size")
     assert str(error.value) == "order is 'size'; it must be one of stream, time"
+
+
+def test_flags_of_tensors_become_bools(monkeypatch: pytest.MonkeyPatch) -> None:
+    unchecked = inspect.unwrap(schedules._check_same_length)
+    monkeypatch.setattr(schedules, "_check_same_length", unchecked)
+    flags = torch.tensor([True, False])
+    schedule = inspect.unwrap(schedule_from_grids)([(1, 2), (1, 1)], is_slow=flags)
+    masked = inspect.unwrap(keep_tokens)(schedule, [flags, None])
+    assert masked.frames[0].keep == (True, False)
+    assert schedule_from_json(schedule_to_json(masked)) == masked
