@@ -24,7 +24,8 @@ def compile(session: nox.Session) -> None:
     """Run the tests of torch.compile, which cannot see through checked functions."""
     session.install("-e", ".[dev]")
     unchecked = "--jaxtyping-packages="
-    session.run("pytest", unchecked, "tests/models", "-k", "compile", *session.posargs)
+    rooms = ["tests/models", "tests/recipes"]
+    session.run("pytest", unchecked, *rooms, "-k", "compile", *session.posargs)
 
 
 @nox.session

@@ -487,7 +487,7 @@ def test_compiled_blocks_compute_the_same(world: World, kind: str) -> None:
 @compiler
 @pytest.mark.usefixtures("clean_compiler")
 @pytest.mark.parametrize("lora_rank", [0, 2])
-def test_layers_share_one_graph(lora_rank: int) -> None:
+def test_compiled_layers_share_one_graph(lora_rank: int) -> None:
     """Under a mask that is a tensor a decoder layer compiles in one piece."""
     model = make_model(layers=4)
     choose_trained(model, Parallel(compute="float32", lora_rank=lora_rank))

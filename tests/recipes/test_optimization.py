@@ -1,0 +1,111 @@
+"""Gradient norms and steps that are better not taken, on one rank."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from recipes.edge.distributed import World, process_group
+from recipes.edge.optimization import SkippedSteps, clip_gradients, count_skipped
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """This process alone."""
+    monkeypatch.delenv("RANK", raising=False)
+    with process_group() as alone:
+        yield alone
+
+
+def make_model(scale: float) -> nn.Sequential:
+    """Make a small model with gradients, one weight without."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+    model[0].bias.requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = scale * torch.randn(parameter.shape)
+    return model
+
+
+@given(
+    scale=st.floats(1e-6, 1e6),
+    max_norm=st.floats(0, 1e6),
+)
+@example(scale=1.0, max_norm=0.0)
+@example(scale=1.0, max_norm=math.inf)
+@example(scale=1e15, max_norm=1.0)
+def test_clipping_equals_that_of_torch(scale: float, max_norm: float) -> None:
+    found, expected = make_model(scale), make_model(scale)
+    weights = [each for each in expected.parameters() if each.grad is not None]
+    norm = math.sqrt(sum(each.grad.double().square().sum() for each in weights))
+    for each in weights:
+        each.grad *= min(1.0, max_norm / norm)
+    assert clip_gradients(found, max_norm) == pytest.approx(norm, rel=1e-5)
+    for name, parameter in expected.named_parameters():
+        other = found.get_parameter(name).grad
+        if parameter.grad is None:
+            assert other is None
+        else:
+            torch.testing.assert_close(other, parameter.grad, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 100.0])
+def test_a_sharded_model_is_clipped_alike(world: World, max_norm: float) -> None:
+    plain, sharded = make_model(1.0), make_model(1.0)
+    fully_shard(sharded, mesh=world.mesh)
+    inputs = torch.randn(4, 3)
+    for model in (plain, sharded):
+        model.zero_grad()
+        model(inputs).square().sum().backward()
+    assert clip_gradients(sharded, max_norm) == clip_gradients(plain, max_norm)
+    for name, parameter in plain.named_parameters():
+        other = sharded.get_parameter(name).grad
+        assert (other is None) == (parameter.grad is None)
+        if other is not None:
+            assert torch.equal(other.full_tensor(), parameter.grad)
+
+
+def test_a_model_without_gradients_has_no_norm() -> None:
+    assert clip_gradients(nn.Linear(2, 2), 1.0) == 0.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_gradients_that_are_not_finite_are_left_alone(bad: float) -> None:
+    model = make_model(1.0)
+    weight = model[2].weight
+    weight.grad[0, 0] = bad
+    before = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    norm = clip_gradients(model, 0.1)
+    assert math.isnan(norm) if math.isnan(bad) else norm == math.inf
+    for name, gradient in before.items():
+        found = model.get_parameter(name).grad
+        torch.testing.assert_close(found, gradient, rtol=0, atol=0, equal_nan=True)
+
+
+@given(st.lists(st.sampled_from([0.0, 2.5, math.inf, math.nan])), st.integers(0, 3))
+@example([math.nan], 0)
+@example([math.nan, math.inf, 1.0, math.inf, math.nan], 2)
+@example([math.nan, math.inf, math.inf], 2)
+def test_skipped_steps_are_counted_and_bounded(norms: list[float], most: int) -> None:
+    skipped = SkippedSteps()
+    for number, norm in enumerate(norms, start=1):
+        row = 0
+        while row < number and not math.isfinite(norms[number - 1 - row]):
+            row += 1
+        total = sum(not math.isfinite(each) for each in norms[:number])
+        if row > most:
+            with pytest.raises(FloatingPointError) as caught:
+                count_skipped(norm, skipped, most_in_a_row=most)
+            assert str(caught.value) == (
+                f"the gradient norm is {norm} in {row} steps in a row; at most {most} "
+                "may be skipped"
+            )
+            return
+        skipped = count_skipped(norm, skipped, most_in_a_row=most)
+        assert skipped == SkippedSteps(in_a_row=row, total=total)
