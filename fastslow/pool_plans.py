@@ -162,6 +162,10 @@ def plan_bags(
     Returns:
         The plan, on the CPU.
 
+    Raises:
+        ValueError: If a window is empty, sizes do not add up to the entries, or a cell
+            does not exist.
+
     Laws:
         transpose: both directions hold the same (window, cell) pairs, with their
             weights
@@ -172,6 +176,17 @@ def plan_bags(
         >>> plan_bags(cells, sizes, bounds, None, num_cells=3).windows
         tensor([0, 0, 1])
     """
+    if (window_sizes < 1).any() or window_sizes.sum() != len(cells):
+        raise ValueError(
+            f"window_sizes adds up to {window_sizes.sum()} for {len(cells)} cells, the "
+            f"least is {min(window_sizes.tolist(), default=1)}; each window holds at "
+            "least 1, together all"
+        )
+    if ((cells < 0) | (cells >= num_cells)).any():
+        raise ValueError(
+            f"cells lies between {cells.min()} and {cells.max()}; there are "
+            f"{num_cells}, counted from 0"
+        )
     window = torch.repeat_interleave(window_sizes)
     back = cells.int().argsort(stable=True)
     reads = torch.bincount(cells, minlength=num_cells)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,6 +23,7 @@ from fastslow import (
     plan_pooling,
     pool_tokens,
     repeat_strides,
+    schedule_from_grids,
 )
 from fastslow.pool_plans import Mode
 from fastslow.testing import reference
@@ -181,3 +183,45 @@ def test_an_unknown_mode_is_named() -> None:
     assert str(error.value) == (
         "mode is 'median'; it must be one of average, max, area, bilinear"
     )
+
+
+@pytest.mark.parametrize(
+    ("cells", "sizes", "message"),
+    [
+        (
+            [0, 1],
+            [2, 0],
+            (
+                "window_sizes adds up to 2 for 2 cells, the least is 0; each window "
+                "holds at least 1, together all"
+            ),
+        ),
+        (
+            [0, 1],
+            [1],
+            (
+                "window_sizes adds up to 1 for 2 cells, the least is 1; each window "
+                "holds at least 1, together all"
+            ),
+        ),
+        ([0, 3], [2], "cells lies between 0 and 3; there are 3, counted from 0"),
+    ],
+)
+def test_windows_that_cannot_be_are_named(
+    cells: list[int], sizes: list[int], message: str
+) -> None:
+    bounds = cu_seqlens_from_lengths(torch.tensor([len(sizes)]))
+    with pytest.raises(ValueError) as error:
+        plan_bags(torch.tensor(cells), torch.tensor(sizes), bounds, None, num_cells=3)
+    assert str(error.value) == message
+
+
+def test_bilinear_makes_a_clip_larger_as_interpolate_does() -> None:
+    plan = plan_pooling(
+        [((2, 3), schedule_from_grids([(5, 2)]))],
+        mode="bilinear",
+    )
+    tokens = cells_of(plan, 0)
+    image = tokens.T.reshape(1, 2, 2, 3)
+    expected = F.interpolate(image, (5, 2), mode="bilinear")
+    assert_near(pool_tokens(tokens, plan).values, expected.flatten(2)[0].T)

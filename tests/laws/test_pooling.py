@@ -129,6 +129,11 @@ def test_pool_frames__identity(clip: Clip, mode: Mode) -> None:
     assert pooled.cu_seqlens.tolist() == reference.bounds([area] * len(strides))
 
 
+def test_sums_beyond_the_range_of_half_precision_are_no_means() -> None:
+    clip = torch.full((1, 4, 4, 1), 60000.0, dtype=torch.float16)
+    assert pool_frames(clip, [4]).values.item() == 60000.0
+
+
 @given(fst.clips(), modes)
 def test_pool_frames__constant(clip: Clip, mode: Mode) -> None:
     tokens, strides = clip
