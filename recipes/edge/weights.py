@@ -94,7 +94,7 @@ def find_weights(name_or_path: str | Path) -> Path:
 def build_meta_model(folder: Path) -> FastSlowQwen2VL:
     """Build the model that ``config.json`` describes, without memory.
 
-    Every parameter is float32 and on the meta device, so this costs a second for
+    Every parameter is float32 and on the meta device: less than a second, even for
     72B. Shard it, then ``materialize`` it.
 
     Args:
