@@ -121,9 +121,8 @@ def main(config: Config) -> None:
             world=world,
         ) as log:
             log.message(describe(run, progress.step))
-            if progress.step < config.max_steps:
-                train(run, progress, log)
-                finish(run, log)
+            train(run, progress, log)
+            finish(run, log)
 
 
 def train(run: Run, progress: Progress, log: RunLog) -> None:
@@ -290,10 +289,12 @@ def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, 
 
 
 def finish(run: Run, log: RunLog) -> None:
-    """Ask the held-out questions, and write the weights for transformers."""
+    """Ask the held-out questions, and write the weights for transformers, once."""
+    folder = run.config.output_dir / f"model-{run.config.max_steps}"
+    if broadcast_from_main(folder.exists, run.world):
+        return
     ask_held_out(run, log)
     merge_adapters(run.model)
-    folder = run.config.output_dir / "model"
     export_pretrained(
         folder,
         run.model,

@@ -102,4 +102,4 @@ def test_an_agent_that_dies_is_started_again_and_the_run_goes_on(
     assert "on 4 ranks" in log
     assert "the run goes on after step" in log
     assert [row["step"] for row in steps(tmp_path)] == list(range(1, 13))
-    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "model-12" / "model.safetensors").is_file()
