@@ -33,8 +33,6 @@ from fastslow.frames import (
     encoded_grids,
     frame_kinds,
     frame_windows,
-    schedule_from_json,
-    schedule_to_json,
     tokens_per_frame,
 )
 from fastslow.grids import (
@@ -87,6 +85,7 @@ from fastslow.ragged import (
     select_ragged,
     unpack_ragged,
 )
+from fastslow.schedule_json import schedule_from_json, schedule_to_json
 from fastslow.schedules import (
     build_schedule,
     kernel_schedule,

@@ -1,8 +1,7 @@
 """What a schedule is made of: the pooled frames of a clip, counted and written down."""
 
-import json
-from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import get_args
 
 from fastslow._typing import Grid
 from fastslow.grids import Edge, window_bounds
@@ -298,73 +297,3 @@ def describe_schedule(schedule: FrameSchedule, grid: Grid) -> str:
         S..S..S  7 frames, 256 tokens
     """
     return f"{schedule}, {sum(tokens_per_frame(grid, schedule))} tokens"
-
-
-def schedule_to_json(schedule: FrameSchedule) -> str:
-    """Write a schedule as one line of JSON.
-
-    Args:
-        schedule: The schedule.
-
-    Returns:
-        An object with the fields of ``FrameSchedule``; what a frame leaves at its
-        default is left out.
-
-    Laws:
-        round_trip: ``schedule_from_json`` gives the schedule back
-
-    Example:
-        >>> from fastslow import build_schedule
-        >>> schedule_to_json(build_schedule(1))  # doctest: +NORMALIZE_WHITESPACE
-        '{"num_frames": 1, "edge": "ceil", "frames":
-        [{"start": 0, "stop": 1, "stride": [4, 4], "is_slow": true}]}'
-    """
-    frames = [
-        {
-            name: value
-            for name, value in asdict(frame).items()
-            if value is not None and value is not False
-        }
-        for frame in schedule.frames
-    ]
-    content = {"num_frames": schedule.num_frames, "edge": schedule.edge}
-    scales = {} if schedule.scales is None else {"scales": schedule.scales}
-    return json.dumps(content | scales | {"frames": frames})
-
-
-def schedule_from_json(text: str) -> FrameSchedule:
-    """Read a schedule that ``schedule_to_json`` wrote.
-
-    Args:
-        text: The JSON.
-
-    Returns:
-        The schedule.
-
-    Raises:
-        ValueError: If the text is no JSON, a field is unknown or missing, or the
-            schedule breaks a rule.
-
-    Laws:
-        round_trip: ``schedule_to_json`` gives the text back
-
-    Example:
-        >>> from fastslow import build_schedule
-        >>> schedule = build_schedule(8)
-        >>> schedule_from_json(schedule_to_json(schedule)) == schedule
-        True
-    """
-    try:
-        content = json.loads(text)
-        frames = tuple(PooledFrame(**_tuples(f)) for f in content.pop("frames"))
-        return FrameSchedule(frames=frames, **_tuples(content))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"the JSON is no schedule: {error}") from error
-
-
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    """Turn JSON's lists into tuples."""
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in fields.items()
-    }

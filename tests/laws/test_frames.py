@@ -1,10 +1,7 @@
 """Laws of ``fastslow.frames``."""
 
-import json
-from collections.abc import Callable
 from dataclasses import astuple, replace
 from itertools import pairwise, product
-from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -24,9 +21,7 @@ from fastslow import (
     plan_pooling,
     repeat_strides,
     schedule_from_grids,
-    schedule_from_json,
     schedule_from_strides,
-    schedule_to_json,
     tokens_per_frame,
 )
 from fastslow.testing import reference
@@ -143,31 +138,6 @@ def test_wrong_scales_are_named() -> None:
 
 
 @given(any_schedule)
-@example(FrameSchedule(num_frames=2, frames=(dropped,), edge="floor"))
-def test_schedule_to_json__round_trip(schedule: FrameSchedule) -> None:
-    text = schedule_to_json(schedule)
-    assert schedule_from_json(text) == schedule
-    assert "\n" not in text
-
-
-@given(any_schedule)
-def test_schedule_from_json__round_trip(schedule: FrameSchedule) -> None:
-    text = schedule_to_json(schedule)
-    assert schedule_to_json(schedule_from_json(text)) == text
-
-
-def test_json_holds_the_fields_and_leaves_defaults_out() -> None:
-    schedule = FrameSchedule(num_frames=2, frames=(dropped,))
-    assert json.loads(schedule_to_json(schedule)) == {
-        "num_frames": 2,
-        "edge": "ceil",
-        "frames": [
-            {"start": 0, "stop": 2, "stride": [2, 1], "keep": [True, False, True]}
-        ],
-    }
-
-
-@given(any_schedule)
 def test_str_draws_one_letter_a_frame(schedule: FrameSchedule) -> None:
     letters, count = str(schedule).split("  ")
     assert letters == "".join("S" if slow else "." for slow in schedule.is_slow)
@@ -279,51 +249,6 @@ def test_a_mask_has_one_entry_per_window() -> None:
                 f"{grid}"
             )
     assert tokens_per_frame((4, 2), schedule) == (1,)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("S..", "Expecting value: line 1 column 1 (char 0)"),
-        ('{"num_frames": 1}', "the JSON is no schedule: 'frames'"),
-        (
-            '{"num_frames": 1, "frames": [{"start": 1, "stop": 1, "stride": [2, 2]}]}',
-            (
-                "a pooled frame reads frames 1 to 1, half open; it must read at least "
-                "one, counted from 0"
-            ),
-        ),
-    ],
-)
-def test_json_that_is_no_schedule_is_refused(text: str, message: str) -> None:
-    with pytest.raises(ValueError) as error:
-        schedule_from_json(text)
-    assert str(error.value) == message
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda content: content.update(tempo=3),
-        lambda content: content.pop("num_frames"),
-        lambda content: content.update(num_frames="8"),
-        lambda content: content["frames"][0].update(speed=2),
-        lambda content: content["frames"][0].pop("start"),
-        lambda content: content.update(frames=None),
-        lambda content: content.update(frames=[3]),
-    ],
-)
-def test_json_with_wrong_fields_is_refused(change: Callable[[Any], object]) -> None:
-    content = json.loads(schedule_to_json(build_schedule(8)))
-    change(content)
-    with pytest.raises(ValueError, match="the JSON is no schedule: "):
-        schedule_from_json(json.dumps(content))
-
-
-@pytest.mark.parametrize("text", ["[1, 2]", "null"])
-def test_json_that_is_no_object_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="the JSON is no schedule: "):
-        schedule_from_json(text)
 
 
 @pytest.mark.parametrize(

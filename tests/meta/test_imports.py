@@ -45,7 +45,14 @@ INTEGERS = SHARED | {
 }
 SCHEDULES = INTEGERS | {
     f"fastslow.{name}"
-    for name in ("budgets", "content", "frames", "schedules", "streams")
+    for name in (
+        "budgets",
+        "content",
+        "frames",
+        "schedule_json",
+        "schedules",
+        "streams",
+    )
 }
 PARTS = SCHEDULES | {
     f"fastslow.{name}" for name in ("masks", "pool_plans", "pooling", "positions")

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fastslow import Span, TextSpan, VideoSpan, schedule_from_strides
 from fastslow.qwen2_vl import encode_conversation
-from recipes.edge.tokenizer import VIDEO_TOKEN, train_tokenizer
+from recipes.edge.tiny import VIDEO_TOKEN, train_tokenizer
 
 TEMPLATE = """
 {%- if messages[0].role != "system" -%}

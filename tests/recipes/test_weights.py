@@ -30,7 +30,7 @@ from transformers import (
 from fastslow.qwen2_vl import FastSlowQwen2VL
 from recipes.edge.distributed import World, process_group
 from recipes.edge.export import HEAD_FILE, export_pretrained
-from recipes.edge.tokenizer import train_tokenizer
+from recipes.edge.tiny import train_tokenizer
 from recipes.edge.weights import (
     build_meta_model,
     find_weights,

@@ -1,0 +1,94 @@
+"""Laws of ``fastslow.schedule_json``."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fastslow import (
+    FrameSchedule,
+    PooledFrame,
+    build_schedule,
+    schedule_from_json,
+    schedule_to_json,
+)
+from fastslow.testing import strategies as fst
+
+clips = fst.grids().flatmap(
+    lambda grid: st.tuples(st.just(grid), fst.grid_schedules(grid))
+)
+any_schedule = st.one_of(fst.schedules(), clips.map(lambda clip: clip[1]))
+dropped = PooledFrame(start=0, stop=2, stride=(2, 1), keep=(True, False, True))
+
+
+@given(any_schedule)
+@example(FrameSchedule(num_frames=2, frames=(dropped,), edge="floor"))
+def test_schedule_to_json__round_trip(schedule: FrameSchedule) -> None:
+    text = schedule_to_json(schedule)
+    assert schedule_from_json(text) == schedule
+    assert "\n" not in text
+
+
+@given(any_schedule)
+def test_schedule_from_json__round_trip(schedule: FrameSchedule) -> None:
+    text = schedule_to_json(schedule)
+    assert schedule_to_json(schedule_from_json(text)) == text
+
+
+def test_json_holds_the_fields_and_leaves_defaults_out() -> None:
+    schedule = FrameSchedule(num_frames=2, frames=(dropped,))
+    assert json.loads(schedule_to_json(schedule)) == {
+        "num_frames": 2,
+        "edge": "ceil",
+        "frames": [
+            {"start": 0, "stop": 2, "stride": [2, 1], "keep": [True, False, True]}
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("S..", "Expecting value: line 1 column 1 (char 0)"),
+        ('{"num_frames": 1}', "the JSON is no schedule: 'frames'"),
+        (
+            '{"num_frames": 1, "frames": [{"start": 1, "stop": 1, "stride": [2, 2]}]}',
+            (
+                "a pooled frame reads frames 1 to 1, half open; it must read at least "
+                "one, counted from 0"
+            ),
+        ),
+    ],
+)
+def test_json_that_is_no_schedule_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        schedule_from_json(text)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.update(tempo=3),
+        lambda content: content.pop("num_frames"),
+        lambda content: content.update(num_frames="8"),
+        lambda content: content["frames"][0].update(speed=2),
+        lambda content: content["frames"][0].pop("start"),
+        lambda content: content.update(frames=None),
+        lambda content: content.update(frames=[3]),
+    ],
+)
+def test_json_with_wrong_fields_is_refused(change: Callable[[Any], object]) -> None:
+    content = json.loads(schedule_to_json(build_schedule(8)))
+    change(content)
+    with pytest.raises(ValueError, match="the JSON is no schedule: "):
+        schedule_from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "null"])
+def test_json_that_is_no_object_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="the JSON is no schedule: "):
+        schedule_from_json(text)
