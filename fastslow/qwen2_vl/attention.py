@@ -71,7 +71,7 @@ def masked_attention(
     if dropout and isinstance(attention_mask, BlockMask | KeyIntervals):
         raise ValueError(f"dropout is {dropout}; attention under a layout takes none")
     if isinstance(attention_mask, KeyIntervals):
-        output = interval_attention(query, key, value, attention_mask, scale=scaling)
+        output = _tiled_attention(query, key, value, attention_mask, scale=scaling)
     elif isinstance(attention_mask, BlockMask):
         attend = _compiled_flex_attention() if query.is_cuda else flex_attention
         output = attend(
@@ -99,6 +99,10 @@ def masked_attention(
             "boolean tensor"
         )
     return output.transpose(1, 2).contiguous(), None
+
+
+_tiled_attention = torch.compiler.disable(interval_attention)
+"""Its tiles are planned on the host; torch 2.11 compiles it to wrong gradients."""
 
 
 @cache
