@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from fastslow.layouts import Span, TextSpan, VideoSpan
+from fastslow.spans import Span, TextSpan, VideoSpan
 
 VIDEO_PLACEHOLDER = "<video>"
 """Where a conversation's text stands for its clip."""

@@ -10,7 +10,6 @@ from torch import Tensor
 from fastslow.layouts import (
     Attention,
     FrameWindow,
-    Span,
     TokenLayout,
     build_layout,
     visible_keys,
@@ -24,6 +23,7 @@ from fastslow.loss_plans import (
 from fastslow.masks import KeyIntervals
 from fastslow.pool_plans import PoolPlan, plan_pooling
 from fastslow.positions import AfterVideo
+from fastslow.spans import Span
 
 
 @dataclass(frozen=True, kw_only=True)

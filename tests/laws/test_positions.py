@@ -2,6 +2,7 @@
 
 from dataclasses import astuple
 
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -76,6 +77,21 @@ def test_video_positions__centred(clip: VideoSpan) -> None:
 def test_video_positions__translation(clip: VideoSpan, start: int) -> None:
     moved = video_positions(clip.grid, clip.schedule, start=start)
     assert torch.equal(moved, video_positions(clip.grid, clip.schedule) + start)
+
+
+@given(fst.video_spans(placed=True), starts)
+def test_video_positions__times_looked_up(clip: VideoSpan, start: int) -> None:
+    times = clip.times or tuple(range(clip.schedule.num_frames))
+    frames = video_positions(clip.grid, clip.schedule)
+    moved = video_positions(clip.grid, clip.schedule, start=start, times=times)
+    assert moved[0].tolist() == [start + times[frame] for frame in frames[0]]
+    assert torch.equal(moved[1:], frames[1:] + start)
+
+
+def test_video_positions_counts_the_times() -> None:
+    with pytest.raises(ValueError) as error:
+        video_positions((2, 2), repeat_strides(3, (1,)), times=(0, 1))
+    assert str(error.value) == "times has 2 entries but the clip has 3 frames"
 
 
 @given(fst.grids(), fst.plain_schedules(max_stride=8))

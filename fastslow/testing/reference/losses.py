@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import exp, log, sqrt
 
 from fastslow.testing.reference.frames import tokens_per_frame, window_cells
-from fastslow.testing.reference.layouts import Span
+from fastslow.testing.reference.layouts import Span, placement
 
 Vector = Sequence[float]
 NextFramePair = tuple[int, list[int], list[list[int]], list[list[int]]]
@@ -24,8 +24,9 @@ def labelled_rows(samples: Sequence[Sequence[Span]]) -> list[tuple[int, int]]:
                         if trained and row > first_row:
                             pairs.append((row - 1, number))
                         row += 1
-                case (grid, schedule):
+                case (grid, schedule, *_):
                     row += sum(tokens_per_frame(grid, schedule))
+                    row += sum(len(text) for text in placement(span)[1])
     return pairs
 
 
@@ -43,9 +44,11 @@ def next_frame_pairs(samples: Sequence[Sequence[Span]]) -> list[NextFramePair]:
             match span:
                 case (token_ids, bool()):
                     row += len(token_ids)
-                case ((height, width), (num_frames, frames, edge)):
+                case ((height, width), (num_frames, frames, edge), *_):
+                    between = placement(span)[1]
                     seen: set[int] = set()
-                    for frame in frames:
+                    for number, frame in enumerate(frames):
+                        row += len(between[number - 1]) if number and between else 0
                         start, stop = frame[:2]
                         windows = window_cells((height, width), frame, edge)
                         rows = list(range(row, row + len(windows)))

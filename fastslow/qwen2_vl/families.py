@@ -1,0 +1,139 @@
+"""What differs between Qwen2-VL, Qwen2.5-VL and Qwen3-VL, said in one place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from fastslow._typing import Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How a backbone orders its patches, and how it tells the time.
+
+    Attributes:
+        window: Side of the windows that the tower attends in, in merged tokens; its
+            hidden states come window by window. None: they come in raster order.
+        tokens_per_second: Positions in time of one second of video; None counts frames.
+        tells_time: Whether text before each frame says when it was taken.
+    """
+
+    window: int | None = None
+    tokens_per_second: int | None = None
+    tells_time: bool = False
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """Read from a backbone's configuration what differs between families.
+
+    Args:
+        config: Configuration of the whole backbone.
+
+    Returns:
+        The family.
+
+    Raises:
+        ValueError: If the model's type is none of those supported.
+
+    Laws:
+        known: the three types are told apart
+
+    Example:
+        >>> from transformers import Qwen2VLConfig
+        >>> family_of(Qwen2VLConfig())
+        Family(window=None, tokens_per_second=None, tells_time=False)
+    """
+    match config.model_type:
+        case "qwen2_vl":
+            return Family()
+        case "qwen2_5_vl":
+            vision = config.vision_config
+            return Family(
+                window=vision.window_size
+                // vision.spatial_merge_size
+                // vision.patch_size,
+                tokens_per_second=vision.tokens_per_second,
+            )
+        case "qwen3_vl":
+            return Family(tells_time=True)
+    raise ValueError(
+        f"model_type is {config.model_type!r}; it must be one of 'qwen2_vl', "
+        "'qwen2_5_vl', 'qwen3_vl'"
+    )
+
+
+def window_order(
+    clips: Sequence[tuple[int, Grid]], window: int
+) -> Int[Tensor, " tokens"]:
+    """Say which merged token comes where in a tower that attends in windows.
+
+    Qwen2.5-VL cuts every frame into square windows, smaller at the far edges, and
+    takes its tokens window by window; windows and their tokens are in raster order.
+
+    Args:
+        clips: Frames, and height and width in merged tokens, of each clip.
+        window: Side of a window, in merged tokens, at least 1.
+
+    Returns:
+        Number in raster order, through all frames of all clips, of each token of the
+        tower.
+
+    Laws:
+        permutation: every token comes once
+        frame_by_frame: tokens of a frame stay together, frames in order
+        matches_transformers: equals the order that transformers computes
+
+    Example:
+        >>> window_order([(1, (2, 3))], 2)
+        tensor([0, 1, 3, 4, 2, 5])
+    """
+    parts, first = [torch.empty(0, dtype=torch.long)], 0
+    for frames, grid in clips:
+        frame = _frame_order(grid, window)
+        starts = first + len(frame) * torch.arange(frames)
+        parts.append((starts[:, None] + frame).flatten())
+        first += frames * len(frame)
+    return torch.cat(parts)
+
+
+@cache
+def _frame_order(grid: Grid, window: int) -> Tensor:
+    """Give the raster numbers of one frame's tokens, window by window."""
+    height, width = grid
+    row, column = torch.arange(height)[:, None], torch.arange(width)
+    per_row = -(-width // window)
+    numbers = row // window * per_row + column // window
+    return numbers.flatten().argsort(stable=True)
+
+
+def frame_times(
+    num_frames: int, *, seconds_per_frame: float, tokens_per_second: int
+) -> tuple[int, ...]:
+    """Place frames in time by the seconds between them, as Qwen2.5-VL does.
+
+    Frame ``t`` stands at ``t * seconds_per_frame * tokens_per_second``, rounded down.
+    The product is taken in single precision, because the published positions are.
+
+    Args:
+        num_frames: Frames of the clip, at least 1.
+        seconds_per_frame: Seconds from one frame to the next; of raw frames, as many
+            as a temporal patch holds.
+        tokens_per_second: Positions in time of one second.
+
+    Returns:
+        ``times`` of a ``VideoSpan``.
+
+    Laws:
+        matches_transformers: equals the positions that transformers computes
+
+    Example:
+        >>> frame_times(4, seconds_per_frame=2 / 3, tokens_per_second=2)
+        (0, 1, 2, 4)
+    """
+    step = torch.tensor(seconds_per_frame, dtype=torch.float32) * tokens_per_second
+    return tuple((torch.arange(num_frames) * step).long().tolist())
