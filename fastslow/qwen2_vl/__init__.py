@@ -2,12 +2,7 @@
 
 from fastslow.qwen2_vl.attention import ATTENTION_NAME
 from fastslow.qwen2_vl.chat import encode_conversation
-from fastslow.qwen2_vl.families import (
-    Family,
-    family_of,
-    frame_times,
-    window_order,
-)
+from fastslow.qwen2_vl.families import Family, family_of, window_order
 from fastslow.qwen2_vl.model import FastSlowOutput, FastSlowQwen2VL
 from fastslow.qwen2_vl.plan import RowPlan, plan_row
 from fastslow.qwen2_vl.preprocess import (
@@ -16,12 +11,19 @@ from fastslow.qwen2_vl.preprocess import (
     patchify_clip,
     smart_resize,
 )
+from fastslow.qwen2_vl.timing import (
+    PlacedClip,
+    frame_times,
+    place_clip,
+    timestamp_texts,
+)
 
 __all__ = [
     "ATTENTION_NAME",
     "Family",
     "FastSlowOutput",
     "FastSlowQwen2VL",
+    "PlacedClip",
     "RowPlan",
     "VisionGeometry",
     "clip_grid",
@@ -29,7 +31,9 @@ __all__ = [
     "family_of",
     "frame_times",
     "patchify_clip",
+    "place_clip",
     "plan_row",
     "smart_resize",
+    "timestamp_texts",
     "window_order",
 ]

@@ -109,31 +109,3 @@ def _frame_order(grid: Grid, window: int) -> Tensor:
     per_row = -(-width // window)
     numbers = row // window * per_row + column // window
     return numbers.flatten().argsort(stable=True)
-
-
-def frame_times(
-    num_frames: int, *, seconds_per_frame: float, tokens_per_second: int
-) -> tuple[int, ...]:
-    """Place frames in time by the seconds between them, as Qwen2.5-VL does.
-
-    Frame ``t`` stands at ``t * seconds_per_frame * tokens_per_second``, rounded down.
-    The product is taken in single precision, because the published positions are.
-
-    Args:
-        num_frames: Frames of the clip, at least 1.
-        seconds_per_frame: Seconds from one frame to the next; of raw frames, as many
-            as a temporal patch holds.
-        tokens_per_second: Positions in time of one second.
-
-    Returns:
-        ``times`` of a ``VideoSpan``.
-
-    Laws:
-        matches_transformers: equals the positions that transformers computes
-
-    Example:
-        >>> frame_times(4, seconds_per_frame=2 / 3, tokens_per_second=2)
-        (0, 1, 2, 4)
-    """
-    step = torch.tensor(seconds_per_frame, dtype=torch.float32) * tokens_per_second
-    return tuple((torch.arange(num_frames) * step).long().tolist())

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL beside Qwen2-VL: the same laws, on transformers' own classes."""
+"""What holds for every family of backbones, on transformers' own classes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -181,6 +181,7 @@ def test_windows_are_ordered_as_in_transformers(
     )
 )
 @example([((2, 3), 9, 2 / 3), ((1, 1), 4, 0.1)])
+@example([((1, 1), 40, 2 / 1.3)])
 @settings(deadline=None)
 def test_positions_are_those_of_transformers(
     make_family: MakeFamily, lay: Lay, clips: list[tuple[Grid, int, float]]
@@ -230,7 +231,20 @@ def test_seconds_matter(
     assert (losses[0] - losses[1]).abs() > 1e-6
 
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+def told(sample: Sample, model_type: str) -> list[Span]:
+    """Set the frames of a clip apart by text where the family does that."""
+    spans = list[Span]()
+    for span in sample:
+        if isinstance(span, VideoSpan) and model_type == "qwen3_vl":
+            frames = span.schedule.num_frames
+            between = tuple((6, 20 + frame, 7) for frame in range(1, frames))
+            spans.append(replace(span, times=(0,) * frames, between=between))
+        else:
+            spans.append(span)
+    return spans
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -241,8 +255,10 @@ def test_targets_and_copies_are_the_frames_that_they_should_be(
     backbone = make_family(model_type)
     tower = backbone.model.visual
     tower.blocks = torch.nn.ModuleList()
+    if model_type == "qwen3_vl":
+        torch.nn.init.zeros_(tower.pos_embed.weight)
     model = FastSlowQwen2VL(backbone)
-    plan = lay([TALK, TWO_CLIPS])
+    plan = lay([told(TALK, model_type), told(TWO_CLIPS, model_type)])
     patches = make_patches(plan)
     output = model(patches, plan)
     seen = tower.patch_embed(patches).unflatten(0, (-1, 4)).mean(1)
@@ -270,7 +286,7 @@ def test_the_next_frame_changes_the_targets_alone(
     make_family: MakeFamily, lay: Lay, make_patches: MakePatches, model_type: str
 ) -> None:
     model = FastSlowQwen2VL(make_family(model_type))
-    plan = lay([[text(1, 7), clip((3, 5), (1, 1, 1))]])
+    plan = lay([told([text(1, 7), clip((3, 5), (1, 1, 1))], model_type)])
     patches = make_patches(plan)
     changed = patches.clone()
     changed[60:120] += 1  # the second of three frames
@@ -288,7 +304,7 @@ def test_packed_equals_alone(
     make_family: MakeFamily, lay: Lay, make_patches: MakePatches, model_type: str
 ) -> None:
     model = FastSlowQwen2VL(make_family(model_type))
-    samples = (TALK, TWO_CLIPS)
+    samples = [told(sample, model_type) for sample in (TALK, TWO_CLIPS)]
     plan, alone = lay(samples, multiple_of=16), [lay([s]) for s in samples]
     patches = make_patches(plan)
     packed = model(patches, plan, return_logits=True)
@@ -310,7 +326,7 @@ def test_gradients_reach_every_parameter(
 ) -> None:
     model = FastSlowQwen2VL(make_family(model_type))
     model.freeze_tower()
-    plan = lay([TALK, TWO_CLIPS])
+    plan = lay([told(TALK, model_type), told(TWO_CLIPS, model_type)])
     total_loss(model, make_patches(plan), plan).backward()
     for name, parameter in model.named_parameters():
         in_tower = ".visual." in name and "merger" not in name
@@ -327,7 +343,7 @@ def test_a_few_steps_reduce_the_loss(
 ) -> None:
     model = FastSlowQwen2VL(make_family(model_type))
     model.freeze_tower()
-    plan = lay([TALK, TWO_CLIPS])
+    plan = lay([told(TALK, model_type), told(TWO_CLIPS, model_type)])
     patches = make_patches(plan)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
