@@ -1,7 +1,7 @@
 """What differs between Qwen2-VL, Qwen2.5-VL and Qwen3-VL, said in one place."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -10,19 +10,22 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from fastslow._typing import Grid
+from fastslow.qwen2_vl.preprocess import VisionGeometry
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How a backbone orders its patches, and how it tells the time.
+    """How a backbone cuts and orders its patches, and how it tells the time.
 
     Attributes:
+        geometry: How pixels become patches.
         window: Side of the windows that the tower attends in, in merged tokens; its
             hidden states come window by window. None: they come in raster order.
         tokens_per_second: Positions in time of one second of video; None counts frames.
         tells_time: Whether text before each frame says when it was taken.
     """
 
+    geometry: VisionGeometry = field(default_factory=VisionGeometry)
     window: int | None = None
     tokens_per_second: int | None = None
     tells_time: bool = False
@@ -30,6 +33,8 @@ class Family:
 
 def family_of(config: PreTrainedConfig) -> Family:
     """Read from a backbone's configuration what differs between families.
+
+    A resized frame has 128 to 768 merged tokens, whatever the size of a patch.
 
     Args:
         config: Configuration of the whole backbone.
@@ -45,26 +50,57 @@ def family_of(config: PreTrainedConfig) -> Family:
 
     Example:
         >>> from transformers import Qwen2VLConfig
-        >>> family_of(Qwen2VLConfig())
-        Family(window=None, tokens_per_second=None, tells_time=False)
+        >>> family_of(Qwen2VLConfig()) == Family()
+        True
     """
-    match config.model_type:
-        case "qwen2_vl":
-            return Family()
-        case "qwen2_5_vl":
-            vision = config.vision_config
-            return Family(
-                window=vision.window_size
-                // vision.spatial_merge_size
-                // vision.patch_size,
-                tokens_per_second=vision.tokens_per_second,
-            )
-        case "qwen3_vl":
-            return Family(tells_time=True)
-    raise ValueError(
-        f"model_type is {config.model_type!r}; it must be one of 'qwen2_vl', "
-        "'qwen2_5_vl', 'qwen3_vl'"
+    if config.model_type not in _FAMILIES:
+        known = ", ".join(_FAMILIES)
+        raise ValueError(
+            f"model_type is {config.model_type!r}; it must be one of {known}"
+        )
+    return _FAMILIES[config.model_type](config.vision_config)
+
+
+def _geometry(vision: PreTrainedConfig) -> VisionGeometry:
+    """Read the sizes of patches and tokens."""
+    token = (vision.patch_size * vision.spatial_merge_size) ** 2
+    return VisionGeometry(
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+        min_pixels=128 * token,
+        max_pixels=768 * token,
     )
+
+
+def _qwen2_vl(vision: PreTrainedConfig) -> Family:
+    """Count frames."""
+    return Family(geometry=_geometry(vision))
+
+
+def _qwen2_5_vl(vision: PreTrainedConfig) -> Family:
+    """Attend in windows, and place frames by seconds."""
+    geometry = _geometry(vision)
+    return Family(
+        geometry=geometry,
+        window=vision.window_size // geometry.merge_size // geometry.patch_size,
+        tokens_per_second=vision.tokens_per_second,
+    )
+
+
+def _qwen3_vl(vision: PreTrainedConfig) -> Family:
+    """Tell times as text, and scale colours to -1 to 1."""
+    half = (0.5, 0.5, 0.5)
+    geometry = replace(_geometry(vision), mean=half, std=half)
+    return Family(geometry=geometry, tells_time=True)
+
+
+_FAMILIES = {
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+}
+"""What reads the configuration of each type of model."""
 
 
 def window_order(

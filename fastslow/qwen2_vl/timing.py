@@ -33,7 +33,6 @@ def place_clip(
     *,
     family: Family,
     encode: Callable[[str], Sequence[int]],
-    temporal_patch_size: int = 2,
 ) -> PlacedClip:
     """Lay out a clip as the backbone's family tells the time.
 
@@ -46,7 +45,6 @@ def place_clip(
         seconds: When each raw frame that was sampled was taken, in order.
         family: The backbone's family.
         encode: Gives a text's token ids, special tokens recognised, none added.
-        temporal_patch_size: Raw frames merged into one.
 
     Returns:
         The clip, and the text that opens it.
@@ -70,7 +68,8 @@ def place_clip(
         >>> bytes(clip.span.between[0])
         b'<|vision_end|><1.2 seconds><|vision_start|>'
     """
-    frames = temporal_patches(len(seconds), temporal_patch_size=temporal_patch_size)
+    raw_frames = family.geometry.temporal_patch_size
+    frames = temporal_patches(len(seconds), temporal_patch_size=raw_frames)
     if frames != schedule.num_frames:
         raise ValueError(
             f"seconds holds {len(seconds)} raw frames, which make {frames} frames, but "
@@ -78,7 +77,7 @@ def place_clip(
         )
     if family.tells_time:
         opening, *between = timestamp_texts(
-            schedule, seconds, temporal_patch_size=temporal_patch_size
+            schedule, seconds, temporal_patch_size=raw_frames
         )
         span = VideoSpan(
             grid=grid,
@@ -92,7 +91,7 @@ def place_clip(
         gap = (seconds[-1] - seconds[0]) / max(len(seconds) - 1, 1)
         times = frame_times(
             frames,
-            seconds_per_frame=gap * temporal_patch_size,
+            seconds_per_frame=gap * raw_frames,
             tokens_per_second=family.tokens_per_second,
         )
     span = VideoSpan(grid=grid, schedule=schedule, times=times)

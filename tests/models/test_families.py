@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import (
     Qwen2VLConfig,
     Qwen3VLConfig,
 )
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
 from fastslow import (
     IGNORED_LABEL,
@@ -31,6 +33,7 @@ from fastslow.qwen2_vl import (
     Family,
     FastSlowQwen2VL,
     RowPlan,
+    VisionGeometry,
     family_of,
     frame_times,
     window_order,
@@ -113,12 +116,21 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
 # What differs
 
 
+QWEN3_GEOMETRY = VisionGeometry(
+    patch_size=16,
+    min_pixels=128 * 32 * 32,
+    max_pixels=768 * 32 * 32,
+    mean=tuple(IMAGENET_STANDARD_MEAN),
+    std=tuple(IMAGENET_STANDARD_STD),
+)
+
+
 @pytest.mark.parametrize(
     ("config", "family"),
     [
         (Qwen2VLConfig(), Family()),
         (Qwen2_5_VLConfig(), Family(window=4, tokens_per_second=4)),
-        (Qwen3VLConfig(), Family(tells_time=True)),
+        (Qwen3VLConfig(), Family(geometry=QWEN3_GEOMETRY, tells_time=True)),
     ],
 )
 def test_families_are_told_apart(config: PreTrainedConfig, family: Family) -> None:
@@ -129,9 +141,28 @@ def test_another_family_is_refused() -> None:
     with pytest.raises(ValueError) as error:
         family_of(Qwen2VLConfig().text_config)
     assert str(error.value) == (
-        "model_type is 'qwen2_vl_text'; it must be one of 'qwen2_vl', 'qwen2_5_vl', "
-        "'qwen3_vl'"
+        "model_type is 'qwen2_vl_text'; it must be one of qwen2_vl, qwen2_5_vl, "
+        "qwen3_vl"
     )
+
+
+def test_the_geometry_is_that_of_the_configuration() -> None:
+    vision = {
+        "patch_size": 3,
+        "spatial_merge_size": 4,
+        "temporal_patch_size": 1,
+        "window_size": 70,
+        "tokens_per_second": 25,
+    }
+    geometry = VisionGeometry(
+        patch_size=3,
+        merge_size=4,
+        temporal_patch_size=1,
+        min_pixels=128 * 144,
+        max_pixels=768 * 144,
+    )
+    expected = Family(geometry=geometry, window=5, tokens_per_second=25)
+    assert family_of(Qwen2_5_VLConfig(vision_config=vision)) == expected
 
 
 def test_sliding_windows_are_refused(make_family: MakeFamily) -> None:
@@ -355,3 +386,21 @@ def test_a_few_steps_reduce_the_loss(
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_saved_weights_give_the_same_losses(
+    make_family: MakeFamily,
+    lay: Lay,
+    make_patches: MakePatches,
+    tmp_path: Path,
+    model_type: str,
+) -> None:
+    backbone = make_family(model_type)
+    backbone.save_pretrained(tmp_path)
+    loaded = type(backbone).from_pretrained(tmp_path, dtype=torch.float64)
+    plan = lay([told(TALK, model_type)])
+    patches = make_patches(plan)
+    saved, found = (FastSlowQwen2VL(b)(patches, plan) for b in (backbone, loaded))
+    assert torch.equal(found.language_loss, saved.language_loss)
+    assert torch.equal(found.targets.values, saved.targets.values)
