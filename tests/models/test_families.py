@@ -402,5 +402,5 @@ def test_saved_weights_give_the_same_losses(
     plan = lay([told(TALK, model_type)])
     patches = make_patches(plan)
     saved, found = (FastSlowQwen2VL(b)(patches, plan) for b in (backbone, loaded))
-    assert torch.equal(found.language_loss, saved.language_loss)
-    assert torch.equal(found.targets.values, saved.targets.values)
+    assert_near(found.language_loss, saved.language_loss)
+    assert_near(found.targets.values, saved.targets.values)
