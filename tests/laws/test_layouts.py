@@ -171,7 +171,9 @@ windows = st.builds(
     keep_text=st.sampled_from(("prefix", "all", "none")),
     keep_slow=st.booleans(),
 )
-plain_rows = fst.packed_samples(sample=fst.samples(videos=fst.video_spans(plain=True)))
+plain_rows = fst.packed_samples(
+    sample=fst.samples(videos=fst.video_spans(plain=True, placed=True))
+)
 
 
 def pairs_of(visible: KeyIntervals) -> list[list[bool]]:

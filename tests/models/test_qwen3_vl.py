@@ -18,6 +18,7 @@ from fastslow import (
     Span,
     TextSpan,
     VideoSpan,
+    build_layout,
     dense_mask,
     interval_mask,
     repeat_strides,
@@ -35,6 +36,7 @@ from fastslow.qwen2_vl import (
 )
 from fastslow.qwen2_vl.model import Backbone
 from fastslow.testing import strategies as fst
+from recipes.edge.tokenizer import VIDEO_TOKEN, train_tokenizer
 
 VIDEO_TOKEN_ID = 9
 START, END = "<|vision_start|>", "<|vision_end|>"
@@ -139,6 +141,32 @@ def test_a_conversation_reads_as_the_processor_writes_it() -> None:
         f"<|im_start|>user\n<0.2 seconds>{START}FRAME{END}<1.0 seconds>{START}FRAME"
         f"{END}What?<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n"
     )
+
+
+@pytest.mark.parametrize("asked", ["<video>What?", "Look: <video> \n<video"])
+def test_a_prompt_is_tokenized_as_a_whole(asked: str) -> None:
+    tokenizer = train_tokenizer(["What moves? seconds>\n<1"], vocabulary_size=330)
+
+    def tokenize(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    clip = place_clip(
+        (1, 1), repeat_strides(3, (1,)), range(6), family=QWEN3, encode=tokenize
+    )
+    turns = [("user", asked), ("assistant", "A cat.")]
+    spans = encode_conversation(turns, clip.span, tokenize, opening=clip.opening)
+    told = "".join(
+        f"<{time} seconds>{START}{VIDEO_TOKEN}{END}" for time in (0.5, 2.5, 4.5)
+    )
+    before, after = asked.split("<video>")
+    prompt = tokenize(
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\n{before}{told}{after}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    video = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
+    layout = build_layout([spans], video_token_id=video)
+    assert layout.input_ids[: len(prompt)].tolist() == prompt
+    assert layout.labels[len(prompt)] != IGNORED_LABEL
 
 
 @pytest.mark.parametrize("raw", [4, 7])
