@@ -45,10 +45,7 @@ from fastslow.grids import (
 from fastslow.layouts import (
     IGNORED_LABEL,
     FrameWindow,
-    Span,
-    TextSpan,
     TokenLayout,
-    VideoSpan,
     build_layout,
     count_tokens,
     visible_keys,
@@ -94,6 +91,7 @@ from fastslow.schedules import (
     schedule_from_strides,
     two_level_schedule,
 )
+from fastslow.spans import Span, TextSpan, VideoSpan
 from fastslow.streams import (
     keep_tokens,
     merge_streams,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, get_args
 
 import torch
@@ -9,48 +10,16 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fastslow._typing import Grid
-from fastslow.frames import FrameSchedule, tokens_per_frame
+from fastslow.frames import tokens_per_frame
 from fastslow.masks import KeyIntervals, visible_intervals
 from fastslow.positions import AfterVideo, after_video, video_positions
+from fastslow.spans import Span, TextSpan, VideoSpan
 
 Attention = Literal["frame_causal", "causal"]
 KeptText = Literal["prefix", "all", "none"]
 
 IGNORED_LABEL = -100
 """Label of a token that is not trained, as in PyTorch and transformers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextSpan:
-    """A run of text.
-
-    Attributes:
-        token_ids: Token ids from the tokenizer.
-        trained: Whether the model learns to produce these tokens.
-    """
-
-    token_ids: tuple[int, ...]
-    trained: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoSpan:
-    """A clip.
-
-    Attributes:
-        grid: Height and width of every frame before pooling, in merged tokens.
-        schedule: How its frames are pooled, in the same tokens.
-    """
-
-    grid: Grid
-    schedule: FrameSchedule
-
-    def __post_init__(self) -> None:
-        """Check that the schedule keeps a frame, and fits the grid."""
-        if not self.schedule.frames:
-            raise ValueError("the schedule keeps no frame; a clip has at least 1 frame")
-        tokens_per_frame(self.grid, self.schedule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +37,6 @@ class FrameWindow:
     frames: int
     keep_text: KeptText = "prefix"
     keep_slow: bool = False
-
-
-Span = TextSpan | VideoSpan
-"""One part of a sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,9 +249,14 @@ def _lay_sample(
             table.append(_text_columns(span, place))
             place += len(span.token_ids)
         else:
-            table.append(_video_columns(span, place, frame, video_token_id))
             frames = span.schedule.num_frames
-            place += after_video(span.grid, frames, rule=after_video_rule)
+            extent = after_video(span.grid, span.duration, rule=after_video_rule)
+            columns = _video_columns(span, place, frame, video_token_id)
+            if span.between:
+                columns = _set_apart(span, columns, place, extent)
+                extent *= len(span.schedule.frames)
+            table.append(columns)
+            place += extent + sum(map(len, span.between))
             frame += frames
     input_ids, labels, frame_ids, slow, *coordinates = torch.cat(table, dim=1)
     index = torch.arange(len(input_ids))
@@ -317,19 +287,50 @@ def _video_columns(
     span: VideoSpan, place: int, first_frame: int, video_token_id: int
 ) -> Int[Tensor, "7 tokens"]:
     """Give id, label, frame, slowness, time, height and width of each video token."""
-    positions = video_positions(span.grid, span.schedule, start=place)
+    times = span.times or None
+    positions = video_positions(span.grid, span.schedule, start=place, times=times)
     of_frames = torch.tensor(
         [(frame.start + first_frame, frame.is_slow) for frame in span.schedule.frames]
     )
-    lengths = torch.tensor(_run_lengths(span))
+    lengths = torch.tensor(tokens_per_frame(span.grid, span.schedule))
     frames, slow = of_frames.repeat_interleave(lengths, 0).T
     ids = torch.full_like(frames, video_token_id)
     labels = torch.full_like(ids, IGNORED_LABEL)
     return torch.stack([ids, labels, frames, slow, *positions])
 
 
-def _run_lengths(span: Span) -> tuple[int, ...]:
+def _set_apart(
+    span: VideoSpan, columns: Tensor, place: int, extent: int
+) -> Int[Tensor, "7 tokens"]:
+    """Put the text between the frames, and let each frame begin where that text ends.
+
+    Args:
+        span: The clip.
+        columns: Its frames' columns, each frame at ``place``.
+        place: Where the clip begins.
+        extent: Positions that a frame takes up.
+    """
+    words = torch.tensor([0, *map(len, span.between)])
+    starts = words.cumsum(0) + extent * torch.arange(len(words))
+    tokens = torch.tensor(tokens_per_frame(span.grid, span.schedule))
+    frame, before = torch.repeat_interleave(tokens), torch.repeat_interleave(words)
+    text = TextSpan(token_ids=tuple(chain.from_iterable(span.between)))
+    joined = torch.cat([columns, _text_columns(text, place)], 1)
+    moved = joined[4:] + torch.cat([starts[frame], extent * before])
+    order = torch.cat([2 * frame + 1, 2 * before]).argsort(stable=True)
+    return torch.cat([joined[:4], moved])[:, order]
+
+
+def _run_lengths(span: Span) -> list[int]:
     """Count the tokens of each run that shares a causal rank."""
-    if isinstance(span, VideoSpan):
-        return tokens_per_frame(span.grid, span.schedule)
-    return (1,) * len(span.token_ids)
+    if isinstance(span, TextSpan):
+        return [1] * len(span.token_ids)
+    lengths = tokens_per_frame(span.grid, span.schedule)
+    if not span.between:
+        return list(lengths)
+    texts = ((), *span.between)
+    return [
+        length
+        for text, frame in zip(texts, lengths, strict=True)
+        for length in (*[1] * len(text), frame)
+    ]

@@ -16,9 +16,10 @@ from fastslow.frames import (
     frame_windows,
     tokens_per_frame,
 )
-from fastslow.layouts import IGNORED_LABEL, TokenLayout, VideoSpan
+from fastslow.layouts import IGNORED_LABEL, TokenLayout
 from fastslow.pool_plans import PoolPlan, plan_bags, plan_pooling
 from fastslow.ragged import cu_seqlens_from_lengths
+from fastslow.spans import VideoSpan
 
 Pairing = Literal["source_grid", "common_grid", "frame_mean"]
 

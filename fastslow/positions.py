@@ -4,6 +4,7 @@ Qwen2-VL gives every token three coordinates: time, height and width. Text moves
 all three at once; a video token stands where its frame and window are.
 """
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -19,24 +20,31 @@ AfterVideo = Literal["all_axes", "spatial_axes"]
 
 
 def video_positions(
-    grid: Grid, schedule: FrameSchedule, *, start: int = 0
+    grid: Grid,
+    schedule: FrameSchedule,
+    *,
+    start: int = 0,
+    times: Sequence[int] | None = None,
 ) -> Int[Tensor, "3 tokens"]:
     """Place the pooled tokens of a clip on its unpooled grid.
 
     A token takes the coordinates of the centre of its window, rounded down, so slow
-    and fast frames agree about where things are. Time counts frames; a window of
-    several frames stands at the middle one, rounded down too.
+    and fast frames agree about where things are. Time counts frames unless ``times``
+    says otherwise; a window of several frames stands at the middle one, rounded down
+    too.
 
     Args:
         grid: Height and width of a frame before pooling, in merged tokens.
         schedule: The clip's schedule, in the same tokens.
         start: Position at which the clip begins, on all three axes.
+        times: Position in time of each frame, counted from there.
 
     Returns:
         Rows time, height and width; pooled frames in order, each in raster order.
 
     Raises:
-        ValueError: As ``frame_windows`` does, or if the schedule keeps no frame.
+        ValueError: As ``frame_windows`` does, if the schedule keeps no frame, or
+            ``times`` has not one entry per frame.
 
     Laws:
         stride_one: stride 1 gives Qwen2-VL's own positions
@@ -44,6 +52,7 @@ def video_positions(
         centred: at most half a cell lies between it and the middle, towards the origin
         translation: ``start`` is added to every coordinate
         lengths: as many tokens per frame as ``tokens_per_frame`` counts
+        times_looked_up: with ``times``, time is looked up there and nothing else moves
 
     Example:
         >>> from fastslow import schedule_from_strides
@@ -58,11 +67,18 @@ def video_positions(
     """
     if not schedule.frames:
         raise ValueError("the schedule keeps no frame; a clip has at least 1 frame")
+    if times is None:
+        times = range(schedule.num_frames)
+    if len(times) != schedule.num_frames:
+        raise ValueError(
+            f"times has {len(times)} entries but the clip has {schedule.num_frames} "
+            "frames"
+        )
     kinds, kind_of = frame_kinds(schedule)
     planes = pack_ragged([_frame_plane(grid, kind, schedule.edge) for kind in kinds])
     plane = select_ragged(planes, torch.tensor(kind_of))
     middles = torch.tensor(
-        [_middle(frame.start, frame.stop) for frame in schedule.frames]
+        [times[_middle(frame.start, frame.stop)] for frame in schedule.frames]
     )
     time = torch.repeat_interleave(middles, lengths_from_cu_seqlens(plane.cu_seqlens))
     return torch.cat([time[None], plane.values.T]) + start
@@ -73,7 +89,7 @@ def after_video(grid: Grid, num_frames: int, *, rule: AfterVideo = "all_axes") -
 
     Args:
         grid: Height and width of a frame before pooling, in merged tokens.
-        num_frames: Frames of the clip.
+        num_frames: Frames of the clip, or positions in time that it takes up.
         rule: ``all_axes``: past the largest coordinate of any axis, as the published
             weights were trained. ``spatial_axes``: past the largest of height and
             width, as transformers 5 does; later frames then overlap the text in time.

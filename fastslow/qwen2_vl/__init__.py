@@ -1,7 +1,8 @@
-"""Qwen2-VL on fast/slow frames: the only part that imports transformers."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL on fast/slow frames: what imports transformers."""
 
 from fastslow.qwen2_vl.attention import ATTENTION_NAME
 from fastslow.qwen2_vl.chat import encode_conversation
+from fastslow.qwen2_vl.families import Family, family_of, window_order
 from fastslow.qwen2_vl.model import FastSlowOutput, FastSlowQwen2VL
 from fastslow.qwen2_vl.plan import RowPlan, plan_row
 from fastslow.qwen2_vl.preprocess import (
@@ -10,16 +11,29 @@ from fastslow.qwen2_vl.preprocess import (
     patchify_clip,
     smart_resize,
 )
+from fastslow.qwen2_vl.timing import (
+    PlacedClip,
+    frame_times,
+    place_clip,
+    timestamp_texts,
+)
 
 __all__ = [
     "ATTENTION_NAME",
+    "Family",
     "FastSlowOutput",
     "FastSlowQwen2VL",
+    "PlacedClip",
     "RowPlan",
     "VisionGeometry",
     "clip_grid",
     "encode_conversation",
+    "family_of",
+    "frame_times",
     "patchify_clip",
+    "place_clip",
     "plan_row",
     "smart_resize",
+    "timestamp_texts",
+    "window_order",
 ]

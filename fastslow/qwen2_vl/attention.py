@@ -1,7 +1,9 @@
 """Attention under a layout's mask, registered with transformers.
 
 transformers refuses FlexAttention for Qwen2-VL and builds masks of its own; a function
-registered under another name is called with the mask that it is given.
+registered under another name is called with the mask that it is given. Not every
+family lets every form of a mask pass as ``attention_mask``, but all of them hand
+keyword arguments on to the attention.
 """
 
 from functools import cache
@@ -43,7 +45,7 @@ def masked_attention(
     attention_mask: KeyIntervals | BlockMask | Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attend in the way that the form of the mask asks for.
 
@@ -59,6 +61,8 @@ def masked_attention(
             silently show every token everything.
         dropout: Must be 0, but under a boolean mask.
         scaling: Factor on the scores; ``dim ** -0.5`` by default.
+        others: What else transformers hands on; of it, ``layout_mask`` is used in place
+            of ``attention_mask``.
 
     Returns:
         ``(batch, tokens, heads, dim)``, and None in place of the weights.
@@ -67,6 +71,7 @@ def masked_attention(
         ValueError: If there is no mask, it has another form, or dropout is asked for
             where there is none.
     """
+    attention_mask = others.get("layout_mask", attention_mask)
     shared_heads = query.shape[1] != key.shape[1]
     if dropout and isinstance(attention_mask, BlockMask | KeyIntervals):
         raise ValueError(f"dropout is {dropout}; attention under a layout takes none")

@@ -2,19 +2,25 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from fastslow.layouts import Span, TextSpan, VideoSpan
+from fastslow.spans import Span, TextSpan, VideoSpan
 
 VIDEO_PLACEHOLDER = "<video>"
 """Where a conversation's text stands for its clip."""
 
 SYSTEM_PROMPT = "You are a helpful assistant."
-"""What Qwen2-VL's chat template says first."""
+"""What the chat templates of Qwen2-VL and Qwen2.5-VL say first."""
+
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+"""What stands around a clip, or around each frame of a clip that tells its times."""
 
 
 def encode_conversation(
     turns: Sequence[tuple[str, str]],
     clip: VideoSpan,
     encode: Callable[[str], Sequence[int]],
+    *,
+    opening: str = VISION_START,
+    system_prompt: str | None = SYSTEM_PROMPT,
 ) -> tuple[Span, ...]:
     """Turn a conversation into spans.
 
@@ -26,6 +32,8 @@ def encode_conversation(
             the user's texts holds ``<video>`` once.
         clip: The clip that takes its place.
         encode: Gives a text's token ids, special tokens recognised, none added.
+        opening: Text right before the clip, see ``place_clip``.
+        system_prompt: What is said first; None for nothing.
 
     Returns:
         The spans of the sample.
@@ -56,38 +64,43 @@ def encode_conversation(
         raise ValueError(
             f"an answer holds {VIDEO_PLACEHOLDER}; only the user shows a clip"
         )
-    return tuple(_spans(turns, clip, encode))
+    prompt = ""
+    if system_prompt is not None:
+        prompt = f"<|im_start|>system\n{system_prompt}<|im_end|>\n"
+    return tuple(_spans(prompt, turns, clip, encode, opening))
 
 
 def _spans(
+    prompt: str,
     turns: Sequence[tuple[str, str]],
     clip: VideoSpan,
     encode: Callable[[str], Sequence[int]],
+    opening: str,
 ) -> Iterator[Span]:
     """Yield prompts, the clip and answers in order."""
-    prompt = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n"
     for role, text in turns:
         if role == "user":
             prompt += f"<|im_start|>user\n{text}<|im_end|>\n"
         elif role == "assistant":
-            yield from _prompt_spans(prompt + "<|im_start|>assistant\n", clip, encode)
+            prompt += "<|im_start|>assistant\n"
+            yield from _prompt_spans(prompt, clip, encode, opening)
             answer = tuple(encode(text + "<|im_end|>"))
             yield TextSpan(token_ids=answer, trained=True)
             prompt = "\n"
         else:
             raise ValueError(f"role is {role!r}; it must be 'user' or 'assistant'")
-    yield from _prompt_spans(prompt, clip, encode)
+    yield from _prompt_spans(prompt, clip, encode, opening)
 
 
 def _prompt_spans(
-    prompt: str, clip: VideoSpan, encode: Callable[[str], Sequence[int]]
+    prompt: str, clip: VideoSpan, encode: Callable[[str], Sequence[int]], opening: str
 ) -> Iterator[Span]:
     """Yield untrained text, with the clip where its placeholder stands."""
     before, placeholder, after = prompt.partition(VIDEO_PLACEHOLDER)
     if placeholder:
-        yield TextSpan(token_ids=tuple(encode(before + "<|vision_start|>")))
+        yield TextSpan(token_ids=tuple(encode(before + opening)))
         yield clip
-        after = "<|vision_end|>" + after
+        after = VISION_END + after
     else:
         after = before
     yield TextSpan(token_ids=tuple(encode(after)))

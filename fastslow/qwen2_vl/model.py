@@ -1,18 +1,31 @@
-"""Qwen2-VL as one root module: tower, pooling, language model and heads."""
+"""The backbone as one root module: tower, pooling, language model and heads."""
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
 
 from fastslow.cross_entropy import labelled_cross_entropy
 from fastslow.pooling import pool_tokens
 from fastslow.qwen2_vl.attention import ATTENTION_NAME, attention_mask
-from fastslow.qwen2_vl.plan import RowPlan
+from fastslow.qwen2_vl.families import family_of, window_order
+from fastslow.qwen2_vl.plan import RowPlan, encoded_runs
 from fastslow.ragged import Ragged
+
+Backbone = (
+    Qwen2VLForConditionalGeneration
+    | Qwen2_5_VLForConditionalGeneration
+    | Qwen3VLForConditionalGeneration
+)
+"""transformers' models that are supported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +53,8 @@ class FastSlowQwen2VL(nn.Module):
 
     FSDP2 gathers parameters around the root's ``forward``, so tower, pooling, language
     model and heads are called inside it. The tower is called once, and so is the
-    frozen copy that gives the targets while the tower trains.
+    frozen copy that gives the targets while the tower trains. What the tower hands to
+    deeper layers of the language model (DeepStack) is pooled like its output.
 
     Attributes:
         backbone: transformers' own model; its language model attends under the
@@ -51,12 +65,23 @@ class FastSlowQwen2VL(nn.Module):
             is the target.
     """
 
-    def __init__(self, backbone: Qwen2VLForConditionalGeneration) -> None:
-        """Wrap ``backbone`` and add a freshly initialised next-frame head."""
+    def __init__(self, backbone: Backbone) -> None:
+        """Wrap ``backbone`` and add a freshly initialised next-frame head.
+
+        Raises:
+            ValueError: If its type is not supported, or its language model attends in
+                sliding windows, which a layout's mask would overrule.
+        """
         super().__init__()
+        self.family = family_of(backbone.config)
+        window = getattr(backbone.config.text_config, "sliding_window", None)
+        if window is not None:
+            raise ValueError(
+                f"sliding_window is {window}; a layout's mask says what is visible"
+            )
         backbone.set_attn_implementation({"text_config": ATTENTION_NAME})
         hidden = backbone.model.language_model.config.hidden_size
-        features = backbone.model.visual.config.embed_dim
+        features = backbone.model.visual.patch_embed.embed_dim
         self.backbone = backbone
         self.next_frame_head = nn.Sequential(
             nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, features)
@@ -65,13 +90,14 @@ class FastSlowQwen2VL(nn.Module):
         self.target_tower: nn.Module | None = None
 
     def freeze_tower(self) -> None:
-        """Stop training the vision blocks; the merger that follows them is trained.
+        """Stop training the vision blocks; the mergers that follow them are trained.
 
         The features that the next-frame loss predicts then stay what they are.
         """
         self.target_tower = None
         self.backbone.model.visual.requires_grad_(False)
-        self.backbone.model.visual.merger.requires_grad_(True)
+        for name, part in self.backbone.model.visual.named_children():
+            part.requires_grad_("merger" in name)
 
     def train_tower(self) -> None:
         """Train the whole tower, and let a frozen copy of it give the targets.
@@ -132,22 +158,18 @@ class FastSlowQwen2VL(nn.Module):
                 f"patches has {len(patches)} rows but the plan is for "
                 f"{tokens * merged_patches}; both describe the same clips"
             )
-        model = self.backbone.model
-        vision = model.visual(patches, grid_thw=plan.grid_thw)
-        video = pool_tokens(vision.pooler_output, plan.pool).values
-        text = model.language_model.embed_tokens(plan.layout.input_ids)
-        hidden = model.language_model(
-            inputs_embeds=text.index_copy(0, plan.video_rows, video.to(text))[None],
-            position_ids=plan.layout.position_ids[:, None],
-            attention_mask={"full_attention": attention_mask(plan.visible)},
-            use_cache=False,
-        ).last_hidden_state[0]
+        vision = self.backbone.model.visual(patches, grid_thw=plan.grid_thw)
+        hidden = self._read(vision, plan)
         seen = vision.last_hidden_state.detach()
         if self.target_tower is not None:
             with torch.no_grad():
                 target = self.target_tower(patches, grid_thw=plan.grid_thw)
             seen = target.last_hidden_state
         merged = seen.unflatten(0, (-1, merged_patches)).mean(1)
+        if self.family.window is not None:
+            sizes = [run for clip in clips for run in encoded_runs(clip)]
+            order = window_order(sizes, self.family.window).to(merged.device)
+            merged = torch.empty_like(merged).index_copy(0, order, merged)
         head = self.backbone.lm_head
         language_loss, _ = labelled_cross_entropy(hidden, head.weight, plan.labels)
         predicted = self.next_frame_head(hidden.index_select(0, plan.next_frame.rows))
@@ -160,3 +182,33 @@ class FastSlowQwen2VL(nn.Module):
             targets=pool_tokens(merged, plan.next_frame.targets),
             copies=pool_tokens(merged, plan.next_frame.copies).values,
         )
+
+    def _read(self, vision: Any, plan: RowPlan) -> Tensor:
+        """Let the language model read the row; give its last hidden states.
+
+        Args:
+            vision: What the tower returned.
+            plan: The row's plan.
+        """
+        model = self.backbone.model.language_model
+        text = model.embed_tokens(plan.layout.input_ids)
+        first, *deeper = (
+            pool_tokens(features, plan.pool).values.to(text)
+            for features in (
+                vision.pooler_output,
+                *getattr(vision, "deepstack_features", ()),
+            )
+        )
+        deepstack = {
+            "visual_pos_masks": (plan.layout.frame_ids >= 0)[None],
+            "deepstack_visual_embeds": deeper,
+        }
+        hidden: Tensor = model(
+            inputs_embeds=text.index_copy(0, plan.video_rows, first)[None],
+            position_ids=plan.layout.position_ids[:, None],
+            attention_mask=text.new_empty(1, 1, 0, 0),  # of four axes: used as it is
+            layout_mask=attention_mask(plan.visible),
+            use_cache=False,
+            **(deepstack if deeper else {}),
+        ).last_hidden_state
+        return hidden[0]

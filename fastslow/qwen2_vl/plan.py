@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fastslow._typing import Grid
 from fastslow.frames import encoded_grids
 from fastslow.layouts import (
     Attention,
     FrameWindow,
-    Span,
     TokenLayout,
     build_layout,
     visible_keys,
@@ -26,6 +26,7 @@ from fastslow.loss_plans import (
 from fastslow.masks import KeyIntervals
 from fastslow.pool_plans import PoolPlan, plan_pooling
 from fastslow.positions import AfterVideo
+from fastslow.spans import Span, VideoSpan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,19 @@ class RowPlan:
     video_rows: Int[Tensor, " pooled"]
     labels: LabelPlan
     next_frame: NextFramePlan
+
+
+def encoded_runs(clip: VideoSpan) -> list[tuple[int, Grid]]:
+    """Give the runs of a clip's frames that are encoded on one grid.
+
+    Args:
+        clip: The clip.
+
+    Returns:
+        Frames and merged grid of each run, in order.
+    """
+    grids = encoded_grids(clip.grid, clip.schedule)
+    return [(len(list(run)), grid) for grid, run in groupby(grids)]
 
 
 def plan_row(
@@ -97,9 +111,9 @@ def plan_row(
         visible=visible_keys(layout, window),
         grid_thw=torch.tensor(
             [
-                (len(list(run)), *(side * merge_size for side in grid))
+                (frames, *(side * merge_size for side in grid))
                 for clip in layout.clips
-                for grid, run in groupby(encoded_grids(clip.grid, clip.schedule))
+                for frames, grid in encoded_runs(clip)
             ],
             dtype=torch.long,
         ).reshape(-1, 3),

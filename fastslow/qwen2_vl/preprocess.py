@@ -1,4 +1,4 @@
-"""From decoded frames to the patches that Qwen2-VL's vision tower takes.
+"""From decoded frames to the patches that the vision tower takes.
 
 The arithmetic is that of transformers' ``Qwen2VLVideoProcessor``, without its need for
 torchvision: sizes and token counts follow from a clip's metadata alone.
@@ -20,7 +20,7 @@ from fastslow.grids import temporal_patches
 
 @dataclass(frozen=True, kw_only=True)
 class VisionGeometry:
-    """How pixels become patches; the defaults are those of the published weights.
+    """How pixels become patches; the defaults are those of Qwen2-VL and Qwen2.5-VL.
 
     Attributes:
         patch_size: Side of a patch, in pixels.

@@ -17,14 +17,7 @@ from torch import Tensor
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, PooledFrame, frame_windows
 from fastslow.grids import Edge
-from fastslow.layouts import (
-    Attention,
-    Span,
-    TextSpan,
-    TokenLayout,
-    VideoSpan,
-    build_layout,
-)
+from fastslow.layouts import Attention, TokenLayout, build_layout
 from fastslow.masks import KeyIntervals
 from fastslow.positions import AfterVideo
 from fastslow.schedules import (
@@ -34,6 +27,7 @@ from fastslow.schedules import (
     schedule_from_grids,
     schedule_from_strides,
 )
+from fastslow.spans import Span, TextSpan, VideoSpan
 
 Row = tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]
 """``causal_ranks`` and ``segment_ids`` of one packed row."""
@@ -278,6 +272,7 @@ def video_spans(
     max_frames: int = 4,
     max_stride: int = 5,
     plain: bool = False,
+    placed: bool = False,
 ) -> st.SearchStrategy[VideoSpan]:
     """Draw a clip.
 
@@ -286,9 +281,10 @@ def video_spans(
         max_frames: Frames at most.
         max_stride: Largest stride.
         plain: Whether its schedule is one stride per frame, or any schedule.
+        placed: Whether it may have times of its own and text between its frames.
     """
     sizes = {"max_frames": max_frames, "max_stride": max_stride}
-    return grids(max_side=max_side).flatmap(
+    spans = grids(max_side=max_side).flatmap(
         lambda grid: st.builds(
             VideoSpan,
             grid=st.just(grid),
@@ -298,6 +294,21 @@ def video_spans(
                 else grid_schedules(grid, **sizes).filter(lambda s: bool(s.frames))
             ),
         )
+    )
+    return spans.flatmap(_placed) if placed else spans
+
+
+@st.composite
+def _placed(draw: Callable[..., Any], span: VideoSpan) -> VideoSpan:
+    """Give some clips times, and some text between their frames."""
+    frames, gaps = span.schedule.num_frames, len(span.schedule.frames) - 1
+    times = st.lists(st.integers(0, 9), min_size=frames, max_size=frames).map(sorted)
+    text = st.lists(st.integers(1, 50), max_size=3).map(tuple)
+    between = st.lists(text, min_size=gaps, max_size=gaps)
+    return replace(
+        span,
+        times=tuple(draw(st.just([]) | times)),
+        between=tuple(draw(st.just([]) | between)),
     )
 
 

@@ -17,12 +17,12 @@ from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import Qwen2VLForConditionalGeneration
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
 from recipes.edge.distributed import World, broadcast_from_main
 from recipes.edge.weight_names import (
     HEAD_PREFIX,
+    bare_backbone,
     first_names,
     named_weights,
     names_in_files,
@@ -131,7 +131,7 @@ def _write_settings(
     """Write the configuration, and copy what the source has beside its own."""
     config = copy.deepcopy(model.backbone.config)
     set_dtype(config, dtype)
-    config.architectures = [Qwen2VLForConditionalGeneration.__name__]
+    config.architectures = [type(bare_backbone(model)).__name__]
     config.save_pretrained(folder)
     model.backbone.generation_config.save_pretrained(folder)
     for name in COMPANIONS:

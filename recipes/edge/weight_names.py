@@ -6,11 +6,10 @@ modules of transformers 5 say ``model.language_model.layers.0...`` and
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
-from transformers import Qwen2VLForConditionalGeneration
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -20,6 +19,7 @@ from transformers.core_model_loading import (
 )
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
+from fastslow.qwen2_vl.model import Backbone
 from recipes.edge.lora import checkpoint_name
 
 HEAD_PREFIX = "next_frame_head."
@@ -73,7 +73,7 @@ def names_in_model(saved: Iterable[str], model: FastSlowQwen2VL) -> dict[str, st
     Returns:
         For each name that of ``named_weights``, or one that the model does not have.
     """
-    bare = _bare(model)
+    bare = bare_backbone(model)
     known = bare.state_dict()
     transforms = get_model_conversion_mapping(bare)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
@@ -102,15 +102,22 @@ def names_in_files(names: Iterable[str], model: FastSlowQwen2VL) -> dict[str, st
     """
     blanks = {name: torch.empty(0, device="meta") for name in names}
     original = {id(blank): name for name, blank in blanks.items()}
-    saved = revert_weight_conversion(_bare(model), blanks)
+    saved = revert_weight_conversion(bare_backbone(model), blanks)
     return {original[id(blank)]: name for name, blank in saved.items()}
 
 
-def _bare(model: FastSlowQwen2VL) -> Qwen2VLForConditionalGeneration:
+def bare_backbone(model: FastSlowQwen2VL) -> Backbone:
     """Build the backbone again without memory, as transformers' tables know it.
 
     The tables go by the names of classes, which ``fully_shard`` changes.
+
+    Args:
+        model: Root module, sharded or not.
+
+    Returns:
+        An object of transformers' own class, on the meta device.
     """
+    # Called, a class that fully_shard made builds the one that it was made from.
+    build: Callable[..., Backbone] = type(model.backbone)
     with torch.device("meta"):
-        # Called, a class that fully_shard made builds the one that it was made from.
-        return type(model.backbone)(copy.deepcopy(model.backbone.config))
+        return build(copy.deepcopy(model.backbone.config))

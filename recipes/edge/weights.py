@@ -22,7 +22,7 @@ written, and no code of a checkpoint is run. All ranks need the same file system
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import AutoConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
-from fastslow.qwen2_vl import FastSlowQwen2VL
+from fastslow.qwen2_vl import FastSlowQwen2VL, family_of
+from fastslow.qwen2_vl.model import Backbone
 from recipes.edge.weight_names import (
     HEAD_PREFIX,
     first_names,
@@ -109,16 +110,13 @@ def build_meta_model(folder: Path) -> FastSlowQwen2VL:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; a checkpoint describes itself")
     config = AutoConfig.from_pretrained(folder)
-    if not isinstance(config, Qwen2VLConfig):
-        raise ValueError(
-            f"{folder} holds a model of type {config.model_type}; it must be qwen2_vl"
-        )
+    family_of(config)
     set_dtype(config, torch.float32)
     with torch.device("meta"):
-        return FastSlowQwen2VL(Qwen2VLForConditionalGeneration(config))
+        return FastSlowQwen2VL(AutoModelForImageTextToText.from_config(config))
 
 
-def set_dtype(config: Qwen2VLConfig, dtype: torch.dtype) -> None:
+def set_dtype(config: PreTrainedConfig, dtype: torch.dtype) -> None:
     """Say in a configuration of what type the parameters are.
 
     transformers builds tower and language model each in the type that its own part
@@ -296,7 +294,7 @@ def _copy_whole(target: Tensor, whole: Tensor) -> None:
 def _fill_buffers(
     name: str,
     module: nn.Module,
-    backbone: Qwen2VLForConditionalGeneration,
+    backbone: Backbone,
     device: torch.device,
 ) -> None:
     """Let transformers fill the buffers of one module that no checkpoint holds."""
@@ -310,7 +308,8 @@ def _fill_buffers(
         return
     for key, buffer in blank.items():
         module.register_buffer(key, buffer, persistent=False)
-    backbone._init_weights(module)
+    fill: Callable[[nn.Module], None] = backbone._init_weights
+    fill(module)
     for key, buffer in blank.items():
         if buffer.isnan().any():
             raise ValueError(

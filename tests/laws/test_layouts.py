@@ -46,19 +46,27 @@ VIDEO = fst.VIDEO_TOKEN_ID
 
 attentions = st.sampled_from(("frame_causal", "causal"))
 multiples = st.integers(1, 16)
+placed_samples = fst.samples(videos=fst.video_spans(placed=True))
+placed_rows = fst.packed_samples(sample=placed_samples)
+TOLD = VideoSpan(
+    grid=(2, 3),
+    schedule=schedule_from_strides((1, 2, 1)),
+    times=(0, 0, 4),
+    between=((7, 8), ()),
+)
 
 
 def plain(samples: Sequence[Sequence[Span]]) -> list[list[reference.Span]]:
     return [[astuple(span) for span in sample] for sample in samples]
 
 
-@given(fst.samples())
+@given(placed_samples)
 def test_count_tokens__matches_layout(sample: list[Span]) -> None:
     layout = build_layout([sample], video_token_id=VIDEO)
     assert count_tokens(sample) == len(layout.input_ids)
 
 
-@given(fst.packed_samples(), attentions, fst.after_video_rules())
+@given(placed_rows, attentions, fst.after_video_rules())
 def test_build_layout__packs(
     samples: list[list[Span]], attention: Attention, rule: AfterVideo
 ) -> None:
@@ -73,7 +81,7 @@ def test_build_layout__packs(
     assert packed.clips == tuple(clip for layout in alone for clip in layout.clips)
 
 
-@given(fst.packed_samples(), attentions)
+@given(placed_rows, attentions)
 def test_build_layout__ranks_sorted(
     samples: list[list[Span]], attention: Attention
 ) -> None:
@@ -110,7 +118,7 @@ def test_build_layout__frames_share_rank(samples: list[list[Span]]) -> None:
     assert torch.equal(same_rank & same_segment, itself)
 
 
-@given(fst.packed_samples(), multiples)
+@given(placed_rows, multiples)
 def test_build_layout__padding(samples: list[list[Span]], multiple_of: int) -> None:
     layout = build_layout(samples, video_token_id=VIDEO, multiple_of=multiple_of)
     real = sum(map(count_tokens, samples))
@@ -126,7 +134,9 @@ def test_build_layout__padding(samples: list[list[Span]], multiple_of: int) -> N
         assert torch.equal(getattr(layout, name)[..., :real], getattr(bare, name))
 
 
-@given(fst.packed_samples(), attentions, fst.after_video_rules(), multiples)
+@given(placed_rows, attentions, fst.after_video_rules(), multiples)
+@example([[TextSpan(token_ids=(5,)), TOLD, TOLD]], "frame_causal", "all_axes", 1)
+@example([[TOLD, TextSpan(token_ids=(5,))]], "causal", "spatial_axes", 1)
 @example(
     [
         [
@@ -161,7 +171,9 @@ windows = st.builds(
     keep_text=st.sampled_from(("prefix", "all", "none")),
     keep_slow=st.booleans(),
 )
-plain_rows = fst.packed_samples(sample=fst.samples(videos=fst.video_spans(plain=True)))
+plain_rows = fst.packed_samples(
+    sample=fst.samples(videos=fst.video_spans(plain=True, placed=True))
+)
 
 
 def pairs_of(visible: KeyIntervals) -> list[list[bool]]:

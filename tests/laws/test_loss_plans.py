@@ -55,7 +55,7 @@ KERNELS = VideoSpan(grid=(2, 3), schedule=kernel_schedule(5, (2, 2, 1)))
 
 pairings = st.sampled_from(("source_grid", "common_grid", "frame_mean"))
 rows = fst.packed_samples(
-    sample=fst.samples(videos=fst.video_spans(max_side=3, max_stride=3))
+    sample=fst.samples(videos=fst.video_spans(max_side=3, max_stride=3, placed=True))
 )
 plain_rows = fst.packed_samples(
     sample=fst.samples(videos=fst.video_spans(max_side=3, max_stride=3, plain=True))
@@ -93,7 +93,9 @@ def tokens_of(samples: Sequence[Sequence[Span]]) -> list[tuple[int, range] | Non
             continue
         schedule = astuple(span.schedule)
         counts = reference.tokens_per_frame(span.grid, schedule)
-        for frame, count in zip(schedule[1], counts, strict=True):
+        texts = ((), *span.between) if span.between else [()] * len(counts)
+        for frame, text, count in zip(schedule[1], texts, counts, strict=True):
+            tokens.extend([None] * len(text))
             tokens.extend([(clip, range(*frame[:2]))] * count)
         clip += 1
     return tokens

@@ -79,6 +79,21 @@ def test_video_positions__translation(clip: VideoSpan, start: int) -> None:
     assert torch.equal(moved, video_positions(clip.grid, clip.schedule) + start)
 
 
+@given(fst.video_spans(placed=True), starts)
+def test_video_positions__times_looked_up(clip: VideoSpan, start: int) -> None:
+    times = clip.times or tuple(range(clip.schedule.num_frames))
+    frames = video_positions(clip.grid, clip.schedule)
+    moved = video_positions(clip.grid, clip.schedule, start=start, times=times)
+    assert moved[0].tolist() == [start + times[frame] for frame in frames[0]]
+    assert torch.equal(moved[1:], frames[1:] + start)
+
+
+def test_video_positions_counts_the_times() -> None:
+    with pytest.raises(ValueError) as error:
+        video_positions((2, 2), repeat_strides(3, (1,)), times=(0, 1))
+    assert str(error.value) == "times has 2 entries but the clip has 3 frames"
+
+
 @given(fst.grids(), fst.plain_schedules(max_stride=8))
 def test_video_positions__lengths(grid: Grid, schedule: FrameSchedule) -> None:
     times = video_positions(grid, schedule)[0]

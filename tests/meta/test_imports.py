@@ -65,7 +65,14 @@ CORE = (
     | MASK_READERS
     | {
         f"fastslow.{name}"
-        for name in ("cross_entropy", "diagnostics", "layouts", "loss_plans", "losses")
+        for name in (
+            "cross_entropy",
+            "diagnostics",
+            "layouts",
+            "loss_plans",
+            "losses",
+            "spans",
+        )
     }
 )
 ROOMS: dict[str, set[str]] = {
@@ -76,8 +83,9 @@ ROOMS: dict[str, set[str]] = {
     "fastslow.pooling": SCHEDULES | {"fastslow.pool_plans"},
     **dict.fromkeys(MASK_READERS, INTEGERS | {"fastslow.masks"}),
     "fastslow.accounting": INTEGERS | {"fastslow.masks", "fastslow.block_masks"},
-    "fastslow.layouts": PARTS,
-    "fastslow.loss_plans": PARTS | {"fastslow.layouts"},
+    "fastslow.spans": SCHEDULES,
+    "fastslow.layouts": PARTS | {"fastslow.spans"},
+    "fastslow.loss_plans": PARTS | {"fastslow.layouts", "fastslow.spans"},
     "fastslow.cross_entropy": {"fastslow.loss_plans"},
     "fastslow.diagnostics": set(),
     "fastslow.losses": INTEGERS,

@@ -7,10 +7,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from fastslow import LabelPlan, Span
 from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_row
+from fastslow.qwen2_vl.model import Backbone
 
 VIDEO_TOKEN_ID = 9
 PIXELS = 3 * 2 * 2 * 2
@@ -113,3 +121,72 @@ def read_every_row() -> Callable[[RowPlan], RowPlan]:
         return replace(plan, labels=labels)
 
     return change
+
+
+TINY_TEXT: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "mrope_section": [2, 1, 1],
+    },
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+TINY_TOWER: dict[str, Any] = {
+    "depth": 3,
+    "hidden_size": 16,
+    "out_hidden_size": 32,
+    "num_heads": 2,
+    "intermediate_size": 24,
+    "patch_size": 2,
+}
+TINY_IDS = {
+    "video_token_id": VIDEO_TOKEN_ID,
+    "image_token_id": 8,
+    "vision_start_token_id": 7,
+    "vision_end_token_id": 6,
+}
+
+
+def _tiny_qwen2_5_vl() -> Qwen2_5_VLForConditionalGeneration:
+    """Build a Qwen2.5-VL whose tower attends in windows of 2 x 2 merged tokens."""
+    tower = {"window_size": 8, "fullatt_block_indexes": [1], "tokens_per_second": 2}
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config=TINY_TEXT, vision_config=TINY_TOWER | tower, **TINY_IDS
+        )
+    )
+
+
+def _tiny_qwen3_vl() -> Qwen3VLForConditionalGeneration:
+    """Build a Qwen3-VL whose tower feeds two layers of the language model."""
+    rope = TINY_TEXT["rope_parameters"] | {"mrope_interleaved": True}
+    text = TINY_TEXT | {"head_dim": 8, "rope_parameters": rope}
+    del text["bos_token_id"], text["eos_token_id"]
+    tower = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(text_config=text, vision_config=TINY_TOWER | tower, **TINY_IDS)
+    )
+
+
+@pytest.fixture(scope="session")
+def make_family(
+    make_backbone: Callable[..., Qwen2VLForConditionalGeneration],
+) -> Callable[..., Backbone]:
+    """Build a random backbone of a family, in float64, by its model type."""
+
+    def make(model_type: str, *, seed: int = 0) -> Backbone:
+        if model_type == "qwen2_vl":
+            return make_backbone(seed=seed)
+        build = {"qwen2_5_vl": _tiny_qwen2_5_vl, "qwen3_vl": _tiny_qwen3_vl}
+        backbone = build[model_type]().double().eval()
+        _randomise(backbone, seed)
+        return backbone
+
+    return make

@@ -236,7 +236,7 @@ def test_a_folder_has_to_describe_a_qwen2_vl(tmp_path: Path) -> None:
     )
     LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
     assert error_of(lambda: build_meta_model(tmp_path)) == (
-        f"{tmp_path} holds a model of type llama; it must be qwen2_vl"
+        "model_type is 'llama'; it must be one of qwen2_vl, qwen2_5_vl, qwen3_vl"
     )
 
 

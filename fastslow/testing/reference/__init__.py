@@ -2,9 +2,9 @@
 
 Nothing here comes from the code that it judges, and nothing is fast. Integers come as
 Python integers and lists. A span is a plain tuple: ``(token_ids, trained)`` for text
-and ``(grid, schedule)`` for a clip, as ``dataclasses.astuple`` gives them; a row is a
-list of samples, a sample a list of spans. Cells count in raster order through all
-frames of a row.
+and ``(grid, schedule, times, between)`` for a clip, as ``dataclasses.astuple`` gives
+them, or ``(grid, schedule)`` for a plain clip; a row is a list of samples, a sample a
+list of spans. Cells count in raster order through all frames of a row.
 """
 
 from fastslow.testing.reference.accounting import (

@@ -4,6 +4,7 @@ A pooled frame is the tuple ``(start, stop, stride, grid, is_slow, keep)``, a sc
 the tuple ``(num_frames, frames, edge, scales)``, as ``dataclasses.astuple`` gives them.
 """
 
+from collections.abc import Iterable
 from fractions import Fraction
 from math import ceil, floor
 
@@ -91,17 +92,20 @@ def encoded_sizes(grid: Grid, schedule: Schedule) -> list[tuple[int, int, int]]:
 
 
 def encoded_cells(
-    grid: Grid, schedule: Schedule, time: int, window: list[Grid]
+    grid: Grid, schedule: Schedule, times: Iterable[int], window: list[Grid]
 ) -> list[int]:
-    """Number the encoded cells of one frame that hold a cell of a window.
+    """Number the encoded cells of some frames that hold a cell of a window.
 
     Cells are numbered through all frames of the clip in raster order.
     """
     sizes = encoded_sizes(grid, schedule)
-    first = sum(height * width for _, height, width in sizes[:time])
-    scale, _, width = sizes[time]
-    held = {(row // scale) * width + column // scale for row, column in window}
-    return [first + cell for cell in sorted(held)]
+    cells: list[int] = []
+    for time in times:
+        first = sum(height * width for _, height, width in sizes[:time])
+        scale, _, width = sizes[time]
+        held = {(row // scale) * width + column // scale for row, column in window}
+        cells.extend(first + cell for cell in sorted(held))
+    return cells
 
 
 def count_cells(grid: Grid, schedule: Schedule) -> int:

@@ -5,8 +5,9 @@ from math import floor
 
 from fastslow.testing.reference.frames import Grid, Schedule, window_centres
 
-Text = tuple[tuple[int, ...], bool]
-Clip = tuple[Grid, Schedule]
+Words = tuple[int, ...]
+Text = tuple[Words, bool]
+Clip = tuple[Grid, Schedule] | tuple[Grid, Schedule, Sequence[int], Sequence[Words]]
 Span = Text | Clip
 
 
@@ -95,20 +96,39 @@ def _sample_tokens(
         match span:
             case (token_ids, bool() as trained):
                 for number in token_ids:
-                    what = {"id": number, "label": number if trained else -100}
-                    where = {"time": start, "height": start, "width": start}
-                    tokens.append(what | where | {"frame": -1, "slow": 0, "run": run})
+                    tokens.append(_text_token(number, trained, start, run))
                     start, run = start + 1, run + 1
-            case (grid, (num_frames, frames, edge, _)):
-                for pooled in frames:
+            case (grid, (num_frames, frames, edge, _), *_):
+                times, between = placement(span)
+                times = times or range(num_frames)
+                longest = times[-1] + 1 if after_video_rule == "all_axes" else 0
+                extent = max(*grid, longest)
+                for number, pooled in enumerate(frames):
+                    if number and between:
+                        start += extent
+                        for word in between[number - 1]:
+                            tokens.append(_text_token(word, False, start, run))
+                            start, run = start + 1, run + 1
                     what = {"id": video_token_id, "label": -100, "run": run}
                     what |= {"frame": frame + pooled[0], "slow": int(pooled[4])}
                     for row, column in window_centres(grid, pooled, edge):
                         where = {"height": start + row, "width": start + column}
                         middle = floor((pooled[0] + pooled[1] - 1) / 2)
-                        where["time"] = start + middle
+                        where["time"] = start + times[middle]
                         tokens.append(what | where)
                     run += 1
                 frame += num_frames
-                start += max(*grid, num_frames * (after_video_rule == "all_axes"))
+                start += extent
     return tokens
+
+
+def placement(clip: Clip) -> tuple[Sequence[int], Sequence[Words]]:
+    """Give a clip's times and the text between its frames, where it has any."""
+    return (clip[2], clip[3]) if len(clip) == 4 else ((), ())
+
+
+def _text_token(number: int, trained: bool, start: int, run: int) -> dict[str, int]:
+    """Describe a token of text."""
+    what = {"id": number, "label": number if trained else -100}
+    where = {"time": start, "height": start, "width": start}
+    return what | where | {"frame": -1, "slow": 0, "run": run}

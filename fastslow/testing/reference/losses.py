@@ -9,7 +9,7 @@ from fastslow.testing.reference.frames import (
     tokens_per_frame,
     window_cells,
 )
-from fastslow.testing.reference.layouts import Span
+from fastslow.testing.reference.layouts import Span, placement
 
 Vector = Sequence[float]
 NextFramePair = tuple[int, list[int], list[list[int]], list[list[int]]]
@@ -29,8 +29,9 @@ def labelled_rows(samples: Sequence[Sequence[Span]]) -> list[tuple[int, int]]:
                         if trained and row > first_row:
                             pairs.append((row - 1, number))
                         row += 1
-                case (grid, schedule):
+                case (grid, schedule, *_):
                     row += sum(tokens_per_frame(grid, schedule))
+                    row += sum(len(text) for text in placement(span)[1])
     return pairs
 
 
@@ -48,9 +49,11 @@ def next_frame_pairs(samples: Sequence[Sequence[Span]]) -> list[NextFramePair]:
             match span:
                 case (token_ids, bool()):
                     row += len(token_ids)
-                case (grid, (num_frames, frames, edge, _) as schedule):
+                case (grid, (num_frames, frames, edge, _) as schedule, *_):
+                    between = placement(span)[1]
                     seen: set[int] = set()
-                    for frame in frames:
+                    for number, frame in enumerate(frames):
+                        row += len(between[number - 1]) if number and between else 0
                         start, stop = frame[:2]
                         windows = window_cells(grid, frame, edge)
                         rows = list(range(row, row + len(windows)))
@@ -67,14 +70,11 @@ def next_frame_pairs(samples: Sequence[Sequence[Span]]) -> list[NextFramePair]:
                             [
                                 [
                                     first_cell + cell
-                                    for time in times
-                                    for cell in encoded_cells(
-                                        grid, schedule, time, cells
-                                    )
+                                    for cell in encoded_cells(grid, schedule, t, cells)
                                 ]
                                 for cells in windows
                             ]
-                            for times in (after, range(start, stop))
+                            for t in (after, range(start, stop))
                         )
                         pairs.append((clip, rows, later, own))
                     first_cell += count_cells(grid, schedule)

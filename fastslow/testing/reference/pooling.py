@@ -31,11 +31,9 @@ def pooling_windows(clips: Sequence[tuple[Grid, Schedule]]) -> list[list[list[in
         for frame in frames:
             windows = []
             for cells in window_cells(grid, frame, edge):
-                window: list[int] = []
-                for time in range(frame[0], frame[1]):
-                    held = encoded_cells(grid, schedule, time, cells)
-                    window.extend(first_cell + cell for cell in held)
-                windows.append(window)
+                times = range(frame[0], frame[1])
+                held = encoded_cells(grid, schedule, times, cells)
+                windows.append([first_cell + cell for cell in held])
             output.append(windows)
         first_cell += count_cells(grid, schedule)
     return output
@@ -59,7 +57,7 @@ def pooling_shares(clips: Sequence[tuple[Grid, Schedule]]) -> list[list[float]]:
             for cells in window_cells(grid, frame, edge):
                 window: list[float] = []
                 for time in times:
-                    held = len(encoded_cells(grid, schedule, time, cells))
+                    held = len(encoded_cells(grid, schedule, [time], cells))
                     window.extend([1 / held / len(times)] * held)
                 shares.append(window)
     return shares

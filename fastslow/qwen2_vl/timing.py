@@ -1,0 +1,164 @@
+"""When each frame was taken, said in the way that a family understands."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fastslow._typing import Grid
+from fastslow.frames import FrameSchedule
+from fastslow.grids import temporal_patches
+from fastslow.qwen2_vl.chat import VISION_END, VISION_START
+from fastslow.qwen2_vl.families import Family
+from fastslow.spans import VideoSpan
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedClip:
+    """A clip that knows its times.
+
+    Attributes:
+        span: The clip.
+        opening: Text right before it, for ``encode_conversation``.
+    """
+
+    span: VideoSpan
+    opening: str
+
+
+def place_clip(
+    grid: Grid,
+    schedule: FrameSchedule,
+    seconds: Sequence[float],
+    *,
+    family: Family,
+    encode: Callable[[str], Sequence[int]],
+) -> PlacedClip:
+    """Lay out a clip as the backbone's family tells the time.
+
+    Qwen2-VL counts frames. Qwen2.5-VL moves positions on by the seconds between frames.
+    Qwen3-VL reads the time as text before each frame, and each frame is placed anew.
+
+    Args:
+        grid: Height and width of every frame before pooling, in merged tokens.
+        schedule: How its frames are pooled, in the same tokens.
+        seconds: When each raw frame that was sampled was taken, in order.
+        family: The backbone's family.
+        encode: Gives a text's token ids, special tokens recognised, none added.
+
+    Returns:
+        The clip, and the text that opens it.
+
+    Raises:
+        ValueError: If there are not as many raw frames as the schedule's frames hold,
+            or as ``temporal_patches`` does.
+
+    Laws:
+        same_frames: grid and schedule stay what they are
+        matches_transformers: positions and ids are those of transformers' own processor
+            and model
+
+    Example:
+        >>> from fastslow import repeat_strides
+        >>> told = Family(tells_time=True)
+        >>> schedule, seconds = repeat_strides(2, (1,)), [0.0, 0.5, 1.0, 1.5]
+        >>> clip = place_clip((2, 2), schedule, seconds, family=told, encode=str.encode)
+        >>> clip.opening
+        '<0.2 seconds><|vision_start|>'
+        >>> bytes(clip.span.between[0])
+        b'<|vision_end|><1.2 seconds><|vision_start|>'
+    """
+    raw_frames = family.geometry.temporal_patch_size
+    frames = temporal_patches(len(seconds), temporal_patch_size=raw_frames)
+    if frames != schedule.num_frames:
+        raise ValueError(
+            f"seconds holds {len(seconds)} raw frames, which make {frames} frames, but "
+            f"the schedule is for {schedule.num_frames}"
+        )
+    if family.tells_time:
+        opening, *between = timestamp_texts(
+            schedule, seconds, temporal_patch_size=raw_frames
+        )
+        span = VideoSpan(
+            grid=grid,
+            schedule=schedule,
+            times=(0,) * frames,
+            between=tuple(tuple(encode(text)) for text in between),
+        )
+        return PlacedClip(span=span, opening=opening)
+    times: tuple[int, ...] = ()
+    if family.tokens_per_second is not None:
+        gap = (seconds[-1] - seconds[0]) / max(len(seconds) - 1, 1)
+        times = frame_times(
+            frames,
+            seconds_per_frame=gap * raw_frames,
+            tokens_per_second=family.tokens_per_second,
+        )
+    span = VideoSpan(grid=grid, schedule=schedule, times=times)
+    return PlacedClip(span=span, opening=VISION_START)
+
+
+def timestamp_texts(
+    schedule: FrameSchedule, seconds: Sequence[float], *, temporal_patch_size: int = 2
+) -> tuple[str, ...]:
+    """Write the text that Qwen3-VL reads before each frame.
+
+    A pooled frame was taken in the middle between the first and the last raw frame
+    that it reads; the last raw frame is repeated where they do not divide evenly.
+
+    Args:
+        schedule: The clip's schedule.
+        seconds: When each raw frame that was sampled was taken, in order.
+        temporal_patch_size: Raw frames merged into one.
+
+    Returns:
+        One text per pooled frame; all but the first begin with the end of the frame
+        before.
+
+    Laws:
+        matches_transformers: equals the text of transformers' own processor
+
+    Example:
+        >>> from fastslow import repeat_strides
+        >>> timestamp_texts(repeat_strides(1, (1,)), [2.0, 2.5])
+        ('<2.2 seconds><|vision_start|>',)
+    """
+    last = len(seconds) - 1
+    middles = [
+        (
+            seconds[frame.start * temporal_patch_size]
+            + seconds[min(frame.stop * temporal_patch_size - 1, last)]
+        )
+        / 2
+        for frame in schedule.frames
+    ]
+    texts = [f"<{middle:.1f} seconds>{VISION_START}" for middle in middles]
+    return (*texts[:1], *(VISION_END + text for text in texts[1:]))
+
+
+def frame_times(
+    num_frames: int, *, seconds_per_frame: float, tokens_per_second: int
+) -> tuple[int, ...]:
+    """Place frames in time by the seconds between them, as Qwen2.5-VL does.
+
+    Frame ``t`` stands at ``t * seconds_per_frame * tokens_per_second``, rounded down.
+    The product is taken in single precision, because the published positions are.
+
+    Args:
+        num_frames: Frames of the clip, at least 1.
+        seconds_per_frame: Seconds from one frame to the next; of raw frames, as many
+            as a temporal patch holds.
+        tokens_per_second: Positions in time of one second.
+
+    Returns:
+        ``times`` of a ``VideoSpan``.
+
+    Laws:
+        matches_transformers: equals the positions that transformers computes
+
+    Example:
+        >>> frame_times(4, seconds_per_frame=2 / 3, tokens_per_second=2)
+        (0, 1, 2, 4)
+    """
+    step = torch.tensor(seconds_per_frame, dtype=torch.float32) * tokens_per_second
+    return tuple((torch.arange(num_frames, dtype=torch.float32) * step).long().tolist())

@@ -1,0 +1,37 @@
+"""What ``fastslow.spans`` refuses."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from fastslow import VideoSpan, repeat_strides
+from fastslow.testing import strategies as fst
+
+THREE_FRAMES: dict[str, Any] = {"grid": (2, 2), "schedule": repeat_strides(3, (1,))}
+
+
+@given(fst.video_spans(placed=True))
+def test_a_clip_lasts_until_its_last_frame_has_begun(clip: VideoSpan) -> None:
+    times = clip.times or range(clip.schedule.num_frames)
+    assert clip.duration == max(times) + 1
+
+
+@pytest.mark.parametrize("times", [(0, 1), (0, 1, 2, 3), (0, 2, 1), (-1, 0, 1)])
+def test_times_that_do_not_fit_are_refused(times: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError) as error:
+        VideoSpan(**THREE_FRAMES, times=times)
+    assert str(error.value) == (
+        f"times is {times}; it must hold one position for each of 3 frames, from 0 on "
+        "and never falling"
+    )
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_text_that_does_not_stand_between_frames_is_refused(count: int) -> None:
+    with pytest.raises(ValueError) as error:
+        VideoSpan(**THREE_FRAMES, between=((5,),) * count)
+    assert str(error.value) == (
+        f"between holds {count} texts but the schedule keeps 3 frames; one text stands "
+        "between any two"
+    )
