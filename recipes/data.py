@@ -1,17 +1,22 @@
 """What a run is trained on: planned on the main rank, before a pixel is decoded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
-from fastslow.qwen2_vl import VisionGeometry
+from fastslow.qwen2_vl import Family, family_of
 from recipes.config import Config
 from recipes.edge.checkpoint import latest_checkpoint
 from recipes.edge.clips import make_clips
 from recipes.edge.dataset import BadSample, most_common_share, read_samples
 from recipes.edge.distributed import World
-from recipes.edge.loader import ClipSettings, PlannedSample, plan_samples
+from recipes.edge.loader import (
+    ClipSettings,
+    PackedRows,
+    PlannedSample,
+    plan_samples,
+)
 from recipes.edge.tiny import VIDEO_TOKEN, train_tokenizer
 from recipes.edge.weights import find_weights
 
@@ -22,6 +27,7 @@ class Data:
 
     Attributes:
         checkpoint: Folder of the weights to begin with; None for random ones.
+        family: What differs between backbones.
         tokenizer: Folder of the tokenizer: that of the checkpoint, or the run's own.
         train: Samples to train on.
         held_out: Samples to ask afterwards.
@@ -32,6 +38,7 @@ class Data:
     """
 
     checkpoint: Path | None
+    family: Family
     tokenizer: Path
     train: list[PlannedSample]
     held_out: list[PlannedSample]
@@ -58,12 +65,15 @@ def plan_data(config: Config, world: World) -> Data:
         texts = [turn.text for sample in train for turn in sample.turns]
         train_tokenizer(texts, vocabulary_size=512).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    family = Family()
+    if checkpoint is not None:
+        family = family_of(AutoConfig.from_pretrained(checkpoint))
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    settings = clip_settings(config, world)
+    settings = clip_settings(config, family, world)
     planned, unplanned = plan_samples(train, settings, encode)
     planned_held_out, unplanned_held_out = plan_samples(held_out, settings, encode)
     if not planned:
@@ -72,6 +82,7 @@ def plan_data(config: Config, world: World) -> Data:
         raise ValueError(f"{train_path} has no sample that can be used: {reasons}")
     return Data(
         checkpoint=checkpoint,
+        family=family,
         tokenizer=folder,
         train=planned,
         held_out=planned_held_out,
@@ -82,14 +93,16 @@ def plan_data(config: Config, world: World) -> Data:
     )
 
 
-def clip_settings(config: Config, world: World) -> ClipSettings:
+def clip_settings(config: Config, family: Family, world: World) -> ClipSettings:
     """Gather what turns a clip into tokens."""
+    geometry = replace(
+        family.geometry,
+        min_pixels=config.min_pixels,
+        max_pixels=config.max_pixels,
+        grid_multiple=config.fast_scale,
+    )
     return ClipSettings(
-        geometry=VisionGeometry(
-            min_pixels=config.min_pixels,
-            max_pixels=config.max_pixels,
-            grid_multiple=config.fast_scale,
-        ),
+        family=replace(family, geometry=geometry),
         max_frames=config.max_frames_num,
         strategy=config.frame_sampling_strategy,
         slow_ratio=config.slow_frame_ratio,
@@ -99,3 +112,11 @@ def clip_settings(config: Config, world: World) -> ClipSettings:
         capacity=config.tokens_per_row,
         row_multiple=128 if world.device.type == "cuda" else 1,
     )
+
+
+def packed_rows(
+    config: Config, data: Data, world: World, samples: list[PlannedSample]
+) -> PackedRows:
+    """Give the rows of some of the run's samples, to be asked for by bin."""
+    settings = clip_settings(config, data.family, world)
+    return PackedRows(samples, settings, data.video_token_id)

@@ -27,7 +27,7 @@ from fastslow import (
 )
 from fastslow.qwen2_vl import FastSlowQwen2VL
 from recipes.config import FREE_TO_CHANGE, Config
-from recipes.data import Data, clip_settings, plan_data
+from recipes.data import Data, packed_rows, plan_data
 from recipes.edge.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from recipes.edge.dataset import BadSample
 from recipes.edge.distributed import (
@@ -37,7 +37,7 @@ from recipes.edge.distributed import (
     sum_over_ranks,
 )
 from recipes.edge.export import export_pretrained
-from recipes.edge.loader import PackedRows, Row, count_rows, fingerprint, stream_rows
+from recipes.edge.loader import Row, count_rows, fingerprint, stream_rows
 from recipes.edge.lora import merge_adapters, reset_adapters
 from recipes.edge.metrics import RunLog
 from recipes.edge.optimization import (
@@ -157,7 +157,7 @@ def row_stream(run: Run, state: StreamState) -> Iterator[Row]:
     """Stream this rank's packed rows from where the run stands."""
     config, data, world = run.config, run.data, run.world
     return stream_rows(
-        PackedRows(data.train, clip_settings(config, world), data.video_token_id),
+        packed_rows(config, data, world, data.train),
         state,
         rank=world.rank,
         world_size=world.size,
@@ -313,9 +313,7 @@ def ask_held_out(run: Run, log: RunLog) -> None:
     answer exactly when each of its tokens is the most likely one after those before.
     """
     config, data, world = run.config, run.data, run.world
-    samples = PackedRows(
-        data.held_out, clip_settings(config, world), data.video_token_id
-    )
+    samples = packed_rows(config, data, world, data.held_out)
     lengths = [planned.num_tokens for planned in data.held_out]
     bins = best_fit_decreasing(lengths, config.tokens_per_row)
     run.model.eval()

@@ -26,11 +26,13 @@ from fastslow import (
 )
 from fastslow.layouts import Attention
 from fastslow.qwen2_vl import (
+    Family,
     RowPlan,
     VisionGeometry,
     clip_grid,
     encode_conversation,
     patchify_clip,
+    place_clip,
     plan_row,
 )
 from fastslow.schedules import Strategy
@@ -48,7 +50,7 @@ class ClipSettings:
     """How a clip becomes tokens.
 
     Attributes:
-        geometry: How pixels become patches.
+        family: How pixels become patches, and how the backbone tells the time.
         max_frames: Raw frames sampled from a clip at most.
         strategy: Which frames are slow.
         slow_ratio: Share of slow frames.
@@ -60,7 +62,7 @@ class ClipSettings:
         row_multiple: Rows are padded to a multiple of this many tokens.
     """
 
-    geometry: VisionGeometry
+    family: Family
     max_frames: int
     strategy: Strategy
     slow_ratio: float
@@ -151,7 +153,7 @@ def _plan_sample(
     """Plan one sample from its clip's metadata."""
     info = probe_video(sample.video)
     indices = sample_frame_indices(info.num_frames, settings.max_frames)
-    geometry = settings.geometry
+    geometry = settings.family.geometry
     frames, *patch_grid = clip_grid(len(indices), info.height, info.width, geometry)
     stride = merged_stride(settings.slow_stride, merge_size=geometry.merge_size)
     schedule = build_schedule(
@@ -165,8 +167,9 @@ def _plan_sample(
         schedule = scale_fast_frames(schedule, settings.fast_scale)
     grid = merged_grid((patch_grid[0], patch_grid[1]), merge_size=geometry.merge_size)
     turns = [(turn.role, turn.text) for turn in sample.turns]
-    clip = VideoSpan(grid=grid, schedule=schedule)
-    spans = encode_conversation(turns, clip, encode)
+    seconds = [index / info.fps for index in indices]
+    clip = place_clip(grid, schedule, seconds, family=settings.family, encode=encode)
+    spans = encode_conversation(turns, clip.span, encode, opening=clip.opening)
     num_tokens = count_tokens(spans)
     if num_tokens > settings.capacity:
         raise ValueError(
@@ -204,7 +207,7 @@ class PackedRows(Dataset[Row]):
         """Decode the clips of one bin, and plan the row of those that decode."""
         chosen, state = request
         clips, kept, bad = [], list[PlannedSample](), []
-        geometry = self.settings.geometry
+        geometry = self.settings.family.geometry
         for planned in (self.samples[number] for number in chosen):
             try:
                 frames = decode_frames(planned.sample.video, planned.frame_indices)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastslow import StreamState, VideoSpan
-from fastslow.qwen2_vl import VisionGeometry
+from fastslow.qwen2_vl import Family, VisionGeometry
 from recipes.edge.clips import write_clip
 from recipes.edge.dataset import Sample, Turn
 from recipes.edge.loader import (
@@ -22,7 +22,7 @@ from recipes.edge.loader import (
 )
 
 SETTINGS = ClipSettings(
-    geometry=VisionGeometry(min_pixels=28 * 28, max_pixels=196 * 196),
+    family=Family(geometry=VisionGeometry(min_pixels=28 * 28, max_pixels=196 * 196)),
     max_frames=6,
     strategy="interleave",
     slow_ratio=0.5,
