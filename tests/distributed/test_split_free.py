@@ -16,7 +16,7 @@ import torch
 
 from fastslow import StreamState
 from recipes.config import Config
-from recipes.data import plan_data
+from recipes.data import packed_rows, plan_data
 from recipes.edge.clips import make_clips
 from recipes.edge.distributed import (
     World,
