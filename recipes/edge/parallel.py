@@ -158,7 +158,9 @@ def compile_blocks(model: FastSlowQwen2VL, *, backend: str = "inductor") -> None
     """Compile every block of tower and language model by itself.
 
     Blocks of a kind share their code, so one compilation serves all of them; with
-    adapters there is a second, for the first block, whose input has no gradient.
+    adapters there is a second, for the first block, whose input has no gradient. A
+    block that is checkpointed as well compiles whole or not at all: it stays as it is
+    where its attention reads lengths on the host, as attention in tiles does.
 
     Args:
         model: Not sharded yet.

@@ -196,6 +196,10 @@ def take_steps(folder: Path, world: World) -> dict[str, Any]:
         found[name]["loss"] = sum(losses_of_ranks)
         norms = gather_from_ranks(found[name]["norm"], world)
         found[name]["norms agree"] = len(set(norms)) == 1
+        weight = model.next_frame_head[0].weight
+        found[name]["mesh"] = weight.device_mesh.mesh.tolist()
+        found[name]["axes"] = weight.device_mesh.mesh_dim_names
+        found[name]["rows of 32"] = len(weight.to_local())
         found[name]["dtypes"] = {
             (parameter.requires_grad, str(parameter.dtype))
             for parameter in model.parameters()
@@ -240,7 +244,11 @@ def keep_targets(folder: Path, world: World) -> dict[str, Any]:
 
     def made(*, compiled: bool = False) -> tuple[FastSlowQwen2VL, torch.optim.AdamW]:
         model = build()
-        settings = Parallel(tower="trained", activation_checkpointing="full")
+        settings = Parallel(
+            tower="trained",
+            activation_checkpointing="full",
+            replicate=2 if world.size == 4 else 1,
+        )
         choose_trained(model, settings)
         checkpoint_activations(model, settings.activation_checkpointing)
         if compiled:
@@ -329,7 +337,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]
     cases = {
         1: ["take_steps", "merge"],
         2: ["take_steps", "skip", "keep_targets", "merge"],
-        4: ["take_steps"],
+        4: ["take_steps", "keep_targets"],
     }
     found = {}
     for size, names in cases.items():
@@ -411,6 +419,27 @@ def test_a_step_in_bfloat16_stays_close_and_keeps_wide_weights(
     assert found["dtypes"] == {(True, "torch.float32"), (False, "torch.bfloat16")}
 
 
+@pytest.mark.parametrize(
+    ("size", "axes", "mesh", "rows"),
+    [
+        (1, ("data",), [0], 32),
+        (2, ("data",), [0, 1], 16),
+        (4, ("replicate", "shard"), [[0, 1], [2, 3]], 16),
+    ],
+)
+def test_a_copy_is_sharded_over_consecutive_ranks(
+    ranks: dict[int, dict[str, Any]],
+    size: int,
+    axes: tuple[str, ...],
+    mesh: list[Any],
+    rows: int,
+) -> None:
+    for found in ranks[size]["take_steps"].values():
+        assert found["axes"] == axes
+        assert found["mesh"] == mesh
+        assert found["rows of 32"] == rows
+
+
 def test_a_bad_gradient_of_one_rank_is_skipped_by_all(
     ranks: dict[int, dict[str, Any]],
 ) -> None:
@@ -419,8 +448,11 @@ def test_a_bad_gradient_of_one_rank_is_skipped_by_all(
     assert ranks[2]["skip"]["ranks"] == [expected, expected]
 
 
-def test_targets_stay_while_the_tower_trains(ranks: dict[int, dict[str, Any]]) -> None:
-    found = ranks[2]["keep_targets"]
+@pytest.mark.parametrize("size", [2, 4])
+def test_targets_stay_while_the_tower_trains(
+    ranks: dict[int, dict[str, Any]], size: int
+) -> None:
+    found = ranks[size]["keep_targets"]
     before, after = found["before"], found["after"]
     assert found["names"]
     copies = [name for name in before if name.startswith("target_tower.")]
@@ -433,10 +465,11 @@ def test_targets_stay_while_the_tower_trains(ranks: dict[int, dict[str, Any]]) -
     assert found["optimizer dtypes"] == {torch.float32}
 
 
+@pytest.mark.parametrize("size", [2, 4])
 def test_a_compiled_checkpointed_run_resumes_bit_for_bit(
-    ranks: dict[int, dict[str, Any]],
+    ranks: dict[int, dict[str, Any]], size: int
 ) -> None:
-    found = ranks[2]["keep_targets"]
+    found = ranks[size]["keep_targets"]
     assert found["resumed"].keys() == found["after"].keys()
     for name, value in found["after"].items():
         assert torch.equal(found["resumed"][name], value), name
