@@ -83,10 +83,12 @@ class FastSlowQwen2VL(nn.Module):
         hidden = backbone.model.language_model.config.hidden_size
         features = backbone.model.visual.patch_embed.embed_dim
         self.backbone = backbone
+        like: dict[str, Any] = {"dtype": backbone.dtype, "device": backbone.device}
         self.next_frame_head = nn.Sequential(
-            nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, features)
+            nn.Linear(hidden, hidden, **like),
+            nn.GELU(),
+            nn.Linear(hidden, features, **like),
         )
-        self.next_frame_head.to(dtype=backbone.dtype, device=backbone.device)
         self.target_tower: nn.Module | None = None
 
     def freeze_tower(self) -> None:

@@ -217,7 +217,7 @@ class PackedRows(Dataset[Row]):
             else:
                 kept.append(planned)
         spans: list[tuple[Span, ...]] = [planned.spans for planned in kept]
-        if not kept:
+        if not clips:
             spans.append((VideoSpan(grid=(1, 1), schedule=repeat_strides(1, (1,))),))
             clips.append(_black_clip(geometry))
         return Row(
