@@ -17,14 +17,17 @@ from fastslow.qwen2_vl.timing import (
     place_clip,
     timestamp_texts,
 )
+from fastslow.qwen2_vl.tower import TOWER_ATTENTION_NAME, TowerPlan, plan_tower
 
 __all__ = [
     "ATTENTION_NAME",
+    "TOWER_ATTENTION_NAME",
     "Family",
     "FastSlowOutput",
     "FastSlowQwen2VL",
     "PlacedClip",
     "RowPlan",
+    "TowerPlan",
     "VisionGeometry",
     "clip_grid",
     "encode_conversation",
@@ -33,6 +36,7 @@ __all__ = [
     "patchify_clip",
     "place_clip",
     "plan_row",
+    "plan_tower",
     "smart_resize",
     "timestamp_texts",
     "window_order",

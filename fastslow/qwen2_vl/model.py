@@ -18,6 +18,7 @@ from fastslow.pooling import pool_tokens
 from fastslow.qwen2_vl.attention import ATTENTION_NAME, attention_mask
 from fastslow.qwen2_vl.families import family_of, window_order
 from fastslow.qwen2_vl.plan import RowPlan, encoded_runs
+from fastslow.qwen2_vl.tower import TOWER_ATTENTION_NAME, tower_arguments
 from fastslow.ragged import Ragged
 
 Backbone = (
@@ -79,7 +80,10 @@ class FastSlowQwen2VL(nn.Module):
             raise ValueError(
                 f"sliding_window is {window}; a layout's mask says what is visible"
             )
-        backbone.set_attn_implementation({"text_config": ATTENTION_NAME})
+        attention = {"text_config": ATTENTION_NAME}
+        if self.family.window is None:
+            attention["vision_config"] = TOWER_ATTENTION_NAME
+        backbone.set_attn_implementation(attention)
         hidden = backbone.model.language_model.config.hidden_size
         features = backbone.model.visual.patch_embed.embed_dim
         self.backbone = backbone
@@ -160,12 +164,13 @@ class FastSlowQwen2VL(nn.Module):
                 f"patches has {len(patches)} rows but the plan is for "
                 f"{tokens * merged_patches}; both describe the same clips"
             )
-        vision = self.backbone.model.visual(patches, grid_thw=plan.grid_thw)
+        known = {} if self.family.window else tower_arguments(plan.tower)
+        vision = self.backbone.model.visual(patches, grid_thw=plan.grid_thw, **known)
         hidden = self._read(vision, plan)
         seen = vision.last_hidden_state.detach()
         if self.target_tower is not None:
             with torch.no_grad():
-                target = self.target_tower(patches, grid_thw=plan.grid_thw)
+                target = self.target_tower(patches, grid_thw=plan.grid_thw, **known)
             seen = target.last_hidden_state
         merged = seen.unflatten(0, (-1, merged_patches)).mean(1)
         if self.family.window is not None:

@@ -26,6 +26,7 @@ from fastslow.loss_plans import (
 from fastslow.masks import KeyIntervals
 from fastslow.pool_plans import PoolPlan, plan_pooling
 from fastslow.positions import AfterVideo
+from fastslow.qwen2_vl.tower import TowerPlan, plan_tower
 from fastslow.spans import Span, VideoSpan
 
 
@@ -38,6 +39,7 @@ class RowPlan:
         visible: The keys that each token may read.
         grid_thw: Patch grid of each clip, before merging; a clip whose frames are
             encoded on several grids has a row for each run of equal ones.
+        tower: What else the tower needs to know of them.
         pool: From the tower's merged tokens to the row's video tokens.
         video_rows: Where in the row those tokens go.
         labels: Which tokens predict a trained token.
@@ -47,6 +49,7 @@ class RowPlan:
     layout: TokenLayout
     visible: KeyIntervals
     grid_thw: Int[Tensor, "runs 3"]
+    tower: TowerPlan
     pool: PoolPlan
     video_rows: Int[Tensor, " pooled"]
     labels: LabelPlan
@@ -106,17 +109,15 @@ def plan_row(
         after_video_rule=after_video_rule,
         multiple_of=multiple_of,
     )
+    runs = [run for clip in layout.clips for run in encoded_runs(clip)]
     return RowPlan(
         layout=layout,
         visible=visible_keys(layout, window),
         grid_thw=torch.tensor(
-            [
-                (frames, *(side * merge_size for side in grid))
-                for clip in layout.clips
-                for frames, grid in encoded_runs(clip)
-            ],
+            [(frames, *(side * merge_size for side in grid)) for frames, grid in runs],
             dtype=torch.long,
         ).reshape(-1, 3),
+        tower=plan_tower(runs, merge_size=merge_size),
         pool=plan_pooling([(clip.grid, clip.schedule) for clip in layout.clips]),
         video_rows=(layout.frame_ids >= 0).nonzero()[:, 0],
         labels=plan_labels(layout),

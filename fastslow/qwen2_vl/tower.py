@@ -1,0 +1,170 @@
+"""The vision tower's own plan, and its attention in one call for all frames.
+
+transformers computes what the tower needs to know from ``grid_thw`` on the device,
+which waits for it, and calls most kinds of attention once for every frame. Both are
+planned here instead.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Int, Int32
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+from fastslow._typing import Grid
+from fastslow.ragged import cu_seqlens_from_lengths
+
+TOWER_ATTENTION_NAME = "fastslow_frames"
+"""Name under which transformers knows this attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerPlan:
+    """What the tower needs to know of the clips of a row.
+
+    Attributes:
+        position_ids: Row and column of each patch, in the order of ``patchify_clip``.
+        cu_seqlens: Cumulative number of patches, frame by frame.
+        max_seqlen: Patches of the largest frame, known on the host.
+    """
+
+    position_ids: Int[Tensor, "patches 2"]
+    cu_seqlens: Int32[Tensor, " frame_bounds"]
+    max_seqlen: int
+
+
+def plan_tower(runs: Sequence[tuple[int, Grid]], *, merge_size: int = 2) -> TowerPlan:
+    """Plan the tower's call for all clips of a row.
+
+    Args:
+        runs: Frames, and height and width in merged tokens, of each run of frames on
+            one grid.
+        merge_size: Patches along each side of a merged token.
+
+    Returns:
+        The plan, on the CPU.
+
+    Laws:
+        matches_transformers: positions, bounds and the largest frame are those that
+            transformers computes
+
+    Example:
+        >>> plan_tower([(2, (1, 1))]).cu_seqlens
+        tensor([0, 4, 8], dtype=torch.int32)
+    """
+    grids = [(t, h * merge_size, w * merge_size) for t, (h, w) in runs]
+    positions = [torch.empty(0, 2, dtype=torch.long)]
+    for frames, height, width in grids:
+        plane = torch.stack(
+            torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        )
+        positions.append(
+            rearrange(
+                plane.expand(frames, -1, -1, -1),
+                "t c (h m) (w n) -> (t h w m n) c",
+                m=merge_size,
+                n=merge_size,
+            )
+        )
+    sizes = [height * width for frames, height, width in grids for _ in range(frames)]
+    return TowerPlan(
+        position_ids=torch.cat(positions),
+        cu_seqlens=cu_seqlens_from_lengths(torch.tensor(sizes, dtype=torch.long)),
+        max_seqlen=max(sizes, default=0),
+    )
+
+
+def tower_arguments(plan: TowerPlan) -> dict[str, Any]:
+    """Give what transformers' tower takes beside patches and ``grid_thw``.
+
+    To transformers all patches are one sequence, whose bounds lie on the CPU, so it
+    calls attention once and waits for no device. The bounds of frames travel along.
+
+    Args:
+        plan: Of the clips whose patches are passed.
+
+    Returns:
+        Keyword arguments of the tower's ``forward``.
+    """
+    return {
+        "position_ids": plan.position_ids,
+        "cu_seqlens": torch.tensor([0, len(plan.position_ids)], dtype=torch.int32),
+        "frame_bounds": plan.cu_seqlens,
+        "longest_frame": plan.max_seqlen,
+    }
+
+
+def attend_within_frames(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **bounds: Any,
+) -> tuple[Tensor, None]:
+    """Let the patches of each frame see each other, all frames in one call.
+
+    On a GPU in half precision that is one kernel for frames of any sizes. Elsewhere
+    frames of one size that stand together are one batch, which reads the bounds on the
+    host.
+
+    Args:
+        module: The attention module; unused, part of transformers' contract.
+        query: ``(1, heads, patches, dim)``.
+        key: As ``query``.
+        value: As ``query``.
+        attention_mask: None.
+        dropout: Must be 0.
+        scaling: Factor on the scores; ``dim ** -0.5`` by default.
+        bounds: ``frame_bounds`` and ``longest_frame``, see ``tower_arguments``; without
+            them all patches are one frame.
+
+    Returns:
+        ``(1, patches, heads, dim)``, and None in place of the weights.
+
+    Raises:
+        ValueError: If dropout is asked for.
+    """
+    if dropout:
+        raise ValueError(f"dropout is {dropout}; attention within frames takes none")
+    starts = bounds.get("frame_bounds")
+    attended: Any
+    if starts is None:
+        attended = F.scaled_dot_product_attention(query, key, value, scale=scaling)
+        return attended.transpose(1, 2), None
+    q, k, v = (rearrange(x, "1 h n d -> n h d") for x in (query, key, value))
+    if query.is_cuda and query.dtype in {torch.bfloat16, torch.float16}:
+        most = bounds["longest_frame"]
+        attended = varlen_attn(q, k, v, starts, starts, most, most, scale=scaling)
+    else:
+        attended = _attend_by_size(q, k, v, starts, scaling)
+    return attended[None], None
+
+
+def _attend_by_size(
+    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, scaling: float | None
+) -> Tensor:
+    """Attend in one batch for each run of frames of one size."""
+    batches, first = [], 0
+    for length, run in groupby(starts.diff().tolist()):
+        end = first + len(list(run)) * length
+        q, k, v = (
+            rearrange(x[first:end], "(t n) h d -> t h n d", n=length)
+            for x in (query, key, value)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v, scale=scaling)
+        batches.append(rearrange(attended, "t h n d -> (t n) h d"))
+        first = end
+    return torch.cat(batches)
+
+
+AttentionInterface.register(TOWER_ATTENTION_NAME, attend_within_frames)

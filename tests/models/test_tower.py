@@ -1,0 +1,106 @@
+"""The tower's plan and its one call of attention, against transformers' own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
+
+from fastslow import VideoSpan, build_schedule, scale_fast_frames
+from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_tower
+from fastslow.qwen2_vl.tower import tower_arguments
+from fastslow.testing import strategies as fst
+
+FAMILIES = ["qwen2_vl", "qwen3_vl"]
+"""Those whose tower attends within whole frames in every layer."""
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), fst.grids(max_side=4)), max_size=4),
+    st.integers(1, 3),
+)
+def test_the_plan_is_what_transformers_computes(
+    runs: list[tuple[int, tuple[int, int]]], merge_size: int
+) -> None:
+    plan = plan_tower(runs, merge_size=merge_size)
+    rows = [(t, h * merge_size, w * merge_size) for t, (h, w) in runs]
+    if not rows:
+        assert (len(plan.position_ids), plan.cu_seqlens.tolist()) == (0, [0])
+        return
+    grid_thw = torch.tensor(rows)
+    expected = get_vision_position_ids(grid_thw, merge_size)
+    assert torch.equal(plan.position_ids, expected)
+    bounds = get_vision_cu_seqlens(grid_thw)
+    assert torch.equal(plan.cu_seqlens, bounds.int())
+    assert plan.max_seqlen == bounds.diff().max()
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_tower_is_that_of_transformers(
+    make_family: Callable[..., Any], model_type: str
+) -> None:
+    """Mixed grids, forward and backward, beside SDPA called frame by frame."""
+    stock = make_family(model_type)
+    stock.set_attn_implementation("sdpa")
+    ours = FastSlowQwen2VL(make_family(model_type)).backbone
+    runs = [(2, (2, 3)), (1, (4, 2)), (3, (4, 2)), (1, (2, 3))]
+    grid_thw = torch.tensor([(t, 2 * h, 2 * w) for t, (h, w) in runs])
+    pixels = ours.config.vision_config.patch_size**2 * 6
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn(
+        int(grid_thw.prod(1).sum()), pixels, generator=generator, dtype=torch.float64
+    )
+
+    def both_ways(backbone: Any, **plan: Any) -> tuple[Tensor, ...]:
+        visual = backbone.model.visual
+        output = visual(patches, grid_thw=grid_thw, **plan)
+        output.pooler_output.square().sum().backward()
+        gradients = [p.grad for p in visual.parameters() if p.grad is not None]
+        return output.last_hidden_state, output.pooler_output, *gradients
+
+    expected = both_ways(stock)
+    found = both_ways(ours, **tower_arguments(plan_tower(runs)))
+    assert len(found) == len(expected) > 4
+    for theirs, mine in zip(expected, found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_frames_of_one_size_are_one_call(
+    make_model: Callable[..., FastSlowQwen2VL],
+    lay: Callable[..., RowPlan],
+    make_patches: Callable[[RowPlan], Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schedule = build_schedule(6, slow_stride=1, fast_stride=2)
+    whole = lay([[VideoSpan(grid=(4, 4), schedule=schedule)]])
+    scaled = scale_fast_frames(schedule, 2)
+    mixed = lay([[VideoSpan(grid=(4, 4), schedule=scaled)]])
+    model, batches = make_model(), list[int]()
+    attend = F.scaled_dot_product_attention
+
+    def counted(query: Tensor, *args: Any, **settings: Any) -> Tensor:
+        batches.append(len(query))
+        return attend(query, *args, **settings)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    visual = model.backbone.model.visual
+    for plan, expected in ((whole, [6]), (mixed, [1] * 6)):
+        batches.clear()
+        known = tower_arguments(plan.tower)
+        visual(make_patches(plan), grid_thw=plan.grid_thw, **known)
+        assert batches == expected * len(visual.blocks)
+
+
+def test_dropout_is_refused(make_model: Callable[..., FastSlowQwen2VL]) -> None:
+    visual = make_model().backbone.model.visual.train()
+    for block in visual.blocks:
+        block.attn.attention_dropout = 0.1
+    grid_thw = torch.tensor([[1, 2, 2]])
+    with pytest.raises(ValueError) as error:
+        visual(torch.zeros(4, 24, dtype=torch.float64), grid_thw=grid_thw)
+    assert str(error.value) == "dropout is 0.1; attention within frames takes none"
