@@ -103,6 +103,7 @@ def main(config: Config) -> None:
             optimizer=torch.optim.AdamW(
                 [weight for weight in model.parameters() if weight.requires_grad],
                 betas=(0.9, 0.95),
+                fused=world.device.type == "cuda",
             ),
             quarantine=Quarantine(
                 config.output_dir,

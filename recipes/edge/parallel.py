@@ -166,7 +166,7 @@ def compile_blocks(model: FastSlowQwen2VL, *, backend: str = "inductor") -> None
         model: Not sharded yet.
         backend: Compiler that ``torch.compile`` uses.
     """
-    for block in _blocks(model):
+    for block in blocks_of(model):
         block.forward = torch.compile(block.forward, backend=backend)
 
 
@@ -216,7 +216,7 @@ def shard(model: FastSlowQwen2VL, settings: Parallel, mesh: DeviceMesh) -> None:
     offload = OffloadPolicy()
     if settings.cpu_offload:
         offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
-    for module in (*_blocks(model), model):
+    for module in (*blocks_of(model), model):
         fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
 
 
@@ -226,7 +226,7 @@ def _trained_blocks(model: FastSlowQwen2VL) -> Iterator[nn.Module]:
     yield from model.backbone.model.language_model.layers
 
 
-def _blocks(model: FastSlowQwen2VL) -> Iterator[nn.Module]:
+def blocks_of(model: FastSlowQwen2VL) -> Iterator[nn.Module]:
     """Give the blocks of the tower, the language model and the target tower."""
     yield from _trained_blocks(model)
     if model.target_tower is not None:
@@ -245,7 +245,7 @@ def _checkpointed(
     return recomputing
 
 
-_EXPENSIVE = {
+EXPENSIVE = {
     "aten::mm",
     "aten::addmm",
     "aten::bmm",
@@ -264,6 +264,6 @@ of torch knows all of them."""
 
 def _policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Keep matrix products and attention."""
-    if operation.name() in _EXPENSIVE:
+    if operation.name() in EXPENSIVE:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
