@@ -52,9 +52,9 @@ def visible_pairs(intervals: KeyIntervals) -> int:
         11
     """
     pairs = (intervals.stop.long() - intervals.start).sum()
-    if intervals.is_kept is not None and intervals.kept_start is not None:
-        kept = torch.nn.functional.pad(intervals.is_kept.cumsum(0), (1, 0))
-        pairs += (kept[intervals.start] - kept[intervals.kept_start]).sum()
+    if intervals.kept is not None:
+        kept = torch.nn.functional.pad(intervals.kept.is_kept.cumsum(0), (1, 0))
+        pairs += (kept[intervals.start] - kept[intervals.kept.start]).sum()
     return int(pairs)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from fastslow.masks import KeyIntervals, interval_mask, visible_intervals
+from fastslow.masks import KeptKeys, KeyIntervals, interval_mask, visible_intervals
 
 _Runs = tuple[Tensor, Tensor, Tensor, Tensor]
 """One run of blocks for each block, [first, end), and the full ones among them.
@@ -22,9 +22,6 @@ the full ones are the end.
 
 _Tables = tuple[Tensor, Tensor, Tensor, Tensor]
 """Count and list of the partial blocks of each block, then of the full ones."""
-
-_PAIRS_AT_ONCE = 2**17
-"""Pairs of blocks that are listed together: what a processor's cache holds."""
 
 
 def interval_block_mask(intervals: KeyIntervals, *, block_size: int = 128) -> BlockMask:
@@ -52,10 +49,11 @@ def interval_block_mask(intervals: KeyIntervals, *, block_size: int = 128) -> Bl
         raise ValueError(f"block_size is {block_size}; it must be at least 1")
     tokens = len(intervals.start)
     readers = _readers(intervals, block_size)
-    if intervals.is_kept is None:
+    if intervals.kept is None:
         keys, queries = _tables_of_runs(_keys(intervals, block_size), readers)
     else:
-        keys, (queries,) = _tables_across_runs(readers), _tables_of_runs(readers)
+        keys = _key_tables(intervals, intervals.kept, block_size)
+        (queries,) = _tables_of_runs(readers)
     return BlockMask(
         (tokens, tokens),
         *keys,
@@ -129,18 +127,19 @@ def _readers(intervals: KeyIntervals, block_size: int) -> _Runs:
     first_key, last_key = outermost(real)
     first = count_up_to(first_key, intervals.stop)
     full_first = count_up_to(last_key, intervals.stop)
-    if intervals.is_kept is None or intervals.kept_start is None:
+    kept = intervals.kept
+    if kept is None:
         full_end = count_up_to(first_key, intervals.start)
         end = count_up_to(last_key, intervals.start)
     else:
-        first_kept, last_kept = outermost(real & intervals.is_kept)
-        first_other, last_other = outermost(real & ~intervals.is_kept)
+        first_kept, last_kept = outermost(real & kept.is_kept)
+        first_other, last_other = outermost(real & ~kept.is_kept)
         full_end = torch.minimum(
-            count_up_to(first_kept, intervals.kept_start),
+            count_up_to(first_kept, kept.start),
             count_up_to(first_other, intervals.start),
         )
         end = torch.maximum(
-            count_up_to(last_kept, intervals.kept_start),
+            count_up_to(last_kept, kept.start),
             count_up_to(last_other, intervals.start),
         )
     holds_padding = ~_by_block(real, False, block_size).all(1)
@@ -168,65 +167,141 @@ def _runs(
 
 
 def _tables_of_runs(*directions: _Runs) -> list[_Tables]:
-    """List the partial blocks of each run, and the full ones, in each direction.
-
-    A table has the marked columns of each row first, then the others, both in order.
-    So a row is five runs that count up by one, and the running sum of its steps: 1 from
-    slot to slot, and a jump where a run begins.
-    """
+    """List the partial blocks of each run, and the full ones, in each direction."""
     first, full_first, full_end, end = (
         torch.stack(bounds) for bounds in zip(*directions, strict=True)
     )
     a, b = torch.stack([first, full_first], 1), torch.stack([full_first, full_end], 1)
     c, d = torch.stack([full_end, full_end], 1), torch.stack([end, full_end], 1)
-    blocks, zero = a.shape[-1], torch.zeros_like(a)
-    begin = torch.stack([a, c, zero, b, d], -1)
-    previous_end = torch.stack([zero, b, d, a, c], -1)
-    length = previous_end[..., 1:] - begin[..., :-1]
-    slot = F.pad(length.cumsum(-1, dtype=torch.int32), (1, 0))
-    jump = (begin - previous_end).masked_fill(slot == blocks, 0)
-    jump[..., 0] -= 1
-    count, slot = slot[..., 2].contiguous(), slot.clamp(max=blocks - 1).long()
-
-    def table(slot: Tensor, jump: Tensor) -> Tensor:
-        return zero.new_ones(blocks, blocks).scatter_add_(1, slot, jump).cumsum_(1)
-
+    zero = torch.zeros_like(a)
+    begins = torch.stack([a, c, zero, b, d], -1)
+    ends = torch.stack([b, d, a, c, zero + a.shape[-1]], -1)
+    counts = b - a + d - c
     return [
         _with_axes(
-            count[n], table(slot[n, 0], jump[n, 0]), table(slot[n, 1], jump[n, 1])
+            count[0], _count_up(begin[0], end[0]), count[1], _count_up(begin[1], end[1])
         )
-        for n in range(len(directions))
+        for count, begin, end in zip(counts, begins, ends, strict=True)
     ]
 
 
-def _tables_across_runs(runs: _Runs) -> _Tables:
-    """List, for each block, the blocks whose run holds it: partial, and full.
+def _count_up(begin: Tensor, end: Tensor) -> Tensor:
+    """Write out runs that count up by one: as many columns as rows, all filled.
 
-    Kept keys lie anywhere, so here every pair of blocks is looked at.
+    A row is the running sum of its steps: 1 from column to column, and a jump where a
+    run begins.
     """
-    first, full_first, full_end, end = runs
-    blocks = len(end)
-    column = torch.arange(blocks, dtype=torch.int32, device=end.device)
-    tables, counts = end.new_empty(2, blocks, blocks), end.new_empty(2, blocks)
-    rows = max(_PAIRS_AT_ONCE // max(blocks, 1), 1)
-    for row, table, count in zip(
-        column[:, None].split(rows),
-        tables.split(rows, 1),
-        counts.split(rows, 1),
-        strict=True,
-    ):
-        live = (first <= row) & (row < end)
-        full = (full_first <= row) & (row < full_end)
-        marks = torch.stack([live ^ full, full])
-        marked = marks.cumsum(2, dtype=torch.int32)
-        torch.sum(marks, 2, dtype=torch.int32, out=count)
-        unmarked = (count[..., None] + column) - marked
-        slot = torch.where(marks, marked - 1, unmarked).long()
-        table.scatter_(2, slot, column.expand_as(slot))
-    return _with_axes(counts, *tables)
+    blocks = len(begin)
+    column = F.pad((end - begin).cumsum(1, dtype=torch.int32), (1, -1))
+    jump = (begin - F.pad(end, (1, -1), value=1)).masked_fill(column == blocks, 0)
+    steps = begin.new_ones(blocks, blocks)
+    return steps.scatter_add_(1, column.clamp(max=blocks - 1), jump).cumsum_(1)
 
 
-def _with_axes(counts: Tensor, partial: Tensor, full: Tensor) -> _Tables:
-    """Put each count beside its table, and the axes of batch and head before both."""
-    count, full_count = counts[:, None, None]
-    return count, partial[None, None], full_count, full[None, None]
+def _key_tables(intervals: KeyIntervals, kept: KeptKeys, block_size: int) -> _Tables:
+    """List the key blocks that each block of queries reads where some keys are kept.
+
+    Along a row of the mask lie regions: in each, the partial blocks are one set of
+    blocks, and so are the full ones.
+    """
+    real = intervals.start < intervals.stop
+    whole = _by_block(real & kept.is_kept, False, block_size)
+    held, whole = whole.any(1), whole.all(1)
+    every, none = torch.ones_like(held), torch.zeros_like(held)
+    first, whole_first, window, full_first, full_end, end = _cuts(
+        intervals, kept, block_size
+    )
+    before = torch.minimum(window, full_first)
+    begin, over = torch.zeros_like(first), torch.full_like(first, len(first))
+    count, partial = _table_of_sets(
+        [none, held, held & ~whole, every, ~whole, none, every, none],
+        [
+            begin,
+            first,
+            torch.minimum(window, whole_first),
+            before,
+            torch.maximum(before, whole_first),
+            full_first,
+            full_end,
+            end,
+            over,
+        ],
+    )
+    full_count, full = _table_of_sets(
+        [none, whole, every, none], [begin, whole_first, full_first, full_end, over]
+    )
+    return _with_axes(count, partial, full_count, full)
+
+
+def _cuts(
+    intervals: KeyIntervals, kept: KeptKeys, block_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Cut the key blocks of each block of queries where what it reads changes.
+
+    Returns:
+        The first block that is read, for its kept keys; the first that is full if it is
+        kept as a whole; the first of the window; the first that is full anyway; the
+        end of the full ones; the end of the window. The bounds of the full ones are
+        the last of these where none is full.
+    """
+    tokens = len(intervals.start)
+    real = intervals.start < intervals.stop
+    index = torch.arange(tokens, dtype=torch.int32, device=real.device)
+    later = torch.where(real & kept.is_kept, index, tokens).flip(0)
+    next_kept = F.pad(later.cummin(0).values.flip(0), (0, 1), value=tokens)
+    others = torch.where(kept.is_kept, 0, index + 1)
+    after_other = F.pad(others.cummax(0).values, (1, 0))
+
+    def outermost(bound: Tensor, fill: int) -> tuple[Tensor, Tensor]:
+        bound = _by_block(bound.masked_fill(~real, fill), fill, block_size)
+        return bound.amin(1), bound.amax(1)
+
+    low, high = outermost(kept.start, tokens)
+    window, inner = outermost(intervals.start, tokens)
+    full_end, end = outermost(intervals.stop, 0)
+    end = -(-end // block_size)
+    window = torch.minimum(window // block_size, end)
+    first = torch.minimum(next_kept[low] // block_size, window)
+    whole_first = torch.maximum(-(-high // block_size), first)
+    full_end = full_end // block_size
+    full_first = -(-torch.maximum(after_other[inner], high) // block_size)
+    full_first = torch.minimum(full_first, full_end)
+    is_none = whole_first >= full_end
+    whole_first, full_first, full_end = (
+        torch.where(is_none, end, cut) for cut in (whole_first, full_first, full_end)
+    )
+    return first, whole_first, window, full_first, full_end, end
+
+
+def _table_of_sets(sets: list[Tensor], cuts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """List the marked blocks of each row, then the others, both in order.
+
+    From cut to cut the marked blocks of a row are those of a set. So a row is a few
+    runs: of the members of each set in turn, then of those that are none.
+    """
+    is_member, cut = torch.stack(sets), torch.stack(cuts)
+    number, blocks = is_member.shape
+    index = torch.arange(blocks + 1, dtype=torch.int32, device=cut.device)
+    rank = F.pad(is_member.cumsum(1, dtype=torch.int32), (1, 0))
+    other = rank[:, -1:] + index - rank
+    place = torch.where(is_member, rank[:, :-1], other[:, :-1])
+    members_first = torch.empty_like(place).scatter_(
+        1, place, index[:-1].expand_as(place)
+    )
+    offset = blocks * torch.arange(number, dtype=torch.int32, device=cut.device)
+    places = torch.cat([rank, other]) + offset.repeat(2)[:, None]
+    begin = places.gather(1, cut[:-1].repeat(2, 1)).T
+    end = places.gather(1, cut[1:].repeat(2, 1)).T
+    count = (end - begin)[:, :number].sum(1, dtype=torch.int32)
+    listed = members_first.flatten().index_select(0, _count_up(begin, end).flatten())
+    return count, listed.view(blocks, blocks)
+
+
+def _with_axes(
+    count: Tensor, partial: Tensor, full_count: Tensor, full: Tensor
+) -> _Tables:
+    """Put the axes of batch and head before every table."""
+    count, partial, full_count, full = (
+        table[None, None] for table in (count, partial, full_count, full)
+    )
+    return count, partial, full_count, full

@@ -25,7 +25,7 @@ from fastslow.layouts import (
     VideoSpan,
     build_layout,
 )
-from fastslow.masks import KeyIntervals
+from fastslow.masks import KeptKeys, KeyIntervals
 from fastslow.positions import AfterVideo
 from fastslow.schedules import (
     Strategy,
@@ -530,8 +530,9 @@ def _build_intervals(
     return KeyIntervals(
         start=start.int(),
         stop=stop.int(),
-        kept_start=kept_start.cummax(0).values.int() if keeps else None,
-        is_kept=is_kept if keeps else None,
+        kept=KeptKeys(is_kept=is_kept, start=kept_start.cummax(0).values.int())
+        if keeps
+        else None,
     )
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from fastslow import (
+    KeptKeys,
     KeyIntervals,
     MaskMod,
-    block_masks,
     dense_mask,
     frame_causal_block_mask,
     frame_causal_mask,
@@ -77,8 +77,7 @@ def without_tokens(*, keeps: bool) -> KeyIntervals:
     return KeyIntervals(
         start=none,
         stop=none,
-        kept_start=none if keeps else None,
-        is_kept=none > 0 if keeps else None,
+        kept=KeptKeys(is_kept=none > 0, start=none) if keeps else None,
     )
 
 
@@ -115,20 +114,20 @@ def test_no_segments_mean_one_sample(row: Row) -> None:
     assert_same_blocks(blocks, expected)
 
 
-def test_kept_keys_of_many_blocks_are_listed_a_part_at_a_time() -> None:
+def test_kept_keys_of_many_blocks() -> None:
     frames = torch.arange(240).repeat_interleave(torch.arange(240) % 4 + 1)
     visible = visible_intervals(
         frames, frame_ids=frames, window=3, is_kept=frames % 4 == 3
     )
     blocks = interval_block_mask(visible, block_size=1)
-    assert blocks.kv_indices.numel() > 2 * block_masks._PAIRS_AT_ONCE
     assert_same_blocks(blocks, built_by_torch(interval_mask(visible), len(frames), 1))
 
 
 def test_blocks_leave_their_arguments_alone() -> None:
     start, stop = integers([0, 0, 0, 0]).int(), integers([1, 3, 3, 0]).int()
     is_kept = start > 0
-    intervals = KeyIntervals(start=start, stop=stop, kept_start=start, is_kept=is_kept)
+    kept = KeptKeys(is_kept=is_kept, start=start)
+    intervals = KeyIntervals(start=start, stop=stop, kept=kept)
     interval_block_mask(intervals, block_size=3)
     assert start.tolist() == [0, 0, 0, 0]
     assert stop.tolist() == [1, 3, 3, 0]
@@ -141,8 +140,7 @@ def test_blocks_are_built_where_the_intervals_lie(keeps: bool) -> None:
     intervals = KeyIntervals(
         start=start,
         stop=start,
-        kept_start=start if keeps else None,
-        is_kept=start > 0 if keeps else None,
+        kept=KeptKeys(is_kept=start > 0, start=start) if keeps else None,
     )
     blocks = interval_block_mask(intervals, block_size=2)
     assert all(getattr(blocks, name).device.type == "meta" for name in TABLES)

@@ -238,8 +238,8 @@ MUTANTS = [
     ),
     Mutant(
         "accounting",
-        "kept[intervals.start] - kept[intervals.kept_start]",
-        "kept[intervals.stop] - kept[intervals.kept_start]",
+        "kept[intervals.start] - kept[intervals.kept.start]",
+        "kept[intervals.stop] - kept[intervals.kept.start]",
         "accounting.py -k visible_pairs__matches_reference",
     ),
 ]
