@@ -23,6 +23,9 @@ the full ones are the end.
 _Tables = tuple[Tensor, Tensor, Tensor, Tensor]
 """Count and list of the partial blocks of each block, then of the full ones."""
 
+_PAIRS_AT_ONCE = 2**18
+"""Pairs of blocks that are listed together: what a processor's cache holds."""
+
 
 def interval_block_mask(intervals: KeyIntervals, *, block_size: int = 128) -> BlockMask:
     """Read intervals as a FlexAttention BlockMask, in closed form.
@@ -173,29 +176,37 @@ def _tables_of_runs(*directions: _Runs) -> list[_Tables]:
     )
     a, b = torch.stack([first, full_first], 1), torch.stack([full_first, full_end], 1)
     c, d = torch.stack([full_end, full_end], 1), torch.stack([end, full_end], 1)
-    zero = torch.zeros_like(a)
-    begins = torch.stack([a, c, zero, b, d], -1)
-    ends = torch.stack([b, d, a, c, zero + a.shape[-1]], -1)
+    zero, blocks = torch.zeros_like(a), a.shape[-1]
+    columns, jumps = _jumps(
+        torch.stack([a, c, zero, b, d], -1),
+        torch.stack([b, d, a, c, zero + blocks], -1),
+        blocks,
+    )
     counts = b - a + d - c
+
+    def table(way: int, kind: int) -> Tensor:
+        return _count_up(columns[way, kind], jumps[way, kind], blocks)
+
     return [
-        _with_axes(
-            count[0], _count_up(begin[0], end[0]), count[1], _count_up(begin[1], end[1])
-        )
-        for count, begin, end in zip(counts, begins, ends, strict=True)
+        _with_axes(counts[way, 0], table(way, 0), counts[way, 1], table(way, 1))
+        for way in range(len(directions))
     ]
 
 
-def _count_up(begin: Tensor, end: Tensor) -> Tensor:
-    """Write out runs that count up by one: as many columns as rows, all filled.
+def _jumps(begin: Tensor, end: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Find the columns where the runs of each row begin, and the jumps to get there.
 
-    A row is the running sum of its steps: 1 from column to column, and a jump where a
-    run begins.
+    A run of [begin, end) counts up by one; those of a row fill ``size`` columns.
     """
-    blocks = len(begin)
-    column = F.pad((end - begin).cumsum(1, dtype=torch.int32), (1, -1))
-    jump = (begin - F.pad(end, (1, -1), value=1)).masked_fill(column == blocks, 0)
-    steps = begin.new_ones(blocks, blocks)
-    return steps.scatter_add_(1, column.clamp(max=blocks - 1), jump).cumsum_(1)
+    column = F.pad((end - begin).cumsum(-1, dtype=torch.int32), (1, -1))
+    jump = (begin - F.pad(end, (1, -1), value=1)).masked_fill(column == size, 0)
+    return column.clamp(max=size - 1), jump
+
+
+def _count_up(column: Tensor, jump: Tensor, size: int) -> Tensor:
+    """Write out rows of runs: the running sum of steps by 1 and of jumps."""
+    steps = jump.new_ones(len(jump), size)
+    return steps.scatter_add_(1, column, jump).cumsum_(1)
 
 
 def _key_tables(intervals: KeyIntervals, kept: KeptKeys, block_size: int) -> _Tables:
@@ -293,8 +304,15 @@ def _table_of_sets(sets: list[Tensor], cuts: list[Tensor]) -> tuple[Tensor, Tens
     begin = places.gather(1, cut[:-1].repeat(2, 1)).T
     end = places.gather(1, cut[1:].repeat(2, 1)).T
     count = (end - begin)[:, :number].sum(1, dtype=torch.int32)
-    listed = members_first.flatten().index_select(0, _count_up(begin, end).flatten())
-    return count, listed.view(blocks, blocks)
+    columns, jumps = _jumps(begin, end, blocks)
+    members_first, table = members_first.flatten(), begin.new_empty(blocks, blocks)
+    rows = max(_PAIRS_AT_ONCE // max(blocks, 1), 1)
+    for part, column, jump in zip(
+        table.split(rows), columns.split(rows), jumps.split(rows), strict=True
+    ):
+        place_of_each = _count_up(column, jump, blocks).flatten()
+        torch.index_select(members_first, 0, place_of_each, out=part.view(-1))
+    return count, table
 
 
 def _with_axes(
