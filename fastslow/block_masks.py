@@ -11,14 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from fastslow._block_runs import Runs, by_block, keys_of_queries, readers_of_keys
 from fastslow.masks import KeptKeys, KeyIntervals, interval_mask, visible_intervals
-
-_Runs = tuple[Tensor, Tensor, Tensor, Tensor]
-"""One run of blocks for each block, [first, end), and the full ones among them.
-
-In order: first, first full, end of the full, end. Where none is full, both bounds of
-the full ones are the end.
-"""
 
 _Tables = tuple[Tensor, Tensor, Tensor, Tensor]
 """Count and list of the partial blocks of each block, then of the full ones."""
@@ -43,17 +37,25 @@ def interval_block_mask(intervals: KeyIntervals, *, block_size: int = 128) -> Bl
         The BlockMask, with both directions filled in.
 
     Raises:
-        ValueError: If ``block_size`` is below 1.
+        ValueError: If ``block_size`` is below 1, or there is no token: torch can
+            neither print nor use the BlockMask of an empty row.
 
     Laws:
         matches_create_block_mask: every field equals that of ``create_block_mask``
+
+    Example:
+        >>> frames = torch.arange(6).repeat_interleave(2)
+        >>> recent = visible_intervals(frames, frame_ids=frames, window=2)
+        >>> blocks = interval_block_mask(recent, block_size=4)
+        >>> blocks.kv_num_blocks + blocks.full_kv_num_blocks
+        tensor([[[1, 2, 2]]], dtype=torch.int32)
     """
-    if block_size < 1:
-        raise ValueError(f"block_size is {block_size}; it must be at least 1")
     tokens = len(intervals.start)
-    readers = _readers(intervals, block_size)
+    if not tokens:
+        raise ValueError("intervals has 0 tokens; a BlockMask needs at least 1")
+    readers = readers_of_keys(intervals, block_size)
     if intervals.kept is None:
-        keys, queries = _tables_of_runs(_keys(intervals, block_size), readers)
+        keys, queries = _tables_of_runs(keys_of_queries(intervals, block_size), readers)
     else:
         keys = _key_tables(intervals, intervals.kept, block_size)
         (queries,) = _tables_of_runs(readers)
@@ -98,78 +100,7 @@ def frame_causal_block_mask(
     return interval_block_mask(intervals, block_size=block_size)
 
 
-def _keys(intervals: KeyIntervals, block_size: int) -> _Runs:
-    """Give the key blocks that each block of queries reads; nothing may be kept."""
-    start, stop = intervals.start, intervals.stop
-    tokens, reads = len(start), start < stop
-    start = _by_block(start.masked_fill(~reads, tokens), tokens, block_size)
-    stop = _by_block(stop.masked_fill(~reads, 0), 0, block_size)
-    return _runs(start.amin(1), start.amax(1), stop.amin(1), stop.amax(1), block_size)
-
-
-def _readers(intervals: KeyIntervals, block_size: int) -> _Runs:
-    """Give the query blocks that read each block of keys.
-
-    No bound falls from one real token to the next; padding gets its own place, which
-    lies between theirs. So the queries whose bound is at most ``key`` are counted by a
-    search, and only the outermost keys of a block have to be looked for.
-    """
-    real = intervals.start < intervals.stop
-    tokens = len(real)
-    index = torch.arange(tokens, dtype=torch.int32, device=real.device)
-
-    def outermost(keys: Tensor) -> tuple[Tensor, Tensor]:
-        least = _by_block(torch.where(keys, index, tokens), tokens, block_size)
-        greatest = _by_block(torch.where(keys, index, -1), -1, block_size)
-        return least.amin(1), greatest.amax(1)
-
-    def count_up_to(key: Tensor, bound: Tensor) -> Tensor:
-        ascending = torch.where(real, bound, index)
-        return torch.searchsorted(ascending, key, right=True, out_int32=True)
-
-    first_key, last_key = outermost(real)
-    first = count_up_to(first_key, intervals.stop)
-    full_first = count_up_to(last_key, intervals.stop)
-    kept = intervals.kept
-    if kept is None:
-        full_end = count_up_to(first_key, intervals.start)
-        end = count_up_to(last_key, intervals.start)
-    else:
-        first_kept, last_kept = outermost(real & kept.is_kept)
-        first_other, last_other = outermost(real & ~kept.is_kept)
-        full_end = torch.minimum(
-            count_up_to(first_kept, kept.start),
-            count_up_to(first_other, intervals.start),
-        )
-        end = torch.maximum(
-            count_up_to(last_kept, kept.start),
-            count_up_to(last_other, intervals.start),
-        )
-    holds_padding = ~_by_block(real, False, block_size).all(1)
-    full_end = full_end.masked_fill(holds_padding, 0)
-    return _runs(first, full_first, full_end, end, block_size)
-
-
-def _by_block(values: Tensor, fill: int, block_size: int) -> Tensor:
-    """Cut a row's values into blocks, the last one filled up."""
-    blocks = -(-len(values) // block_size)
-    pad = blocks * block_size - len(values)
-    return F.pad(values, (0, pad), value=fill).view(blocks, block_size)
-
-
-def _runs(
-    first: Tensor, full_first: Tensor, full_end: Tensor, end: Tensor, block_size: int
-) -> _Runs:
-    """Round bounds in tokens to blocks: outwards, and inwards for the full ones."""
-    end = -(-end // block_size)
-    full_first, full_end = -(-full_first // block_size), full_end // block_size
-    is_none = full_first >= full_end
-    full_first = torch.where(is_none, end, full_first)
-    full_end = torch.where(is_none, end, full_end)
-    return torch.minimum(first // block_size, end), full_first, full_end, end
-
-
-def _tables_of_runs(*directions: _Runs) -> list[_Tables]:
+def _tables_of_runs(*directions: Runs) -> list[_Tables]:
     """List the partial blocks of each run, and the full ones, in each direction."""
     first, full_first, full_end, end = (
         torch.stack(bounds) for bounds in zip(*directions, strict=True)
@@ -216,7 +147,7 @@ def _key_tables(intervals: KeyIntervals, kept: KeptKeys, block_size: int) -> _Ta
     blocks, and so are the full ones.
     """
     real = intervals.start < intervals.stop
-    whole = _by_block(real & kept.is_kept, False, block_size)
+    whole = by_block(real & kept.is_kept, False, block_size)
     held, whole = whole.any(1), whole.all(1)
     every, none = torch.ones_like(held), torch.zeros_like(held)
     first, whole_first, window, full_first, full_end, end = _cuts(
@@ -264,7 +195,7 @@ def _cuts(
     after_other = F.pad(others.cummax(0).values, (1, 0))
 
     def outermost(bound: Tensor, fill: int) -> tuple[Tensor, Tensor]:
-        bound = _by_block(bound.masked_fill(~real, fill), fill, block_size)
+        bound = by_block(bound.masked_fill(~real, fill), fill, block_size)
         return bound.amin(1), bound.amax(1)
 
     low, high = outermost(kept.start, tokens)
@@ -306,12 +237,12 @@ def _table_of_sets(sets: list[Tensor], cuts: list[Tensor]) -> tuple[Tensor, Tens
     count = (end - begin)[:, :number].sum(1, dtype=torch.int32)
     columns, jumps = _jumps(begin, end, blocks)
     members_first, table = members_first.flatten(), begin.new_empty(blocks, blocks)
-    rows = max(_PAIRS_AT_ONCE // max(blocks, 1), 1)
+    rows = max(_PAIRS_AT_ONCE // blocks, 1)
     for part, column, jump in zip(
         table.split(rows), columns.split(rows), jumps.split(rows), strict=True
     ):
-        place_of_each = _count_up(column, jump, blocks).flatten()
-        torch.index_select(members_first, 0, place_of_each, out=part.view(-1))
+        listed = _count_up(column, jump, blocks).flatten()
+        torch.index_select(members_first, 0, listed, out=part.view(-1))
     return count, table
 
 

@@ -242,6 +242,12 @@ def dense_mask(
 
     Laws:
         matches_create_mask: equals torch's ``create_mask`` of the same rule
+
+    Example:
+        >>> dense_mask(lambda b, h, q_idx, kv_idx: kv_idx <= q_idx, 3).int()
+        tensor([[1, 0, 0],
+                [1, 1, 0],
+                [1, 1, 1]], dtype=torch.int32)
     """
     index = torch.arange(num_tokens, device=device)
     zero = torch.zeros((), dtype=torch.long, device=device)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -11,6 +11,7 @@ from fastslow import (
     KeptKeys,
     KeyIntervals,
     MaskMod,
+    block_masks,
     dense_mask,
     frame_causal_block_mask,
     frame_causal_mask,
@@ -72,18 +73,7 @@ def assert_same_blocks(actual: BlockMask, expected: BlockMask) -> None:
     assert actual.BLOCK_SIZE == expected.BLOCK_SIZE
 
 
-def without_tokens(*, keeps: bool) -> KeyIntervals:
-    none = torch.zeros(0, dtype=torch.int32)
-    return KeyIntervals(
-        start=none,
-        stop=none,
-        kept=KeptKeys(is_kept=none > 0, start=none) if keeps else None,
-    )
-
-
 @given(st.one_of(fst.key_intervals(), windows()), block_sizes)
-@example(without_tokens(keeps=False), 4)
-@example(without_tokens(keeps=True), 4)
 def test_interval_block_mask__matches_create_block_mask(
     intervals: KeyIntervals, block_size: int
 ) -> None:
@@ -114,12 +104,13 @@ def test_no_segments_mean_one_sample(row: Row) -> None:
     assert_same_blocks(blocks, expected)
 
 
-def test_kept_keys_of_many_blocks() -> None:
+def test_kept_keys_are_listed_a_part_at_a_time() -> None:
     frames = torch.arange(240).repeat_interleave(torch.arange(240) % 4 + 1)
     visible = visible_intervals(
         frames, frame_ids=frames, window=3, is_kept=frames % 4 == 3
     )
     blocks = interval_block_mask(visible, block_size=1)
+    assert blocks.kv_indices.numel() > block_masks._PAIRS_AT_ONCE
     assert_same_blocks(blocks, built_by_torch(interval_mask(visible), len(frames), 1))
 
 
@@ -151,6 +142,25 @@ def test_ranks_are_checked() -> None:
         frame_causal_block_mask(integers([1, 0]))
     with pytest.raises(ValueError, match="segment 0 has tokens in 2 separate runs"):
         frame_causal_block_mask(integers([0, 0, 0]), integers([0, 1, 0]))
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_row_without_tokens_has_no_blocks(keeps: bool) -> None:
+    none = torch.zeros(0, dtype=torch.int32)
+    intervals = KeyIntervals(
+        start=none,
+        stop=none,
+        kept=KeptKeys(is_kept=none > 0, start=none) if keeps else None,
+    )
+    with pytest.raises(ValueError) as error:
+        interval_block_mask(intervals)
+    assert str(error.value) == "intervals has 0 tokens; a BlockMask needs at least 1"
+
+
+@given(windows(), block_sizes)
+def test_blocks_can_be_printed(intervals: KeyIntervals, block_size: int) -> None:
+    blocks = interval_block_mask(intervals, block_size=block_size)
+    assert repr(blocks).startswith("BlockMask(")
 
 
 @pytest.mark.parametrize("block_size", [0, -128])

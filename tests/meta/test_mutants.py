@@ -171,7 +171,7 @@ MUTANTS = [
         "masks.py -k visible_intervals__window_matches_reference",
     ),
     Mutant(
-        "block_masks",
+        "_block_runs",
         "full_first, full_end = -(-full_first // block_size), full_end // block_size",
         "full_first, full_end = full_first // block_size, full_end // block_size",
         "block_masks.py -k matches_create_block_mask",
