@@ -93,6 +93,7 @@ def tile_efficiency(intervals: KeyIntervals, *, block_size: int = 128) -> float:
 
     One over this is the work of a block-sparse kernel relative to the mask's own.
     Short samples and narrow windows leave tiles half empty; smaller blocks fill them.
+    Reads two numbers on the host.
 
     Args:
         intervals: The keys that each query may read.

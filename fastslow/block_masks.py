@@ -76,6 +76,9 @@ def frame_causal_block_mask(
 ) -> BlockMask:
     """Build the BlockMask of the frame-causal rule from its visible intervals.
 
+    Their order is checked, which reads the tensors on the host: plan on the CPU, or
+    give a device intervals of its own and call ``interval_block_mask`` there.
+
     Args:
         causal_ranks: Order of each token, non-decreasing within its segment.
         segment_ids: Packed sample of each token, contiguous; -1 marks padding. None
