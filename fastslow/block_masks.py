@@ -149,9 +149,8 @@ def _key_tables(intervals: KeyIntervals, kept: KeptKeys, block_size: int) -> _Ta
     Along a row of the mask lie regions: in each, the partial blocks are one set of
     blocks, and so are the full ones.
     """
-    real = intervals.start < intervals.stop
-    whole = by_block(real & kept.is_kept, False, block_size)
-    held, whole = whole.any(1), whole.all(1)
+    is_kept = by_block(kept.is_kept, False, block_size)
+    held, whole = is_kept.any(1), is_kept.all(1)
     every, none = torch.ones_like(held), torch.zeros_like(held)
     first, whole_first, window, full_first, full_end, end = _cuts(
         intervals, kept, block_size
@@ -192,7 +191,7 @@ def _cuts(
     tokens = len(intervals.start)
     real = intervals.start < intervals.stop
     index = torch.arange(tokens, dtype=torch.int32, device=real.device)
-    later = torch.where(real & kept.is_kept, index, tokens).flip(0)
+    later = torch.where(kept.is_kept, index, tokens).flip(0)
     next_kept = F.pad(later.cummin(0).values.flip(0), (0, 1), value=tokens)
     others = torch.where(kept.is_kept, 0, index + 1)
     after_other = F.pad(others.cummax(0).values, (1, 0))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -42,11 +42,16 @@ def integers(values: list[int]) -> Tensor:
 
 @st.composite
 def windows(draw: st.DrawFn) -> KeyIntervals:
-    """Draw the intervals of a row, padded or not, under a window with kept keys."""
+    """Draw the intervals of a row, padded or not, under a window.
+
+    Kept keys come in runs, so that some blocks hold nothing else.
+    """
     rows = fst.ranked_rows(max_run=8)
     ranks, segments, frames = draw(fst.framed_rows(rows=rows))
     size = len(ranks)
-    kept = st.lists(st.booleans(), min_size=size, max_size=size).map(torch.tensor)
+    flags = st.lists(st.booleans(), min_size=size, max_size=size).map(torch.tensor)
+    run = draw(st.integers(1, 12))
+    kept = flags.map(lambda flag: flag.repeat_interleave(run)[:size])
     window = draw(st.integers(1, 4))
     return visible_intervals(
         ranks,
@@ -73,7 +78,25 @@ def assert_same_blocks(actual: BlockMask, expected: BlockMask) -> None:
     assert actual.BLOCK_SIZE == expected.BLOCK_SIZE
 
 
+def last_frame_and(
+    kept: list[bool], frames: list[int], segments: list[int]
+) -> KeyIntervals:
+    row = integers(frames)
+    return visible_intervals(
+        row, integers(segments), frame_ids=row, window=1, is_kept=torch.tensor(kept)
+    )
+
+
+TWO_SAMPLES = last_frame_and([True] * 9, [0, 1, 2, *range(6)], [0] * 3 + [1] * 6)
+"""A block holds kept keys alone, some of them of another sample."""
+
+TWO_FRAMES = last_frame_and([True] * 2 + [False] * 8, [0] * 5 + [1] * 5, [0] * 10)
+"""A block of kept keys is older than the window of some queries of a block."""
+
+
 @given(st.one_of(fst.key_intervals(), windows()), block_sizes)
+@example(TWO_SAMPLES, 2)
+@example(TWO_FRAMES, 2)
 def test_interval_block_mask__matches_create_block_mask(
     intervals: KeyIntervals, block_size: int
 ) -> None:

@@ -171,6 +171,18 @@ MUTANTS = [
         "masks.py -k visible_intervals__window_matches_reference",
     ),
     Mutant(
+        "block_masks",
+        "torch.maximum(-(-high // block_size), first)",
+        "torch.maximum(high // block_size, first)",
+        "block_masks.py -k matches_create_block_mask",
+    ),
+    Mutant(
+        "block_masks",
+        "every, ~whole, none, every, none]",
+        "every, every, none, every, none]",
+        "block_masks.py -k matches_create_block_mask",
+    ),
+    Mutant(
         "_block_runs",
         "full_first, full_end = -(-full_first // block_size), full_end // block_size",
         "full_first, full_end = full_first // block_size, full_end // block_size",

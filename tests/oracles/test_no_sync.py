@@ -1,9 +1,9 @@
 """What runs on a device never waits for it: no value is read on the host.
 
 On any machine the calls run on fake tensors, which have shapes and no values, so that
-whatever would read one is an error: ``item``, ``tolist``, ``if tensor``, a boolean index,
-any size that depends on values. A copy to the host that nobody reads is not seen there;
-on a GPU the same calls run with every wait made an error.
+whatever would read one is an error: ``item``, ``tolist``, ``if tensor``, a boolean
+index, any size that depends on values. A copy to the host that nobody reads is not seen
+there; on a GPU the same calls run with every wait made an error.
 """
 
 import dataclasses
