@@ -3,6 +3,8 @@
 The queries that read a key are one run: they begin with its frame and end where it
 expires. So are the blocks of queries that read a block of keys, and those that read
 all of it. These two runs for each block of keys say everything that the tables hold.
+Seen from the queries, kept keys lie scattered before a window: there a row is a few
+runs in lists of the blocks that hold some.
 """
 
 import torch
@@ -146,8 +148,9 @@ def _count_up(column: Tensor, jump: Tensor, size: int) -> Tensor:
 def _key_tables(intervals: KeyIntervals, kept: KeptKeys, block_size: int) -> _Tables:
     """List the key blocks that each block of queries reads where some keys are kept.
 
-    Along a row of the mask lie regions: in each, the partial blocks are one set of
-    blocks, and so are the full ones.
+    Along a row of the mask lie regions. In each, the blocks of one set are partial:
+    those that hold kept keys before the window, all of them at its edges. So are the
+    full ones: before the window, blocks of kept keys alone.
     """
     is_kept = by_block(kept.is_kept, False, block_size)
     held, whole = is_kept.any(1), is_kept.all(1)
