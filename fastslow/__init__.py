@@ -53,6 +53,7 @@ from fastslow.layouts import (
 from fastslow.loss_plans import LabelPlan, NextFramePlan, plan_labels, plan_next_frame
 from fastslow.losses import change_weights, next_frame_loss
 from fastslow.masks import (
+    KeptKeys,
     KeyIntervals,
     dense_mask,
     frame_causal_mask,
@@ -109,6 +110,7 @@ __all__ = [
     "FrameSchedule",
     "FrameWindow",
     "Grid",
+    "KeptKeys",
     "KeyIntervals",
     "LabelPlan",
     "MaskMod",

@@ -11,7 +11,7 @@ from itertools import accumulate
 
 import torch
 
-from fastslow.block_masks import interval_block_mask
+from fastslow._block_runs import readers_of_keys
 from fastslow.masks import KeyIntervals
 
 
@@ -52,9 +52,9 @@ def visible_pairs(intervals: KeyIntervals) -> int:
         11
     """
     pairs = (intervals.stop.long() - intervals.start).sum()
-    if intervals.is_kept is not None and intervals.kept_start is not None:
-        kept = torch.nn.functional.pad(intervals.is_kept.cumsum(0), (1, 0))
-        pairs += (kept[intervals.start] - kept[intervals.kept_start]).sum()
+    if intervals.kept is not None:
+        kept = torch.nn.functional.pad(intervals.kept.is_kept.cumsum(0), (1, 0))
+        pairs += (kept[intervals.start] - kept[intervals.kept.start]).sum()
     return int(pairs)
 
 
@@ -62,7 +62,8 @@ def live_tiles(intervals: KeyIntervals, *, block_size: int = 128) -> int:
     """Count the tiles that a block-sparse kernel computes.
 
     A tile is one block of queries against one block of keys; it is live when any of
-    its pairs is visible.
+    its pairs is visible. The blocks of queries that read a block of keys are one run,
+    so this is about linear in the tokens. Reads one number on the host.
 
     Args:
         intervals: The keys that each query may read.
@@ -83,11 +84,8 @@ def live_tiles(intervals: KeyIntervals, *, block_size: int = 128) -> int:
         >>> live_tiles(visible_intervals(torch.arange(384)))
         6
     """
-    blocks = interval_block_mask(intervals, block_size=block_size)
-    tiles = blocks.kv_num_blocks.sum()
-    if blocks.full_kv_num_blocks is not None:
-        tiles += blocks.full_kv_num_blocks.sum()
-    return int(tiles)
+    first, _, _, end = readers_of_keys(intervals, block_size)
+    return int((end - first).sum())
 
 
 def tile_efficiency(intervals: KeyIntervals, *, block_size: int = 128) -> float:
@@ -95,6 +93,7 @@ def tile_efficiency(intervals: KeyIntervals, *, block_size: int = 128) -> float:
 
     One over this is the work of a block-sparse kernel relative to the mask's own.
     Short samples and narrow windows leave tiles half empty; smaller blocks fill them.
+    Reads two numbers on the host.
 
     Args:
         intervals: The keys that each query may read.

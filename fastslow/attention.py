@@ -154,12 +154,13 @@ def _plan_tiles(intervals: KeyIntervals, size: int) -> _Plan:
 
 def _kept_runs(intervals: KeyIntervals) -> tuple[Tensor, Tensor, Tensor]:
     """List the kept keys, and which run of that list each query reads."""
-    if intervals.kept_start is None or intervals.is_kept is None:
+    if intervals.kept is None:
         zeros = torch.zeros_like(intervals.start, dtype=torch.long)
         return zeros[:0], zeros, zeros
-    counts = F.pad(intervals.is_kept.cumsum(0), (1, 0))
-    kept = intervals.is_kept.nonzero().squeeze(1)
-    return kept, counts[intervals.kept_start], counts[intervals.start]
+    is_kept = intervals.kept.is_kept
+    counts = F.pad(is_kept.cumsum(0), (1, 0))
+    kept = is_kept.nonzero().squeeze(1)
+    return kept, counts[intervals.kept.start], counts[intervals.start]
 
 
 def _visible(plan: _Plan, tile: _Tile) -> Tensor | None:
@@ -175,10 +176,11 @@ def _visible(plan: _Plan, tile: _Tile) -> Tensor | None:
     slots = torch.arange(tile.keys.start, tile.keys.stop, device=start.device)
     slots = torch.cat([plan.kept[tile.kept], slots])
     visible = (start <= slots) & (slots < stop) | ~plan.reads[rows, None]
-    if plan.intervals.kept_start is None or plan.intervals.is_kept is None:
+    kept = plan.intervals.kept
+    if kept is None:
         return visible
-    first = plan.intervals.kept_start[rows, None]
-    return visible | plan.intervals.is_kept[slots] & (first <= slots) & (slots < start)
+    first = kept.start[rows, None]
+    return visible | kept.is_kept[slots] & (first <= slots) & (slots < start)
 
 
 def _bias(visible: Tensor | None, groups: int, like: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 The queries that read a key are one run: they begin with its frame and end where it
 expires. So are the blocks of queries that read a block of keys, and those that read
 all of it. These two runs for each block of keys say everything that the tables hold.
+Seen from the queries, kept keys lie scattered before a window: there a row is a few
+runs in lists of the blocks that hold some.
 """
 
 import torch
@@ -11,19 +13,13 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from fastslow.masks import KeyIntervals, interval_mask, visible_intervals
-
-_Runs = tuple[Tensor, Tensor, Tensor, Tensor]
-"""One run of blocks for each block, [first, end), and the full ones among them.
-
-In order: first, first full, end of the full, end. Where none is full, both bounds of
-the full ones are the end.
-"""
+from fastslow._block_runs import Runs, by_block, keys_of_queries, readers_of_keys
+from fastslow.masks import KeptKeys, KeyIntervals, interval_mask, visible_intervals
 
 _Tables = tuple[Tensor, Tensor, Tensor, Tensor]
 """Count and list of the partial blocks of each block, then of the full ones."""
 
-_PAIRS_AT_ONCE = 2**17
+_PAIRS_AT_ONCE = 2**18
 """Pairs of blocks that are listed together: what a processor's cache holds."""
 
 
@@ -43,19 +39,28 @@ def interval_block_mask(intervals: KeyIntervals, *, block_size: int = 128) -> Bl
         The BlockMask, with both directions filled in.
 
     Raises:
-        ValueError: If ``block_size`` is below 1.
+        ValueError: If ``block_size`` is below 1, or there is no token: torch can
+            neither print nor use the BlockMask of an empty row.
 
     Laws:
         matches_create_block_mask: every field equals that of ``create_block_mask``
+
+    Example:
+        >>> frames = torch.arange(6).repeat_interleave(2)
+        >>> recent = visible_intervals(frames, frame_ids=frames, window=2)
+        >>> blocks = interval_block_mask(recent, block_size=4)
+        >>> blocks.kv_num_blocks + blocks.full_kv_num_blocks
+        tensor([[[1, 2, 2]]], dtype=torch.int32)
     """
-    if block_size < 1:
-        raise ValueError(f"block_size is {block_size}; it must be at least 1")
     tokens = len(intervals.start)
-    readers = _readers(intervals, block_size)
-    if intervals.is_kept is None:
-        keys, queries = _tables_of_runs(_keys(intervals, block_size), readers)
+    if not tokens:
+        raise ValueError("intervals has 0 tokens; a BlockMask needs at least 1")
+    readers = readers_of_keys(intervals, block_size)
+    if intervals.kept is None:
+        keys, queries = _tables_of_runs(keys_of_queries(intervals, block_size), readers)
     else:
-        keys, (queries,) = _tables_across_runs(readers), _tables_of_runs(readers)
+        keys = _key_tables(intervals, intervals.kept, block_size)
+        (queries,) = _tables_of_runs(readers)
     return BlockMask(
         (tokens, tokens),
         *keys,
@@ -72,6 +77,9 @@ def frame_causal_block_mask(
     block_size: int = 128,
 ) -> BlockMask:
     """Build the BlockMask of the frame-causal rule from its visible intervals.
+
+    Their order is checked, which reads the tensors on the host: plan on the CPU, or
+    give a device intervals of its own and call ``interval_block_mask`` there.
 
     Args:
         causal_ranks: Order of each token, non-decreasing within its segment.
@@ -97,136 +105,157 @@ def frame_causal_block_mask(
     return interval_block_mask(intervals, block_size=block_size)
 
 
-def _keys(intervals: KeyIntervals, block_size: int) -> _Runs:
-    """Give the key blocks that each block of queries reads; nothing may be kept."""
-    start, stop = intervals.start, intervals.stop
-    tokens, reads = len(start), start < stop
-    start = _by_block(start.masked_fill(~reads, tokens), tokens, block_size)
-    stop = _by_block(stop.masked_fill(~reads, 0), 0, block_size)
-    return _runs(start.amin(1), start.amax(1), stop.amin(1), stop.amax(1), block_size)
-
-
-def _readers(intervals: KeyIntervals, block_size: int) -> _Runs:
-    """Give the query blocks that read each block of keys.
-
-    No bound falls from one real token to the next; padding gets its own place, which
-    lies between theirs. So the queries whose bound is at most ``key`` are counted by a
-    search, and only the outermost keys of a block have to be looked for.
-    """
-    real = intervals.start < intervals.stop
-    tokens = len(real)
-    index = torch.arange(tokens, dtype=torch.int32, device=real.device)
-
-    def outermost(keys: Tensor) -> tuple[Tensor, Tensor]:
-        least = _by_block(torch.where(keys, index, tokens), tokens, block_size)
-        greatest = _by_block(torch.where(keys, index, -1), -1, block_size)
-        return least.amin(1), greatest.amax(1)
-
-    def count_up_to(key: Tensor, bound: Tensor) -> Tensor:
-        ascending = torch.where(real, bound, index)
-        return torch.searchsorted(ascending, key, right=True, out_int32=True)
-
-    first_key, last_key = outermost(real)
-    first = count_up_to(first_key, intervals.stop)
-    full_first = count_up_to(last_key, intervals.stop)
-    if intervals.is_kept is None or intervals.kept_start is None:
-        full_end = count_up_to(first_key, intervals.start)
-        end = count_up_to(last_key, intervals.start)
-    else:
-        first_kept, last_kept = outermost(real & intervals.is_kept)
-        first_other, last_other = outermost(real & ~intervals.is_kept)
-        full_end = torch.minimum(
-            count_up_to(first_kept, intervals.kept_start),
-            count_up_to(first_other, intervals.start),
-        )
-        end = torch.maximum(
-            count_up_to(last_kept, intervals.kept_start),
-            count_up_to(last_other, intervals.start),
-        )
-    holds_padding = ~_by_block(real, False, block_size).all(1)
-    full_end = full_end.masked_fill(holds_padding, 0)
-    return _runs(first, full_first, full_end, end, block_size)
-
-
-def _by_block(values: Tensor, fill: int, block_size: int) -> Tensor:
-    """Cut a row's values into blocks, the last one filled up."""
-    blocks = -(-len(values) // block_size)
-    pad = blocks * block_size - len(values)
-    return F.pad(values, (0, pad), value=fill).view(blocks, block_size)
-
-
-def _runs(
-    first: Tensor, full_first: Tensor, full_end: Tensor, end: Tensor, block_size: int
-) -> _Runs:
-    """Round bounds in tokens to blocks: outwards, and inwards for the full ones."""
-    end = -(-end // block_size)
-    full_first, full_end = -(-full_first // block_size), full_end // block_size
-    is_none = full_first >= full_end
-    full_first = torch.where(is_none, end, full_first)
-    full_end = torch.where(is_none, end, full_end)
-    return torch.minimum(first // block_size, end), full_first, full_end, end
-
-
-def _tables_of_runs(*directions: _Runs) -> list[_Tables]:
-    """List the partial blocks of each run, and the full ones, in each direction.
-
-    A table has the marked columns of each row first, then the others, both in order.
-    So a row is five runs that count up by one, and the running sum of its steps: 1 from
-    slot to slot, and a jump where a run begins.
-    """
+def _tables_of_runs(*directions: Runs) -> list[_Tables]:
+    """List the partial blocks of each run, and the full ones, in each direction."""
     first, full_first, full_end, end = (
         torch.stack(bounds) for bounds in zip(*directions, strict=True)
     )
     a, b = torch.stack([first, full_first], 1), torch.stack([full_first, full_end], 1)
     c, d = torch.stack([full_end, full_end], 1), torch.stack([end, full_end], 1)
-    blocks, zero = a.shape[-1], torch.zeros_like(a)
-    begin = torch.stack([a, c, zero, b, d], -1)
-    previous_end = torch.stack([zero, b, d, a, c], -1)
-    length = previous_end[..., 1:] - begin[..., :-1]
-    slot = F.pad(length.cumsum(-1, dtype=torch.int32), (1, 0))
-    jump = (begin - previous_end).masked_fill(slot == blocks, 0)
-    jump[..., 0] -= 1
-    count, slot = slot[..., 2].contiguous(), slot.clamp(max=blocks - 1).long()
+    zero, blocks = torch.zeros_like(a), a.shape[-1]
+    columns, jumps = _jumps(
+        torch.stack([a, c, zero, b, d], -1),
+        torch.stack([b, d, a, c, zero + blocks], -1),
+        blocks,
+    )
+    counts = b - a + d - c
 
-    def table(slot: Tensor, jump: Tensor) -> Tensor:
-        return zero.new_ones(blocks, blocks).scatter_add_(1, slot, jump).cumsum_(1)
+    def table(way: int, kind: int) -> Tensor:
+        return _count_up(columns[way, kind], jumps[way, kind], blocks)
 
     return [
-        _with_axes(
-            count[n], table(slot[n, 0], jump[n, 0]), table(slot[n, 1], jump[n, 1])
-        )
-        for n in range(len(directions))
+        _with_axes(counts[way, 0], table(way, 0), counts[way, 1], table(way, 1))
+        for way in range(len(directions))
     ]
 
 
-def _tables_across_runs(runs: _Runs) -> _Tables:
-    """List, for each block, the blocks whose run holds it: partial, and full.
+def _jumps(begin: Tensor, end: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Find the columns where the runs of each row begin, and the jumps to get there.
 
-    Kept keys lie anywhere, so here every pair of blocks is looked at.
+    A run of [begin, end) counts up by one; those of a row fill ``size`` columns.
     """
-    first, full_first, full_end, end = runs
-    blocks = len(end)
-    column = torch.arange(blocks, dtype=torch.int32, device=end.device)
-    tables, counts = end.new_empty(2, blocks, blocks), end.new_empty(2, blocks)
-    rows = max(_PAIRS_AT_ONCE // max(blocks, 1), 1)
-    for row, table, count in zip(
-        column[:, None].split(rows),
-        tables.split(rows, 1),
-        counts.split(rows, 1),
-        strict=True,
+    column = F.pad((end - begin).cumsum(-1, dtype=torch.int32), (1, -1))
+    jump = (begin - F.pad(end, (1, -1), value=1)).masked_fill(column == size, 0)
+    return column.clamp(max=size - 1), jump
+
+
+def _count_up(column: Tensor, jump: Tensor, size: int) -> Tensor:
+    """Write out rows of runs: the running sum of steps by 1 and of jumps."""
+    steps = jump.new_ones(len(jump), size)
+    return steps.scatter_add_(1, column, jump).cumsum_(1)
+
+
+def _key_tables(intervals: KeyIntervals, kept: KeptKeys, block_size: int) -> _Tables:
+    """List the key blocks that each block of queries reads where some keys are kept.
+
+    Along a row of the mask lie regions. In each, the blocks of one set are partial:
+    those that hold kept keys before the window, all of them at its edges. So are the
+    full ones: before the window, blocks of kept keys alone.
+    """
+    is_kept = by_block(kept.is_kept, False, block_size)
+    held, whole = is_kept.any(1), is_kept.all(1)
+    every, none = torch.ones_like(held), torch.zeros_like(held)
+    first, whole_first, window, full_first, full_end, end = _cuts(
+        intervals, kept, block_size
+    )
+    before = torch.minimum(window, full_first)
+    begin, over = torch.zeros_like(first), torch.full_like(first, len(first))
+    count, partial = _table_of_sets(
+        [none, held, held & ~whole, every, ~whole, none, every, none],
+        [
+            begin,
+            first,
+            torch.minimum(window, whole_first),
+            before,
+            torch.maximum(before, whole_first),
+            full_first,
+            full_end,
+            end,
+            over,
+        ],
+    )
+    full_count, full = _table_of_sets(
+        [none, whole, every, none], [begin, whole_first, full_first, full_end, over]
+    )
+    return _with_axes(count, partial, full_count, full)
+
+
+def _cuts(
+    intervals: KeyIntervals, kept: KeptKeys, block_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Cut the key blocks of each block of queries where what it reads changes.
+
+    Returns:
+        The first block that is read, for its kept keys; the first that is full if it is
+        kept as a whole; the first of the window; the first that is full anyway; the
+        end of the full ones; the end of the window. The bounds of the full ones are
+        the last of these where none is full.
+    """
+    tokens = len(intervals.start)
+    real = intervals.start < intervals.stop
+    index = torch.arange(tokens, dtype=torch.int32, device=real.device)
+    later = torch.where(kept.is_kept, index, tokens).flip(0)
+    next_kept = F.pad(later.cummin(0).values.flip(0), (0, 1), value=tokens)
+    others = torch.where(kept.is_kept, 0, index + 1)
+    after_other = F.pad(others.cummax(0).values, (1, 0))
+
+    def outermost(bound: Tensor, fill: int) -> tuple[Tensor, Tensor]:
+        bound = by_block(bound.masked_fill(~real, fill), fill, block_size)
+        return bound.amin(1), bound.amax(1)
+
+    low, high = outermost(kept.start, tokens)
+    window, inner = outermost(intervals.start, tokens)
+    full_end, end = outermost(intervals.stop, 0)
+    end = -(-end // block_size)
+    window = torch.minimum(window // block_size, end)
+    first = torch.minimum(next_kept[low] // block_size, window)
+    whole_first = torch.maximum(-(-high // block_size), first)
+    full_end = full_end // block_size
+    full_first = -(-torch.maximum(after_other[inner], high) // block_size)
+    full_first = torch.minimum(full_first, full_end)
+    is_none = whole_first >= full_end
+    whole_first, full_first, full_end = (
+        torch.where(is_none, end, cut) for cut in (whole_first, full_first, full_end)
+    )
+    return first, whole_first, window, full_first, full_end, end
+
+
+def _table_of_sets(sets: list[Tensor], cuts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """List the marked blocks of each row, then the others, both in order.
+
+    From cut to cut the marked blocks of a row are those of a set. So a row is a few
+    runs: of the members of each set in turn, then of those that are none.
+    """
+    is_member, cut = torch.stack(sets), torch.stack(cuts)
+    number, blocks = is_member.shape
+    index = torch.arange(blocks + 1, dtype=torch.int32, device=cut.device)
+    rank = F.pad(is_member.cumsum(1, dtype=torch.int32), (1, 0))
+    other = rank[:, -1:] + index - rank
+    place = torch.where(is_member, rank[:, :-1], other[:, :-1])
+    members_first = torch.empty_like(place).scatter_(
+        1, place, index[:-1].expand_as(place)
+    )
+    offset = blocks * torch.arange(number, dtype=torch.int32, device=cut.device)
+    places = torch.cat([rank, other]) + offset.repeat(2)[:, None]
+    begin = places.gather(1, cut[:-1].repeat(2, 1)).T
+    end = places.gather(1, cut[1:].repeat(2, 1)).T
+    count = (end - begin)[:, :number].sum(1, dtype=torch.int32)
+    columns, jumps = _jumps(begin, end, blocks)
+    members_first, table = members_first.flatten(), begin.new_empty(blocks, blocks)
+    rows = max(_PAIRS_AT_ONCE // blocks, 1)
+    for part, column, jump in zip(
+        table.split(rows), columns.split(rows), jumps.split(rows), strict=True
     ):
-        live = (first <= row) & (row < end)
-        full = (full_first <= row) & (row < full_end)
-        marks = torch.stack([live ^ full, full])
-        marked = marks.cumsum(2, dtype=torch.int32)
-        torch.sum(marks, 2, dtype=torch.int32, out=count)
-        unmarked = (count[..., None] + column) - marked
-        slot = torch.where(marks, marked - 1, unmarked).long()
-        table.scatter_(2, slot, column.expand_as(slot))
-    return _with_axes(counts, *tables)
+        listed = _count_up(column, jump, blocks).flatten()
+        torch.index_select(members_first, 0, listed, out=part.view(-1))
+    return count, table
 
 
-def _with_axes(counts: Tensor, partial: Tensor, full: Tensor) -> _Tables:
-    """Put each count beside its table, and the axes of batch and head before both."""
-    count, full_count = counts[:, None, None]
-    return count, partial[None, None], full_count, full[None, None]
+def _with_axes(
+    count: Tensor, partial: Tensor, full_count: Tensor, full: Tensor
+) -> _Tables:
+    """Put the axes of batch and head before every table."""
+    count, partial, full_count, full = (
+        table[None, None] for table in (count, partial, full_count, full)
+    )
+    return count, partial, full_count, full

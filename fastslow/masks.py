@@ -18,35 +18,37 @@ from fastslow._typing import MaskMod, no_type_check
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptKeys:
+    """Keys that stay visible after their window has passed.
+
+    Attributes:
+        is_kept: Which keys they are.
+        start: First key of each query's segment; 0 for padding.
+    """
+
+    is_kept: Bool[Tensor, " tokens"]
+    start: Int32[Tensor, " tokens"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class KeyIntervals:
     """The keys that each query may read: the one source of every form of a mask.
 
     Query ``q`` reads key ``k`` when ``start[q] <= k < stop[q]``, and, where some keys
-    are kept beyond a window, also when ``is_kept[k]`` and
-    ``kept_start[q] <= k < start[q]``. Padding reads nothing: its bounds are 0. A real
+    are kept beyond a window, also when ``kept.is_kept[k]`` and
+    ``kept.start[q] <= k < start[q]``. Padding reads nothing: its bounds are 0. A real
     token reads itself, no token reads padding, and no bound falls from one real token
     to the next.
 
     Attributes:
         start: First key of the interval of each query.
         stop: One past its last key.
-        kept_start: First key of each query's segment; None where nothing is kept.
-        is_kept: Keys that stay visible after their window has passed; None where
-            nothing is kept.
+        kept: Keys that stay visible before it; None where nothing is kept.
     """
 
     start: Int32[Tensor, " tokens"]
     stop: Int32[Tensor, " tokens"]
-    kept_start: Int32[Tensor, " tokens"] | None = None
-    is_kept: Bool[Tensor, " tokens"] | None = None
-
-    def __post_init__(self) -> None:
-        """Check that kept keys have their bound."""
-        if (self.kept_start is None) != (self.is_kept is None):
-            missing = "kept_start" if self.kept_start is None else "is_kept"
-            raise ValueError(
-                f"{missing} is None; is_kept and kept_start come together or not at all"
-            )
+    kept: KeptKeys | None = None
 
 
 def frame_causal_mask(
@@ -175,11 +177,13 @@ def visible_intervals(
     start = first
     if window is not None:
         start = _window_start(new_segment, padding, frame_ids, window)
+    kept = None
+    if is_kept is not None:
+        kept = KeptKeys(is_kept=is_kept, start=first.masked_fill(padding, 0))
     return KeyIntervals(
         start=start.masked_fill(padding, 0),
         stop=stop.masked_fill(padding, 0),
-        kept_start=None if is_kept is None else first.masked_fill(padding, 0),
-        is_kept=is_kept,
+        kept=kept,
     )
 
 
@@ -205,15 +209,15 @@ def interval_mask(intervals: KeyIntervals) -> MaskMod:
         tensor([[ True, False],
                 [ True,  True]])
     """
-    start, stop = intervals.start, intervals.stop
-    kept_start, is_kept = intervals.kept_start, intervals.is_kept
+    start, stop, kept = intervals.start, intervals.stop, intervals.kept
 
     @no_type_check
     def interval(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return (start[q_idx] <= kv_idx) & (kv_idx < stop[q_idx])
 
-    if kept_start is None or is_kept is None:
+    if kept is None:
         return interval
+    is_kept, kept_start = kept.is_kept, kept.start
 
     @no_type_check
     def interval_or_kept(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -238,6 +242,12 @@ def dense_mask(
 
     Laws:
         matches_create_mask: equals torch's ``create_mask`` of the same rule
+
+    Example:
+        >>> dense_mask(lambda b, h, q_idx, kv_idx: kv_idx <= q_idx, 3).int()
+        tensor([[1, 0, 0],
+                [1, 1, 0],
+                [1, 1, 1]], dtype=torch.int32)
     """
     index = torch.arange(num_tokens, device=device)
     zero = torch.zeros((), dtype=torch.long, device=device)

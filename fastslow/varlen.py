@@ -168,10 +168,11 @@ def slice_ranges(intervals: KeyIntervals) -> SliceRanges:
 
 def _check_nothing_is_kept(intervals: KeyIntervals) -> None:
     """Raise if some queries may read more than one interval."""
-    if intervals.is_kept is not None:
+    if intervals.kept is not None:
+        keys = int(intervals.kept.is_kept.sum())
         raise ValueError(
-            f"is_kept holds {int(intervals.is_kept.sum())} keys; a query reads one "
-            "interval of keys here, so nothing may be kept"
+            f"is_kept holds {keys} keys; a query reads one interval of keys here, so "
+            "nothing may be kept"
         )
 
 

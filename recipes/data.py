@@ -9,7 +9,7 @@ from fastslow.qwen2_vl import Family, family_of
 from recipes.config import Config
 from recipes.edge.checkpoint import latest_checkpoint
 from recipes.edge.clips import make_clips
-from recipes.edge.dataset import BadSample, most_common_share, read_samples
+from recipes.edge.dataset import BadSample, Sample, most_common_share, read_samples
 from recipes.edge.distributed import World
 from recipes.edge.loader import (
     ClipSettings,
@@ -60,10 +60,7 @@ def plan_data(config: Config, world: World) -> Data:
         train_path, held_out_path = clips / "train.jsonl", clips / "held_out.jsonl"
     train, bad = read_samples(train_path)
     held_out, bad_held_out = read_samples(held_out_path) if held_out_path else ([], [])
-    folder = checkpoint or config.output_dir / "tokenizer"
-    if checkpoint is None and latest_checkpoint(config.output_dir) is None:
-        texts = [turn.text for sample in train for turn in sample.turns]
-        train_tokenizer(texts, vocabulary_size=512).save_pretrained(folder)
+    folder = checkpoint or _make_tokenizer(config, train)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     family = Family()
     if checkpoint is not None:
@@ -91,6 +88,15 @@ def plan_data(config: Config, world: World) -> Data:
         vocabulary_size=len(tokenizer),
         video_token_id=tokenizer.get_vocab()[VIDEO_TOKEN],
     )
+
+
+def _make_tokenizer(config: Config, train: list[Sample]) -> Path:
+    """Train a tokenizer for a run that begins with nothing; a resumed run has one."""
+    folder = config.output_dir / "tokenizer"
+    if latest_checkpoint(config.output_dir) is None:
+        texts = [turn.text for sample in train for turn in sample.turns]
+        train_tokenizer(texts, vocabulary_size=512).save_pretrained(folder)
+    return folder
 
 
 def clip_settings(config: Config, family: Family, world: World) -> ClipSettings:

@@ -18,7 +18,7 @@ from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, PooledFrame, frame_windows
 from fastslow.grids import Edge
 from fastslow.layouts import Attention, TokenLayout, build_layout
-from fastslow.masks import KeyIntervals
+from fastslow.masks import KeptKeys, KeyIntervals
 from fastslow.positions import AfterVideo
 from fastslow.schedules import (
     Strategy,
@@ -548,8 +548,9 @@ def _build_intervals(
     return KeyIntervals(
         start=start.int(),
         stop=stop.int(),
-        kept_start=kept_start.cummax(0).values.int() if keeps else None,
-        is_kept=is_kept if keeps else None,
+        kept=KeptKeys(is_kept=is_kept, start=kept_start.cummax(0).values.int())
+        if keeps
+        else None,
     )
 
 

@@ -13,6 +13,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from fastslow import (
     KeyIntervals,
+    interval_block_mask,
     interval_mask,
     live_tiles,
     slice_ranges,
@@ -84,6 +85,27 @@ def test_m4(benchmark: BenchmarkFixture, count: object, name: str) -> None:
     benchmark.extra_info |= {"live_tiles": tiles, **work(intervals)}
     rounds = 20 if count is live_tiles else 1
     benchmark.pedantic(count, args=(intervals,), rounds=rounds)
+
+
+def counted_in_tables(intervals: KeyIntervals) -> int:
+    blocks = interval_block_mask(intervals)
+    full = blocks.full_kv_num_blocks
+    assert full is not None
+    return int(blocks.kv_num_blocks.sum()) + int(full.sum())
+
+
+@pytest.mark.parametrize("tokens", [2**18, 2**20])
+@pytest.mark.parametrize("count", [live_tiles, counted_in_tables])
+def test_tiles_of_long_rows(
+    benchmark: BenchmarkFixture, count: object, tokens: int
+) -> None:
+    benchmark.group = f"Live tiles of {tokens:,} tokens, kept slow frames of 64"
+    frames = torch.arange(tokens // 64).repeat_interleave(64)
+    intervals = visible_intervals(
+        frames, frame_ids=frames, window=32, is_kept=frames % 4 == 0
+    )
+    assert live_tiles(intervals) == counted_in_tables(intervals)
+    benchmark.pedantic(count, args=(intervals,), rounds=3, warmup_rounds=1)
 
 
 PLANS = [visible_pairs, tile_efficiency, varlen_plan, slice_ranges]

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import (
 
 from fastslow import (
     CostModel,
+    KeptKeys,
     KeyIntervals,
     Span,
     TextSpan,
@@ -64,8 +65,7 @@ def without_tokens(*, keeps: bool) -> KeyIntervals:
     return KeyIntervals(
         start=none,
         stop=none,
-        kept_start=none if keeps else None,
-        is_kept=none > 0 if keeps else None,
+        kept=KeptKeys(is_kept=none > 0, start=none) if keeps else None,
     )
 
 
@@ -73,9 +73,9 @@ def pairs_of(intervals: KeyIntervals) -> list[list[bool]]:
     """Tell who reads whom by what ``KeyIntervals`` states, key by key."""
     keys = range(len(intervals.start))
     start, stop = intervals.start.tolist(), intervals.stop.tolist()
-    if intervals.kept_start is None or intervals.is_kept is None:
+    if intervals.kept is None:
         return [[start[q] <= k < stop[q] for k in keys] for q in keys]
-    first, kept = intervals.kept_start.tolist(), intervals.is_kept.tolist()
+    first, kept = intervals.kept.start.tolist(), intervals.kept.is_kept.tolist()
     return [
         [
             start[q] <= k < stop[q] or (kept[k] and first[q] <= k < start[q])

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastslow import interval_attention
-from fastslow.masks import KeyIntervals
+from fastslow.masks import KeptKeys, KeyIntervals
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
 
@@ -28,14 +28,12 @@ def bounds(values: list[int]) -> Tensor:
 def key_intervals(
     start: list[int],
     stop: list[int],
-    kept_start: list[int] | None = None,
-    is_kept: list[bool] | None = None,
+    kept: tuple[list[int], list[bool]] | None = None,
 ) -> KeyIntervals:
     return KeyIntervals(
         start=bounds(start),
         stop=bounds(stop),
-        kept_start=None if kept_start is None else bounds(kept_start),
-        is_kept=None if is_kept is None else torch.tensor(is_kept),
+        kept=kept and KeptKeys(start=bounds(kept[0]), is_kept=torch.tensor(kept[1])),
     )
 
 
@@ -44,8 +42,8 @@ def visible(intervals: KeyIntervals) -> Tensor:
     start, stop = intervals.start.tolist(), intervals.stop.tolist()
     tokens = range(len(start))
     first, kept = start, [False for _ in tokens]
-    if intervals.kept_start is not None and intervals.is_kept is not None:
-        first, kept = intervals.kept_start.tolist(), intervals.is_kept.tolist()
+    if intervals.kept is not None:
+        first, kept = intervals.kept.start.tolist(), intervals.kept.is_kept.tolist()
     pairs = [
         [
             start[q] <= k < stop[q] or (kept[k] and first[q] <= k < start[q])
@@ -67,7 +65,7 @@ def anywhere(tokens: list[tuple[int, int, int, bool]], keeps: bool) -> KeyInterv
     kept_start = [
         max(s - reach, 0) for s, (_, _, reach, _) in zip(start, tokens, strict=True)
     ]
-    return key_intervals(start, stop, kept_start, [kept for *_, kept in tokens])
+    return key_intervals(start, stop, (kept_start, [kept for *_, kept in tokens]))
 
 
 def windowed(row: fst.Row, window: int, kept: list[bool]) -> KeyIntervals:
@@ -80,7 +78,7 @@ def windowed(row: fst.Row, window: int, kept: list[bool]) -> KeyIntervals:
         kept_start.append(keys[0] if keys else 0)
         start.append(near[0] if near else 0)
         stop.append(near[-1] + 1 if near else 0)
-    return key_intervals(start, stop, kept_start, (kept * len(ranks))[: len(ranks)])
+    return key_intervals(start, stop, (kept_start, (kept * len(ranks))[: len(ranks)]))
 
 
 any_intervals = st.one_of(
@@ -166,14 +164,16 @@ WINDOW_WITH_KEPT = Problem(
     intervals=key_intervals(
         start=[0, 0, 1, 2, 3, 6, 6, 0],
         stop=[1, 2, 3, 4, 5, 7, 7, 0],
-        kept_start=[0, 0, 0, 0, 0, 5, 5, 0],
-        is_kept=[True, False, True, False, False, True, False, True],
+        kept=(
+            [0, 0, 0, 0, 0, 5, 5, 0],
+            [True, False, True, False, False, True, False, True],
+        ),
     ),
     groups=2,
     tile=2,
 )
 KEPT_ALONE = Problem(
-    intervals=key_intervals([2, 2, 2], [2, 2, 2], [0, 1, 2], [True, True, False])
+    intervals=key_intervals([2, 2, 2], [2, 2, 2], ([0, 1, 2], [True, True, False]))
 )
 PADDING_ALONE = Problem(intervals=key_intervals([0, 3, 4, 4], [0, 3, 4, 4]))
 ONE_FRAME = Problem(intervals=key_intervals([0] * 4, [4] * 4), tile=2)
@@ -380,8 +380,7 @@ def packed_frames(tokens: int, *, frame: int, documents: int) -> KeyIntervals:
     return KeyIntervals(
         start=(end - 2 * frame).maximum(first).int(),
         stop=end.int(),
-        kept_start=first.int(),
-        is_kept=token - first < 16,
+        kept=KeptKeys(start=first.int(), is_kept=token - first < 16),
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from fastslow import (
+    KeptKeys,
     KeyIntervals,
     MaskMod,
     block_masks,
@@ -41,11 +42,16 @@ def integers(values: list[int]) -> Tensor:
 
 @st.composite
 def windows(draw: st.DrawFn) -> KeyIntervals:
-    """Draw the intervals of a row, padded or not, under a window with kept keys."""
+    """Draw the intervals of a row, padded or not, under a window.
+
+    Kept keys come in runs, so that some blocks hold nothing else.
+    """
     rows = fst.ranked_rows(max_run=8)
     ranks, segments, frames = draw(fst.framed_rows(rows=rows))
     size = len(ranks)
-    kept = st.lists(st.booleans(), min_size=size, max_size=size).map(torch.tensor)
+    flags = st.lists(st.booleans(), min_size=size, max_size=size).map(torch.tensor)
+    run = draw(st.integers(1, 12))
+    kept = flags.map(lambda flag: flag.repeat_interleave(run)[:size])
     window = draw(st.integers(1, 4))
     return visible_intervals(
         ranks,
@@ -72,19 +78,25 @@ def assert_same_blocks(actual: BlockMask, expected: BlockMask) -> None:
     assert actual.BLOCK_SIZE == expected.BLOCK_SIZE
 
 
-def without_tokens(*, keeps: bool) -> KeyIntervals:
-    none = torch.zeros(0, dtype=torch.int32)
-    return KeyIntervals(
-        start=none,
-        stop=none,
-        kept_start=none if keeps else None,
-        is_kept=none > 0 if keeps else None,
+def last_frame_and(
+    kept: list[bool], frames: list[int], segments: list[int]
+) -> KeyIntervals:
+    row = integers(frames)
+    return visible_intervals(
+        row, integers(segments), frame_ids=row, window=1, is_kept=torch.tensor(kept)
     )
 
 
+TWO_SAMPLES = last_frame_and([True] * 9, [0, 1, 2, *range(6)], [0] * 3 + [1] * 6)
+"""A block holds kept keys alone, some of them of another sample."""
+
+TWO_FRAMES = last_frame_and([True] * 2 + [False] * 8, [0] * 5 + [1] * 5, [0] * 10)
+"""A block of kept keys is older than the window of some queries of a block."""
+
+
 @given(st.one_of(fst.key_intervals(), windows()), block_sizes)
-@example(without_tokens(keeps=False), 4)
-@example(without_tokens(keeps=True), 4)
+@example(TWO_SAMPLES, 2)
+@example(TWO_FRAMES, 2)
 def test_interval_block_mask__matches_create_block_mask(
     intervals: KeyIntervals, block_size: int
 ) -> None:
@@ -115,20 +127,21 @@ def test_no_segments_mean_one_sample(row: Row) -> None:
     assert_same_blocks(blocks, expected)
 
 
-def test_kept_keys_of_many_blocks_are_listed_a_part_at_a_time() -> None:
+def test_kept_keys_are_listed_a_part_at_a_time() -> None:
     frames = torch.arange(240).repeat_interleave(torch.arange(240) % 4 + 1)
     visible = visible_intervals(
         frames, frame_ids=frames, window=3, is_kept=frames % 4 == 3
     )
     blocks = interval_block_mask(visible, block_size=1)
-    assert blocks.kv_indices.numel() > 2 * block_masks._PAIRS_AT_ONCE
+    assert blocks.kv_indices.numel() > block_masks._PAIRS_AT_ONCE
     assert_same_blocks(blocks, built_by_torch(interval_mask(visible), len(frames), 1))
 
 
 def test_blocks_leave_their_arguments_alone() -> None:
     start, stop = integers([0, 0, 0, 0]).int(), integers([1, 3, 3, 0]).int()
     is_kept = start > 0
-    intervals = KeyIntervals(start=start, stop=stop, kept_start=start, is_kept=is_kept)
+    kept = KeptKeys(is_kept=is_kept, start=start)
+    intervals = KeyIntervals(start=start, stop=stop, kept=kept)
     interval_block_mask(intervals, block_size=3)
     assert start.tolist() == [0, 0, 0, 0]
     assert stop.tolist() == [1, 3, 3, 0]
@@ -141,8 +154,7 @@ def test_blocks_are_built_where_the_intervals_lie(keeps: bool) -> None:
     intervals = KeyIntervals(
         start=start,
         stop=start,
-        kept_start=start if keeps else None,
-        is_kept=start > 0 if keeps else None,
+        kept=KeptKeys(is_kept=start > 0, start=start) if keeps else None,
     )
     blocks = interval_block_mask(intervals, block_size=2)
     assert all(getattr(blocks, name).device.type == "meta" for name in TABLES)
@@ -153,6 +165,25 @@ def test_ranks_are_checked() -> None:
         frame_causal_block_mask(integers([1, 0]))
     with pytest.raises(ValueError, match="segment 0 has tokens in 2 separate runs"):
         frame_causal_block_mask(integers([0, 0, 0]), integers([0, 1, 0]))
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_row_without_tokens_has_no_blocks(keeps: bool) -> None:
+    none = torch.zeros(0, dtype=torch.int32)
+    intervals = KeyIntervals(
+        start=none,
+        stop=none,
+        kept=KeptKeys(is_kept=none > 0, start=none) if keeps else None,
+    )
+    with pytest.raises(ValueError) as error:
+        interval_block_mask(intervals)
+    assert str(error.value) == "intervals has 0 tokens; a BlockMask needs at least 1"
+
+
+@given(windows(), block_sizes)
+def test_blocks_can_be_printed(intervals: KeyIntervals, block_size: int) -> None:
+    blocks = interval_block_mask(intervals, block_size=block_size)
+    assert repr(blocks).startswith("BlockMask(")
 
 
 @pytest.mark.parametrize("block_size", [0, -128])

@@ -189,7 +189,7 @@ def test_visible_keys__no_window(layout: TokenLayout) -> None:
     expected = visible_intervals(layout.causal_ranks, layout.segment_ids)
     assert torch.equal(visible.start, expected.start)
     assert torch.equal(visible.stop, expected.stop)
-    assert visible.is_kept is visible.kept_start is None
+    assert visible.kept is None
 
 
 @given(plain_rows, windows)

@@ -52,17 +52,17 @@ def visible_pairs(ranks: Tensor, segments: Tensor) -> Tensor:
 
 
 def bounds_of(visible: KeyIntervals) -> list[Tensor]:
-    bounds = [visible.start, visible.stop, visible.kept_start]
-    return [bound for bound in bounds if bound is not None]
+    kept = [] if visible.kept is None else [visible.kept.start]
+    return [visible.start, visible.stop, *kept]
 
 
 def read_by_hand(visible: KeyIntervals) -> list[list[bool]]:
     """Tell who reads whom by what ``KeyIntervals`` states, key by key."""
     keys = range(len(visible.start))
     start, stop = visible.start.tolist(), visible.stop.tolist()
-    if visible.kept_start is None or visible.is_kept is None:
+    if visible.kept is None:
         return [[start[q] <= k < stop[q] for k in keys] for q in keys]
-    first, kept = visible.kept_start.tolist(), visible.is_kept.tolist()
+    first, kept = visible.kept.start.tolist(), visible.kept.is_kept.tolist()
     return [
         [
             start[q] <= k < stop[q] or (kept[k] and first[q] <= k < start[q])
@@ -186,8 +186,7 @@ def test_visible_intervals__matches_rule(row: Row) -> None:
     ranks, segments = row
     visible = visible_intervals(ranks, segments)
     assert visible.start.dtype == visible.stop.dtype == torch.int32
-    assert visible.kept_start is None
-    assert visible.is_kept is None
+    assert visible.kept is None
     assert read_by_hand(visible) == visible_pairs(ranks, segments).tolist()
 
 
@@ -297,7 +296,8 @@ def test_a_row_without_tokens_has_no_intervals() -> None:
 def test_intervals_move_to_a_device_with_what_is_kept(case: Window) -> None:
     moved = to_device(within(case), "meta")
     assert moved.start.is_meta
-    assert (moved.is_kept is None) == (case[2] is None)
+    assert (moved.kept is None) == (case[2] is None)
+    assert moved.kept is None or moved.kept.is_kept.is_meta
     assert all(bound.is_meta for bound in bounds_of(moved))
 
 
@@ -520,14 +520,3 @@ def test_a_window_needs_what_it_counts(settings: dict[str, Any], message: str) -
     with pytest.raises(ValueError) as error:
         inspect.unwrap(visible_intervals)(integers([0, 1]), **settings)
     assert str(error.value) == message
-
-
-@pytest.mark.parametrize("missing", ["kept_start", "is_kept"])
-def test_kept_keys_come_with_their_bound(missing: str) -> None:
-    one = torch.zeros(1, dtype=torch.int32)
-    fields = {"kept_start": one, "is_kept": one > 0, missing: None}
-    with pytest.raises(ValueError) as error:
-        KeyIntervals(start=one, stop=one + 1, **fields)
-    assert str(error.value) == (
-        f"{missing} is None; is_kept and kept_start come together or not at all"
-    )

@@ -44,7 +44,7 @@ def windows(draw: st.DrawFn) -> KeyIntervals:
 
 
 any_intervals = st.one_of(
-    fst.key_intervals().filter(lambda intervals: intervals.is_kept is None), windows()
+    fst.key_intervals().filter(lambda intervals: intervals.kept is None), windows()
 )
 
 

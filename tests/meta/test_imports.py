@@ -58,7 +58,8 @@ PARTS = SCHEDULES | {
     f"fastslow.{name}" for name in ("masks", "pool_plans", "pooling", "positions")
 }
 MASK_READERS = {
-    f"fastslow.{name}" for name in ("accounting", "attention", "block_masks", "varlen")
+    f"fastslow.{name}"
+    for name in ("_block_runs", "accounting", "attention", "block_masks", "varlen")
 }
 CORE = (
     PARTS
@@ -82,7 +83,8 @@ ROOMS: dict[str, set[str]] = {
     **dict.fromkeys(PARTS - SCHEDULES, SCHEDULES),
     "fastslow.pooling": SCHEDULES | {"fastslow.pool_plans"},
     **dict.fromkeys(MASK_READERS, INTEGERS | {"fastslow.masks"}),
-    "fastslow.accounting": INTEGERS | {"fastslow.masks", "fastslow.block_masks"},
+    "fastslow.accounting": INTEGERS | {"fastslow.masks", "fastslow._block_runs"},
+    "fastslow.block_masks": INTEGERS | {"fastslow.masks", "fastslow._block_runs"},
     "fastslow.spans": SCHEDULES,
     "fastslow.layouts": PARTS | {"fastslow.spans"},
     "fastslow.loss_plans": PARTS | {"fastslow.layouts", "fastslow.spans"},

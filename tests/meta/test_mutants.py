@@ -172,6 +172,18 @@ MUTANTS = [
     ),
     Mutant(
         "block_masks",
+        "torch.maximum(-(-high // block_size), first)",
+        "torch.maximum(high // block_size, first)",
+        "block_masks.py -k matches_create_block_mask",
+    ),
+    Mutant(
+        "block_masks",
+        "every, ~whole, none, every, none]",
+        "every, every, none, every, none]",
+        "block_masks.py -k matches_create_block_mask",
+    ),
+    Mutant(
+        "_block_runs",
         "full_first, full_end = -(-full_first // block_size), full_end // block_size",
         "full_first, full_end = full_first // block_size, full_end // block_size",
         "block_masks.py -k matches_create_block_mask",
@@ -238,8 +250,8 @@ MUTANTS = [
     ),
     Mutant(
         "accounting",
-        "kept[intervals.start] - kept[intervals.kept_start]",
-        "kept[intervals.stop] - kept[intervals.kept_start]",
+        "kept[intervals.start] - kept[intervals.kept.start]",
+        "kept[intervals.stop] - kept[intervals.kept.start]",
         "accounting.py -k visible_pairs__matches_reference",
     ),
 ]
