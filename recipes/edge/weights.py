@@ -21,6 +21,7 @@ next-frame head, which transformers does not know, travels in a file of its own,
 written, and no code of a checkpoint is run. All ranks need the same file system.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -109,8 +110,23 @@ def build_meta_model(folder: Path) -> FastSlowQwen2VL:
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; a checkpoint describes itself")
-    config = AutoConfig.from_pretrained(folder)
+    return meta_model(AutoConfig.from_pretrained(folder))
+
+
+def meta_model(config: PreTrainedConfig) -> FastSlowQwen2VL:
+    """Build a model without memory, in float32.
+
+    Args:
+        config: What it looks like.
+
+    Returns:
+        The root module on the meta device, its next-frame head included.
+
+    Raises:
+        ValueError: If it is another kind of model.
+    """
     family_of(config)
+    config = copy.deepcopy(config)
     set_dtype(config, torch.float32)
     with torch.device("meta"):
         return FastSlowQwen2VL(AutoModelForImageTextToText.from_config(config))

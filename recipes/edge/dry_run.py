@@ -1,0 +1,255 @@
+"""What a run would take, said before it starts and without a GPU."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from transformers import PreTrainedConfig
+
+from fastslow import (
+    Span,
+    StreamState,
+    VideoSpan,
+    count_tokens,
+    describe_schedule,
+    encoded_grids,
+    fill,
+    next_bin,
+)
+from fastslow.qwen2_vl import RowPlan, StepFlops, family_of, plan_row, step_flops
+from recipes.edge.devices import Device
+from recipes.edge.memory import Memory, estimate_memory
+from recipes.edge.parallel import Parallel, choose_trained
+from recipes.edge.weights import meta_model
+
+USABLE = 0.92
+"""Share of a GPU's memory that a plan may take. The rest is for CUDA itself, for the
+workspaces of its kernels and for gaps between tensors, which are not estimated."""
+
+MOST_ROWS = 200
+"""Rows that are packed to learn how full they are and which is the worst."""
+
+Sample = Sequence[Span]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a forecast is made for.
+
+    Attributes:
+        shape: What the model looks like.
+        parallel: How it is computed and spread.
+        num_gpus: Number of ranks.
+        device: The GPU of each.
+        tokens_per_row: Tokens of a packed row at most.
+        rows: Packed rows of each rank in one optimizer step.
+        mfu: Share of the GPU's peak that a step is supposed to reach.
+        window: Samples from which a row is packed.
+    """
+
+    shape: PreTrainedConfig
+    parallel: Parallel
+    num_gpus: int
+    device: Device
+    tokens_per_row: int
+    rows: int
+    mfu: float
+    window: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a step takes.
+
+    Attributes:
+        bins: Rows that were packed, as numbers of samples.
+        fill: Share of their capacity that holds tokens.
+        worst: The row with the most patches, which takes the most memory.
+        memory: Bytes of a rank that computes it.
+        flops: Useful FLOPs of it, forward and backward.
+        parameters: Parameters of the whole model, and those that train.
+    """
+
+    bins: tuple[tuple[int, ...], ...]
+    fill: float
+    worst: RowPlan
+    memory: Memory
+    flops: StepFlops
+    parameters: tuple[int, int]
+
+
+def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
+    """Pack rows as the run will, and take a step over the worst without any memory.
+
+    Args:
+        plan: What is asked for.
+        samples: Samples like those of the run, at least one; each fits a row.
+
+    Returns:
+        What the step takes.
+
+    Raises:
+        ValueError: If ``replicate`` does not divide the number of ranks.
+    """
+    if plan.num_gpus % plan.parallel.replicate:
+        raise ValueError(
+            f"replicate is {plan.parallel.replicate} but there are {plan.num_gpus} "
+            "ranks; it must divide them"
+        )
+    lengths = [count_tokens(sample) for sample in samples]
+    bins = _pack(lengths, plan)
+    patches = [_tower_tokens(sample) for sample in samples]
+    worst = max(bins, key=lambda row: sum(patches[number] for number in row))
+    row = plan_row(
+        [samples[number] for number in worst],
+        video_token_id=plan.shape.video_token_id,
+        length=plan.tokens_per_row,
+        merge_size=family_of(plan.shape).geometry.merge_size,
+    )
+    model = meta_model(plan.shape)
+    choose_trained(model, plan.parallel)
+    weights = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    flops = step_flops(model, row)
+    model = meta_model(plan.shape)
+    return Forecast(
+        bins=tuple(bins),
+        fill=fill(lengths, bins, plan.tokens_per_row),
+        worst=row,
+        memory=estimate_memory(model, plan.parallel, row, world_size=plan.num_gpus),
+        flops=flops,
+        parameters=(
+            sum(count for count, _ in weights),
+            sum(count for count, trains in weights if trains),
+        ),
+    )
+
+
+def fits(plan: Plan, found: Forecast) -> bool:
+    """Tell whether a step's memory is within what the GPU can give."""
+    return found.memory.total <= USABLE * plan.device.memory_bytes
+
+
+def first_that_fits(
+    plan: Plan, samples: Sequence[Sample]
+) -> tuple[str, Forecast] | None:
+    """Find what to change where a step does not fit.
+
+    Changes are tried in a fixed order, each on top of those before it, the cheapest
+    first: recompute activations, shorten rows, use the host's memory, train adapters,
+    take more GPUs.
+
+    Args:
+        plan: A plan that does not fit.
+        samples: As for ``forecast``.
+
+    Returns:
+        The flags of the first plan that fits, and its forecast; None if none does.
+    """
+    longest = max(count_tokens(sample) for sample in samples)
+    for flags, changed in _changes(plan, longest):
+        found = forecast(changed, samples)
+        if fits(changed, found):
+            return flags, found
+    return None
+
+
+def report(plan: Plan, found: Forecast, sample: Sample) -> str:
+    """Write a forecast out.
+
+    Args:
+        plan: What it was made for.
+        found: The forecast.
+        sample: One of the samples, to show its clip.
+
+    Returns:
+        Lines of text.
+    """
+    memory, flops, device = found.memory, found.flops, plan.device
+    clip = next(span for span in sample if isinstance(span, VideoSpan))
+    before = clip.schedule.num_frames * prod(clip.grid)
+    step = flops.total * plan.rows
+    seconds = step / (plan.mfu * device.bf16_flops)
+    tokens = found.fill * plan.tokens_per_row * plan.rows
+    parts = (
+        ("tower", flops.tower),
+        ("language model", flops.language_model),
+        ("heads", flops.heads),
+    )
+    shares = ", ".join(f"{name} {part / flops.total:.0%}" for name, part in parts)
+    whole, trained = found.parameters
+    lines = [
+        f"model   {whole:,} parameters, {trained:,} of them trained",
+        f"clip    {describe_schedule(clip.schedule, clip.grid)}, {before:,} without "
+        "pooling",
+        f"rows    {len(found.bins)} packed, {found.fill:.1%} of {plan.tokens_per_row:,} "
+        "tokens full",
+        f"worst   {int(found.worst.grid_thw.prod(1).sum()):,} patches, "
+        f"{len(found.worst.video_rows):,} video tokens, "
+        f"{len(found.worst.labels.rows):,} labels",
+        f"memory  of each of {plan.num_gpus} {device.name}, in GiB",
+        *_table(memory),
+        f"  {'total':12} {_gib(memory.total):8.2f} of {_gib(device.memory_bytes):.2f}, "
+        f"of which {USABLE:.0%} may be planned",
+        f"step    {step:.3g} FLOPs of each GPU in {plan.rows} rows: {shares}",
+        f"time    {seconds:.2f} s a step at an MFU of {plan.mfu:.0%}, "
+        f"{tokens / seconds:,.0f} tokens a second and GPU",
+    ]
+    return "\n".join(lines)
+
+
+def _pack(lengths: Sequence[int], plan: Plan) -> list[tuple[int, ...]]:
+    """Pack one pass over the samples, or as many rows as are worth looking at."""
+    bins, state = [], StreamState()
+    while not state.epoch and len(bins) < MOST_ROWS:
+        chosen, state = next_bin(
+            lengths, plan.tokens_per_row, state, window=plan.window, seed=0
+        )
+        bins.append(chosen)
+    return bins
+
+
+def _tower_tokens(sample: Sample) -> int:
+    """Count the merged tokens that a sample's clips have in the tower."""
+    return sum(
+        prod(grid)
+        for span in sample
+        if isinstance(span, VideoSpan)
+        for grid in encoded_grids(span.grid, span.schedule)
+    )
+
+
+def _changes(plan: Plan, longest: int) -> Iterator[tuple[str, Plan]]:
+    """Yield plans that take less and less memory, with the flags that make them."""
+    flags: list[str] = []
+    for kind in ("selective", "full"):
+        if plan.parallel.activation_checkpointing in {"none", "selective"} - {kind}:
+            parallel = replace(plan.parallel, activation_checkpointing=kind)
+            plan = replace(plan, parallel=parallel)
+            flags = [f"--parallel.activation-checkpointing {kind}"]
+            yield " ".join(flags), plan
+    shorter = max(plan.tokens_per_row // 2, -(-longest // 128) * 128)
+    if shorter < plan.tokens_per_row:
+        plan = replace(plan, tokens_per_row=shorter, rows=2 * plan.rows)
+        flags.append(f"--tokens-per-row {shorter}")
+        flags.append(f"--gradient-accumulation-steps {plan.rows}")
+        yield " ".join(flags), plan
+    if not plan.parallel.cpu_offload:
+        offloaded = replace(plan, parallel=replace(plan.parallel, cpu_offload=True))
+        yield " ".join([*flags, "--parallel.cpu-offload"]), offloaded
+    if not plan.parallel.lora_rank and plan.parallel.tower == "frozen":
+        adapted = replace(plan, parallel=replace(plan.parallel, lora_rank=16))
+        yield " ".join([*flags, "--parallel.lora-rank 16"]), adapted
+    for more in (2, 4, 8, 16):
+        wider = replace(plan, num_gpus=more * plan.num_gpus)
+        yield " ".join([*flags, f"--num-gpus {wider.num_gpus}"]), wider
+
+
+def _table(memory: Memory) -> Iterator[str]:
+    """Write one line for each part of the memory."""
+    for name, value in vars(memory).items():
+        if value:
+            yield f"  {name:12} {_gib(value):8.2f}"
+
+
+def _gib(size: int) -> float:
+    return size / 2**30
