@@ -3,6 +3,7 @@
 from fastslow.qwen2_vl.attention import ATTENTION_NAME
 from fastslow.qwen2_vl.chat import encode_conversation
 from fastslow.qwen2_vl.families import Family, family_of, window_order
+from fastslow.qwen2_vl.flops import StepFlops, step_flops
 from fastslow.qwen2_vl.model import FastSlowOutput, FastSlowQwen2VL
 from fastslow.qwen2_vl.plan import RowPlan, plan_row
 from fastslow.qwen2_vl.preprocess import (
@@ -25,6 +26,7 @@ __all__ = [
     "FastSlowQwen2VL",
     "PlacedClip",
     "RowPlan",
+    "StepFlops",
     "VisionGeometry",
     "clip_grid",
     "encode_conversation",
@@ -34,6 +36,7 @@ __all__ = [
     "place_clip",
     "plan_row",
     "smart_resize",
+    "step_flops",
     "timestamp_texts",
     "window_order",
 ]
