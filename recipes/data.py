@@ -110,7 +110,7 @@ def clip_settings(config: Config, family: Family, world: World) -> ClipSettings:
         fast_scale=config.fast_scale,
         attention=config.attention,
         capacity=config.tokens_per_row,
-        row_multiple=128 if world.device.type == "cuda" else 1,
+        row_buckets=4 if world.device.type == "cuda" else 0,
     )
 
 

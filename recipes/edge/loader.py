@@ -15,6 +15,7 @@ from fastslow import (
     Span,
     StreamState,
     VideoSpan,
+    bucket_length,
     build_schedule,
     count_tokens,
     encoded_grids,
@@ -59,7 +60,8 @@ class ClipSettings:
         fast_scale: How many times smaller fast frames are encoded along each side.
         attention: Whether the tokens of a frame share one rank.
         capacity: Tokens of a packed row at most.
-        row_multiple: Rows are padded to a multiple of this many tokens.
+        row_buckets: Lengths at most that rows are padded to, each a multiple of 128
+            tokens; 0 pads no row.
     """
 
     family: Family
@@ -70,7 +72,7 @@ class ClipSettings:
     fast_scale: int
     attention: Attention
     capacity: int
-    row_multiple: int
+    row_buckets: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +227,7 @@ class PackedRows(Dataset[Row]):
                 spans,
                 video_token_id=self.video_token_id,
                 attention=self.settings.attention,
-                multiple_of=self.settings.row_multiple,
+                length=_row_length(spans, self.settings),
                 merge_size=geometry.merge_size,
             ),
             patches=torch.cat(clips),
@@ -330,6 +332,20 @@ def _patchify_as_planned(
             f"promised {expected}"
         )
     return patches
+
+
+def _row_length(
+    samples: Sequence[Sequence[Span]], settings: ClipSettings
+) -> int | None:
+    """Choose what a row is padded to; None for no padding."""
+    if not settings.row_buckets:
+        return None
+    return bucket_length(
+        sum(map(count_tokens, samples)),
+        settings.capacity,
+        buckets=settings.row_buckets,
+        multiple_of=128,
+    )
 
 
 def _black_clip(geometry: VisionGeometry) -> Float[Tensor, "patches pixels"]:
