@@ -58,7 +58,7 @@ TERMS = ("language_loss", "autoregressive_loss", "copy_loss")
 """What is summed over the rows of a step."""
 
 MFU = """\
-mfu is FLOPs / (seconds x {0} ranks x {1.bf16_flops:.4g}, the dense bf16 peak of {1.name})
+mfu is FLOPs / (seconds x {0} ranks x {1.bf16_flops:.4g}, the bf16 peak of {1.name})
   FLOPs: tower, language model and heads, forward and backward, by weights and visible
   pairs; no padding, no embeddings, nothing that is computed again
   seconds: the whole step, waiting for data included

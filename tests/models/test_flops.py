@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastslow import (
@@ -17,6 +19,7 @@ from fastslow import (
 )
 from fastslow.accounting import attention_flops
 from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, step_flops
+from recipes.edge.distributed import process_group
 from recipes.edge.lora import add_adapters
 
 SAMPLE = (
@@ -137,3 +140,86 @@ def test_step_flops__matches_torch(
     flops = step_flops(model, plan)
     counts = counted(model, make_patches(plan), plan)
     assert flops.total - attention_of(model, plan) == products(counts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_step_flops__matches_pairs(
+    family: str,
+    make_family: Callable[..., Any],
+    lay: Callable[..., RowPlan],
+    make_patches: Callable[..., Tensor],
+) -> None:
+    model, plan = FastSlowQwen2VL(make_family(family)), lay([SCALED, SAMPLE])
+    model.requires_grad_(False)
+    visual, patches = model.backbone.model.visual, make_patches(plan)
+    visual.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        visual(patches, grid_thw=plan.grid_thw)
+    assert step_flops(model, plan).tower == counter.get_total_flops()
+
+
+def test_step_flops__padding_is_free(
+    make_model: Callable[..., FastSlowQwen2VL], lay: Callable[..., RowPlan]
+) -> None:
+    model, samples = make_model(), [SAMPLE, SCALED]
+    assert step_flops(model, lay(samples, padding=5)) == step_flops(model, lay(samples))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_step_flops__additive(
+    family: str, make_family: Callable[..., Any], lay: Callable[..., RowPlan]
+) -> None:
+    model = FastSlowQwen2VL(make_family(family))
+    model.train_tower()
+    packed, *parts = (
+        step_flops(model, lay(row)) for row in ([SAMPLE, SCALED], [SAMPLE], [SCALED])
+    )
+    for name in ("tower", "language_model", "heads", "total"):
+        assert getattr(packed, name) == sum(getattr(part, name) for part in parts)
+
+
+def test_a_model_on_the_meta_device_counts_alike(
+    make_backbone: Callable[..., Any], lay: Callable[..., RowPlan]
+) -> None:
+    plan, backbone = lay([SAMPLE]), make_backbone()
+    with torch.device("meta"):
+        empty = FastSlowQwen2VL(type(backbone)(backbone.config))
+    whole = FastSlowQwen2VL(backbone)
+    for model in (whole, empty):
+        adapters(model)
+    assert {weight.device.type for weight in empty.parameters()} == {"meta"}
+    assert step_flops(empty, plan) == step_flops(whole, plan)
+
+
+@pytest.mark.parametrize("choose", TRAINED, ids=lambda choose: choose.__name__)
+def test_a_sharded_model_counts_alike(
+    choose: Callable[[FastSlowQwen2VL], None],
+    make_model: Callable[..., FastSlowQwen2VL],
+    lay: Callable[..., RowPlan],
+) -> None:
+    model, plan = make_model(), lay([SAMPLE])
+    choose(model)
+    whole = step_flops(model, plan)
+    with process_group() as alone:
+        for module in (*model.backbone.model.language_model.layers, model):
+            fully_shard(module, mesh=alone.mesh)
+        assert step_flops(model, plan) == whole
+
+
+def test_what_does_not_train_has_no_backward_pass(
+    make_model: Callable[..., FastSlowQwen2VL], lay: Callable[..., RowPlan]
+) -> None:
+    model, plan = make_model(), lay([SAMPLE])
+    model.requires_grad_(False)
+    forward = step_flops(model, plan)
+    model.next_frame_head.requires_grad_(True)
+    flops = step_flops(model, plan)
+    assert (flops.tower, flops.language_model) == (
+        forward.tower,
+        forward.language_model,
+    )
+    first, last = model.next_frame_head[0], model.next_frame_head[2]
+    trained = first.weight.numel() + 2 * last.weight.numel()
+    rows = len(plan.next_frame.rows)
+    assert flops.heads - forward.heads == 2 * rows * trained
+    assert flops.total == flops.tower + flops.language_model + flops.heads
