@@ -40,14 +40,14 @@ def one_sample(schedule: FrameSchedule) -> TokenLayout:
 
 
 def two_samples() -> TokenLayout:
-    """Lay out two short samples and fill the row up to a multiple of 8."""
+    """Lay out two short samples and fill the row up to 24 tokens."""
     first = VideoSpan(grid=(4, 4), schedule=schedule_from_strides([2, 4, 2]))
     second = VideoSpan(grid=(4, 4), schedule=schedule_from_strides([2, 4]))
     samples: list[list[Span]] = [
         [_text(2), first, _text(2)],
         [_text(1), second, _text(2)],
     ]
-    return build_layout(samples, video_token_id=9, multiple_of=8)
+    return build_layout(samples, video_token_id=9, length=24)
 
 
 def _text(num_tokens: int) -> TextSpan:

@@ -17,6 +17,7 @@ from fastslow.accounting import (
 from fastslow.attention import interval_attention
 from fastslow.balancing import Balanced, balance, imbalance, imbalance_bound
 from fastslow.block_masks import frame_causal_block_mask, interval_block_mask
+from fastslow.buckets import bucket_length
 from fastslow.budgets import schedule_for_budget, slow_frames_for_budget
 from fastslow.content import (
     keep_by_score,
@@ -129,6 +130,7 @@ __all__ = [
     "attention_flops",
     "balance",
     "best_fit_decreasing",
+    "bucket_length",
     "build_layout",
     "build_schedule",
     "change_weights",

@@ -93,7 +93,7 @@ def build_layout(
     video_token_id: int,
     attention: Attention = "frame_causal",
     after_video_rule: AfterVideo = "all_axes",
-    multiple_of: int = 1,
+    length: int | None = None,
 ) -> TokenLayout:
     """Lay samples end to end in one row.
 
@@ -105,13 +105,13 @@ def build_layout(
         attention: ``frame_causal`` gives the tokens of a frame one rank, ``causal``
             gives every token its own.
         after_video_rule: Where text goes on after a clip, see ``after_video``.
-        multiple_of: The row is padded to a multiple of this many tokens.
+        length: Tokens that the row is padded to; None adds no padding.
 
     Returns:
         The layout, on the CPU.
 
     Raises:
-        ValueError: If the samples hold no token, ``multiple_of`` is below 1, or
+        ValueError: If the samples hold no token, or more than ``length``, or
             ``attention`` or ``after_video_rule`` is unknown.
 
     Laws:
@@ -119,7 +119,7 @@ def build_layout(
         ranks_sorted: ranks never fall within a segment
         frames_share_rank: under ``frame_causal`` two tokens of a sample share a rank
             when they come from one pooled frame
-        padding: padding is at the end, in no segment, unlabelled
+        padding: what fills the row up is at its end, in no segment, unlabelled
         matches_reference: equals the loop-written reference
 
     Example:
@@ -140,13 +140,17 @@ def build_layout(
         _lay_sample(sample, segment, video_token_id, attention, after_video_rule)
         for segment, sample in enumerate(samples)
     ]
-    if not sum(len(part.input_ids) for part in parts):
+    tokens = sum(len(part.input_ids) for part in parts)
+    if not tokens:
         raise ValueError(f"samples has {len(parts)} samples and no token to lay out")
-    if multiple_of < 1:
-        raise ValueError(f"multiple_of is {multiple_of}; it must be at least 1")
+    padding = 0 if length is None else length - tokens
+    if padding < 0:
+        raise ValueError(
+            f"length is {length} but the samples have {tokens} tokens; a row holds all "
+            "of them"
+        )
     rows = _FIELDS_PADDED_WITH.keys()
     joined = {name: torch.cat([getattr(p, name) for p in parts], -1) for name in rows}
-    padding = -joined["input_ids"].shape[0] % multiple_of
     padded = {
         name: pad(joined[name], (0, padding), value=fill)
         for name, fill in _FIELDS_PADDED_WITH.items()

@@ -68,6 +68,15 @@ class Config:
     """Step of which each rank writes a profiler's trace; 0 for none."""
     seed: int = 0
     """Seeds weights, clips and the order of the samples."""
+    dry_run: bool = False
+    """Whether to say what the run would take instead of starting it. No GPU is
+    needed, and no weights."""
+    num_gpus: int = 8
+    """Ranks that a dry run is for; a run takes those that it is started with."""
+    device: str = "h100-80gb"
+    """GPU that a dry run is for."""
+    assumed_mfu: float = 0.4
+    """Share of the GPU's peak from which a dry run tells the time of a step."""
     parallel: Parallel = field(default_factory=Parallel)
     """Precision, memory and parallelism."""
 
@@ -113,6 +122,8 @@ BOUNDS = {
     "max_bad_share": (0, 1),
     "dataloader_num_workers": (0, math.inf),
     "profile_step": (0, math.inf),
+    "num_gpus": (1, math.inf),
+    "assumed_mfu": (1e-6, 1),
 }
 """Least and greatest value of each number."""
 
@@ -122,5 +133,9 @@ FREE_TO_CHANGE = {
     "save_steps",
     "dataloader_num_workers",
     "profile_step",
+    "dry_run",
+    "num_gpus",
+    "device",
+    "assumed_mfu",
 }
 """Settings that may differ when a run goes on from a checkpoint."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from fastslow.qwen2_vl import Family, family_of
@@ -70,7 +71,7 @@ def plan_data(config: Config, world: World) -> Data:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    settings = clip_settings(config, family, world)
+    settings = clip_settings(config, family, world.device)
     planned, unplanned = plan_samples(train, settings, encode)
     planned_held_out, unplanned_held_out = plan_samples(held_out, settings, encode)
     if not planned:
@@ -99,7 +100,7 @@ def _make_tokenizer(config: Config, train: list[Sample]) -> Path:
     return folder
 
 
-def clip_settings(config: Config, family: Family, world: World) -> ClipSettings:
+def clip_settings(config: Config, family: Family, device: torch.device) -> ClipSettings:
     """Gather what turns a clip into tokens."""
     geometry = replace(
         family.geometry,
@@ -116,7 +117,7 @@ def clip_settings(config: Config, family: Family, world: World) -> ClipSettings:
         fast_scale=config.fast_scale,
         attention=config.attention,
         capacity=config.tokens_per_row,
-        row_multiple=128 if world.device.type == "cuda" else 1,
+        row_buckets=4 if device.type == "cuda" else 0,
     )
 
 
@@ -124,5 +125,5 @@ def packed_rows(
     config: Config, data: Data, world: World, samples: list[PlannedSample]
 ) -> PackedRows:
     """Give the rows of some of the run's samples, to be asked for by bin."""
-    settings = clip_settings(config, data.family, world)
+    settings = clip_settings(config, data.family, world.device)
     return PackedRows(samples, settings, data.video_token_id)

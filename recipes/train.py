@@ -6,6 +6,7 @@ questions. A recipe is a preset of the settings that it takes.
 
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,11 +26,12 @@ from fastslow import (
     next_frame_loss,
     to_device,
 )
-from fastslow.qwen2_vl import FastSlowQwen2VL
+from fastslow.qwen2_vl import FastSlowQwen2VL, step_flops
 from recipes.config import FREE_TO_CHANGE, Config
 from recipes.data import Data, packed_rows, plan_data
 from recipes.edge.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from recipes.edge.dataset import BadSample
+from recipes.edge.devices import this_device
 from recipes.edge.distributed import (
     World,
     broadcast_from_main,
@@ -52,9 +54,18 @@ from recipes.edge.quarantine import Quarantine
 from recipes.edge.settings import check_same_settings, settings_as_json
 from recipes.edge.tiny import tiny_backbone
 from recipes.edge.weights import build_meta_model, load_pretrained, materialize
+from recipes.preview import preview
 
 TERMS = ("language_loss", "autoregressive_loss", "copy_loss")
 """What is summed over the rows of a step."""
+
+MFU = """\
+mfu is FLOPs / (seconds x {0} ranks x {1.bf16_flops:.4g}, the bf16 peak of {1.name})
+  FLOPs: tower, language model and heads, forward and backward, by weights and visible
+  pairs; no padding, no embeddings, nothing that is computed again
+  seconds: the whole step, waiting for data included
+"""
+"""How the utilisation is computed, of so many ranks on such devices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +96,14 @@ class Progress:
 
 
 def run_recipe(preset: Config) -> None:
-    """Let the command line change a preset, and train."""
+    """Let the command line change a preset, and train or say what it would take."""
     is_main = os.environ.get("RANK", "0") == "0"
-    main(tyro.cli(Config, default=preset, console_outputs=is_main))
+    config = tyro.cli(Config, default=preset, console_outputs=is_main)
+    if config.dry_run:
+        text, is_possible = preview(config)
+        sys.stdout.write(f"{text}\n")
+        sys.exit(not is_possible)
+    main(config)
 
 
 @record
@@ -134,7 +150,10 @@ def train(run: Run, progress: Progress, log: RunLog) -> None:
         started = time.perf_counter()
         rows = list(islice(batches, config.gradient_accumulation_steps))
         waited = time.perf_counter() - started
-        counts = sum_over_ranks(count_rows(rows) | {"waited": waited}, run.world)
+        flops = sum(step_flops(run.model, row.plan).total for row in rows)
+        counts = sum_over_ranks(
+            count_rows(rows) | {"waited": waited, "flops": flops}, run.world
+        )
         if counts["skipped"]:
             run.quarantine.share(bad for row in rows for bad in row.bad)
         with profiled(config.output_dir, run.world, wanted=step == config.profile_step):
@@ -278,8 +297,11 @@ def train_step(
 
 def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, float]:
     """Measure the whole step's wall clock, data wait included, for each rank."""
-    ranks = run.world.size
-    return {
+    ranks, device = run.world.size, this_device(run.world.device)
+    mfu = {}
+    if device is not None:
+        mfu["mfu"] = counts["flops"] / (seconds * ranks * device.bf16_flops)
+    return mfu | {
         "tokens_per_second": counts["tokens"] / seconds / ranks,
         "frames_per_second": counts["frames"] / seconds / ranks,
         "fill": counts["tokens"] / (counts["rows"] * run.config.tokens_per_row),
@@ -349,11 +371,13 @@ def describe(run: Run, done: int) -> str:
     before = clip.schedule.num_frames * clip.grid[0] * clip.grid[1]
     weights = sum(weight.numel() for weight in run.model.parameters())
     begin = f"goes on after step {done}" if done else "begins with step 1"
+    device = this_device(world.device)
+    mfu = "" if device is None else MFU.format(world.size, device)
     return (
         f"{weights:,} parameters on {world.size} ranks ({world.device.type})\n"
         f"{len(data.train)} samples to train on, {len(data.held_out)} held out, "
         f"{len(data.bad)} unusable\n"
         f"first clip {describe_schedule(first.schedule, clip.grid)}, {before} before "
-        "pooling\n"
+        f"pooling\n{mfu}"
         f"the run {begin} and ends with step {run.config.max_steps}"
     )

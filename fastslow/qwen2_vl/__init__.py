@@ -3,6 +3,7 @@
 from fastslow.qwen2_vl.attention import ATTENTION_NAME
 from fastslow.qwen2_vl.chat import encode_conversation
 from fastslow.qwen2_vl.families import Family, family_of, window_order
+from fastslow.qwen2_vl.flops import StepFlops, step_flops
 from fastslow.qwen2_vl.model import FastSlowOutput, FastSlowQwen2VL
 from fastslow.qwen2_vl.plan import RowPlan, plan_row
 from fastslow.qwen2_vl.preprocess import (
@@ -27,6 +28,7 @@ __all__ = [
     "FastSlowQwen2VL",
     "PlacedClip",
     "RowPlan",
+    "StepFlops",
     "TowerPlan",
     "VisionGeometry",
     "clip_grid",
@@ -38,6 +40,7 @@ __all__ = [
     "plan_row",
     "plan_tower",
     "smart_resize",
+    "step_flops",
     "timestamp_texts",
     "window_order",
 ]

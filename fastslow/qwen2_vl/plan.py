@@ -76,7 +76,7 @@ def plan_row(
     attention: Attention = "frame_causal",
     window: FrameWindow | None = None,
     after_video_rule: AfterVideo = "all_axes",
-    multiple_of: int = 1,
+    length: int | None = None,
     merge_size: int = 2,
 ) -> RowPlan:
     """Plan one packed row.
@@ -90,7 +90,8 @@ def plan_row(
         attention: Whether the tokens of a frame share one rank, see ``build_layout``.
         window: How far back a token sees, see ``visible_keys``.
         after_video_rule: Where text goes on after a clip, see ``after_video``.
-        multiple_of: The row is padded to a multiple of this many tokens.
+        length: Tokens that the row is padded to, see ``bucket_length``; None adds no
+            padding.
         merge_size: Patches along each side of a merged token.
 
     Returns:
@@ -107,7 +108,7 @@ def plan_row(
         video_token_id=video_token_id,
         attention=attention,
         after_video_rule=after_video_rule,
-        multiple_of=multiple_of,
+        length=length,
     )
     runs = [run for clip in layout.clips for run in encoded_runs(clip)]
     return RowPlan(

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, PooledFrame, frame_windows
 from fastslow.grids import Edge
-from fastslow.layouts import Attention, TokenLayout, build_layout
+from fastslow.layouts import Attention, TokenLayout, build_layout, count_tokens
 from fastslow.masks import KeptKeys, KeyIntervals
 from fastslow.positions import AfterVideo
 from fastslow.schedules import (
@@ -348,25 +348,25 @@ def layouts(
     *,
     rows: st.SearchStrategy[list[list[Span]]] | None = None,
     attention: Attention = "frame_causal",
-    max_multiple_of: int = 8,
+    max_padding: int = 7,
 ) -> st.SearchStrategy[TokenLayout]:
     """Draw the layout of a packed row, padded or not.
 
     Args:
         rows: Strategy of the packed samples; ``packed_samples()`` by default.
         attention: As for ``build_layout``.
-        max_multiple_of: The row is padded to a multiple of at most this many tokens.
+        max_padding: Tokens of padding at most.
     """
     return st.builds(
-        lambda row, multiple_of, rule: build_layout(
+        lambda row, padding, rule: build_layout(
             row,
             video_token_id=VIDEO_TOKEN_ID,
             attention=attention,
             after_video_rule=rule,
-            multiple_of=multiple_of,
+            length=sum(map(count_tokens, row)) + padding,
         ),
         packed_samples() if rows is None else rows,
-        st.integers(1, max_multiple_of),
+        st.integers(0, max_padding),
         after_video_rules(),
     )
 

@@ -170,36 +170,37 @@ def report(plan: Plan, found: Forecast, sample: Sample) -> str:
     step = flops.total * plan.rows
     seconds = step / (plan.mfu * device.bf16_flops)
     tokens = found.fill * plan.tokens_per_row * plan.rows
-    parts = (
-        ("tower", flops.tower),
-        ("language model", flops.language_model),
-        ("heads", flops.heads),
+    shares = ", ".join(
+        f"{name} {part / flops.total:.0%}"
+        for name, part in (
+            ("tower", flops.tower),
+            ("language model", flops.language_model),
+            ("heads", flops.heads),
+        )
     )
-    shares = ", ".join(f"{name} {part / flops.total:.0%}" for name, part in parts)
     whole, trained = found.parameters
-    lines = [
-        f"model   {whole:,} parameters, {trained:,} of them trained",
-        f"clip    {describe_schedule(clip.schedule, clip.grid)}, {before:,} without "
-        "pooling",
-        f"rows    {len(found.bins)} packed, {found.fill:.1%} of {plan.tokens_per_row:,} "
-        "tokens full",
-        f"worst   {int(found.worst.grid_thw.prod(1).sum()):,} patches, "
-        f"{len(found.worst.video_rows):,} video tokens, "
-        f"{len(found.worst.labels.rows):,} labels",
-        f"memory  of each of {plan.num_gpus} {device.name}, in GiB",
-        *_table(memory),
-        f"  {'total':12} {_gib(memory.total):8.2f} of {_gib(device.memory_bytes):.2f}, "
+    worst = found.worst
+    lines = {
+        "model": f"{whole:,} parameters, {trained:,} of them trained",
+        "clip": f"{describe_schedule(clip.schedule, clip.grid)}, {before:,} unpooled",
+        "rows": f"{len(found.bins)} rows of {plan.tokens_per_row:,} tokens, "
+        f"{found.fill:.1%} full",
+        "worst": f"{int(worst.grid_thw.prod(1).sum()):,} patches, "
+        f"{len(worst.video_rows):,} video tokens, {len(worst.labels.rows):,} labels",
+        "memory": f"each of {plan.num_gpus} {device.name}, in GiB",
+        **_table(memory),
+        "  total": f"{_gib(memory.total)} of {_gib(device.memory_bytes).strip()}, "
         f"of which {USABLE:.0%} may be planned",
-        f"step    {step:.3g} FLOPs of each GPU in {plan.rows} rows: {shares}",
-        f"time    {seconds:.2f} s a step at an MFU of {plan.mfu:.0%}, "
+        "step": f"{step:.3g} FLOPs of each GPU in {plan.rows} rows: {shares}",
+        "time": f"{seconds:.2f} s a step at an MFU of {plan.mfu:.0%}, "
         f"{tokens / seconds:,.0f} tokens a second and GPU",
-    ]
-    return "\n".join(lines)
+    }
+    return "\n".join(f"{name:14} {words}" for name, words in lines.items())
 
 
 def _pack(lengths: Sequence[int], plan: Plan) -> list[tuple[int, ...]]:
     """Pack one pass over the samples, or as many rows as are worth looking at."""
-    bins, state = [], StreamState()
+    bins, state = list[tuple[int, ...]](), StreamState()
     while not state.epoch and len(bins) < MOST_ROWS:
         chosen, state = next_bin(
             lengths, plan.tokens_per_row, state, window=plan.window, seed=0
@@ -244,12 +245,11 @@ def _changes(plan: Plan, longest: int) -> Iterator[tuple[str, Plan]]:
         yield " ".join([*flags, f"--num-gpus {wider.num_gpus}"]), wider
 
 
-def _table(memory: Memory) -> Iterator[str]:
-    """Write one line for each part of the memory."""
-    for name, value in vars(memory).items():
-        if value:
-            yield f"  {name:12} {_gib(value):8.2f}"
+def _table(memory: Memory) -> dict[str, str]:
+    """Write what each part of the memory takes."""
+    return {f"  {name}": _gib(value) for name, value in vars(memory).items() if value}
 
 
-def _gib(size: int) -> float:
-    return size / 2**30
+def _gib(size: int) -> str:
+    """Write bytes as GiB."""
+    return f"{size / 2**30:8.2f}"

@@ -12,9 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastslow import (
     FrameSchedule,
+    Grid,
     Span,
     StreamState,
     VideoSpan,
+    bucket_length,
     build_schedule,
     count_tokens,
     encoded_grids,
@@ -59,7 +61,8 @@ class ClipSettings:
         fast_scale: How many times smaller fast frames are encoded along each side.
         attention: Whether the tokens of a frame share one rank.
         capacity: Tokens of a packed row at most.
-        row_multiple: Rows are padded to a multiple of this many tokens.
+        row_buckets: Lengths at most that rows are padded to, each a multiple of 128
+            tokens; 0 pads no row.
     """
 
     family: Family
@@ -70,7 +73,7 @@ class ClipSettings:
     fast_scale: int
     attention: Attention
     capacity: int
-    row_multiple: int
+    row_buckets: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +143,34 @@ def plan_samples(
     return planned, bad
 
 
+def schedule_clip(
+    num_frames: int, size: tuple[int, int], settings: ClipSettings
+) -> tuple[Grid, FrameSchedule]:
+    """Plan what becomes of a clip's frames.
+
+    Args:
+        num_frames: Raw frames that are sampled from it.
+        size: Height and width of the video, in pixels.
+        settings: How a clip becomes tokens.
+
+    Returns:
+        Merged grid of a frame, and the schedule.
+    """
+    geometry = settings.family.geometry
+    frames, height, width = clip_grid(num_frames, *size, geometry)
+    stride = merged_stride(settings.slow_stride, merge_size=geometry.merge_size)
+    schedule = build_schedule(
+        frames,
+        strategy=settings.strategy,
+        slow_ratio=settings.slow_ratio,
+        slow_stride=stride,
+        fast_stride=2 * stride,
+    )
+    if settings.fast_scale > 1:
+        schedule = scale_fast_frames(schedule, settings.fast_scale)
+    return merged_grid((height, width), merge_size=geometry.merge_size), schedule
+
+
 def _unusable(sample: Sample, error: Exception) -> BadSample:
     """Name a sample whose clip cannot be used."""
     return BadSample(
@@ -153,19 +184,7 @@ def _plan_sample(
     """Plan one sample from its clip's metadata."""
     info = probe_video(sample.video)
     indices = sample_frame_indices(info.num_frames, settings.max_frames)
-    geometry = settings.family.geometry
-    frames, *patch_grid = clip_grid(len(indices), info.height, info.width, geometry)
-    stride = merged_stride(settings.slow_stride, merge_size=geometry.merge_size)
-    schedule = build_schedule(
-        frames,
-        strategy=settings.strategy,
-        slow_ratio=settings.slow_ratio,
-        slow_stride=stride,
-        fast_stride=2 * stride,
-    )
-    if settings.fast_scale > 1:
-        schedule = scale_fast_frames(schedule, settings.fast_scale)
-    grid = merged_grid((patch_grid[0], patch_grid[1]), merge_size=geometry.merge_size)
+    grid, schedule = schedule_clip(len(indices), (info.height, info.width), settings)
     turns = [(turn.role, turn.text) for turn in sample.turns]
     seconds = [index / info.fps for index in indices]
     clip = place_clip(grid, schedule, seconds, family=settings.family, encode=encode)
@@ -225,7 +244,7 @@ class PackedRows(Dataset[Row]):
                 spans,
                 video_token_id=self.video_token_id,
                 attention=self.settings.attention,
-                multiple_of=self.settings.row_multiple,
+                length=_row_length(spans, self.settings),
                 merge_size=geometry.merge_size,
             ),
             patches=torch.cat(clips),
@@ -330,6 +349,20 @@ def _patchify_as_planned(
             f"promised {expected}"
         )
     return patches
+
+
+def _row_length(
+    samples: Sequence[Sequence[Span]], settings: ClipSettings
+) -> int | None:
+    """Choose what a row is padded to; None for no padding."""
+    if not settings.row_buckets:
+        return None
+    return bucket_length(
+        sum(map(count_tokens, samples)),
+        settings.capacity,
+        buckets=settings.row_buckets,
+        multiple_of=128,
+    )
 
 
 def _black_clip(geometry: VisionGeometry) -> Float[Tensor, "patches pixels"]:

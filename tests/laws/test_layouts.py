@@ -45,7 +45,7 @@ FIELDS = (
 VIDEO = fst.VIDEO_TOKEN_ID
 
 attentions = st.sampled_from(("frame_causal", "causal"))
-multiples = st.integers(1, 16)
+paddings = st.integers(0, 15)
 placed_samples = fst.samples(videos=fst.video_spans(placed=True))
 placed_rows = fst.packed_samples(sample=placed_samples)
 TOLD = VideoSpan(
@@ -118,13 +118,11 @@ def test_build_layout__frames_share_rank(samples: list[list[Span]]) -> None:
     assert torch.equal(same_rank & same_segment, itself)
 
 
-@given(placed_rows, multiples)
-def test_build_layout__padding(samples: list[list[Span]], multiple_of: int) -> None:
-    layout = build_layout(samples, video_token_id=VIDEO, multiple_of=multiple_of)
+@given(placed_rows, paddings)
+def test_build_layout__padding(samples: list[list[Span]], padding: int) -> None:
     real = sum(map(count_tokens, samples))
-    total = len(layout.input_ids)
-    assert total % multiple_of == 0
-    assert 0 <= total - real < multiple_of
+    layout = build_layout(samples, video_token_id=VIDEO, length=real + padding)
+    assert len(layout.input_ids) == real + padding
     assert (layout.segment_ids[:real] >= 0).all()
     assert (layout.segment_ids[real:] == -1).all()
     assert (layout.frame_ids[real:] == -1).all()
@@ -134,7 +132,7 @@ def test_build_layout__padding(samples: list[list[Span]], multiple_of: int) -> N
         assert torch.equal(getattr(layout, name)[..., :real], getattr(bare, name))
 
 
-@given(placed_rows, attentions, fst.after_video_rules(), multiples)
+@given(placed_rows, attentions, fst.after_video_rules(), paddings)
 @example([[TextSpan(token_ids=(5,)), TOLD, TOLD]], "frame_causal", "all_axes", 1)
 @example([[TOLD, TextSpan(token_ids=(5,))]], "causal", "spatial_axes", 1)
 @example(
@@ -149,13 +147,13 @@ def test_build_layout__padding(samples: list[list[Span]], multiple_of: int) -> N
     1,
 )
 def test_build_layout__matches_reference(
-    samples: list[list[Span]], attention: Attention, rule: AfterVideo, multiple_of: int
+    samples: list[list[Span]], attention: Attention, rule: AfterVideo, padding: int
 ) -> None:
     settings: dict[str, Any] = {
         "video_token_id": VIDEO,
         "attention": attention,
         "after_video_rule": rule,
-        "multiple_of": multiple_of,
+        "length": sum(map(count_tokens, samples)) + padding,
     }
     layout = build_layout(samples, **settings)
     for name, expected in reference.layout(plain(samples), **settings).items():
@@ -206,16 +204,17 @@ def test_visible_keys__keeps(samples: list[list[Span]], window: FrameWindow) -> 
                 assert row[key]
 
 
-@given(fst.packed_samples(), windows, multiples)
+@given(fst.packed_samples(), windows, paddings)
 def test_visible_keys__matches_reference(
-    samples: list[list[Span]], window: FrameWindow, multiple_of: int
+    samples: list[list[Span]], window: FrameWindow, padding: int
 ) -> None:
-    layout = build_layout(samples, video_token_id=VIDEO, multiple_of=multiple_of)
+    length = sum(map(count_tokens, samples)) + padding
+    layout = build_layout(samples, video_token_id=VIDEO, length=length)
     is_kept = reference.kept_tokens(
         plain(samples),
         keep_text=window.keep_text,
         keep_slow=window.keep_slow,
-        multiple_of=multiple_of,
+        length=length,
     )
     columns = [
         column.tolist()
@@ -278,12 +277,14 @@ def test_nothing_to_lay_out_is_an_error(samples: list[list[Span]]) -> None:
     )
 
 
-@pytest.mark.parametrize("multiple_of", [0, -4])
-def test_rows_are_padded_to_a_multiple_of_at_least_1(multiple_of: int) -> None:
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_row_holds_all_of_its_samples(length: int) -> None:
     text = TextSpan(token_ids=(5,))
     with pytest.raises(ValueError) as error:
-        build_layout([[text]], video_token_id=VIDEO, multiple_of=multiple_of)
-    assert str(error.value) == (f"multiple_of is {multiple_of}; it must be at least 1")
+        build_layout([[text], [text]], video_token_id=VIDEO, length=length)
+    assert str(error.value) == (
+        f"length is {length} but the samples have 2 tokens; a row holds all of them"
+    )
 
 
 def test_a_clip_has_a_frame() -> None:

@@ -22,6 +22,7 @@ from fastslow import (
     TokenLayout,
     VideoSpan,
     build_layout,
+    count_tokens,
     dense_mask,
     encoded_grids,
     frame_causal_mask,
@@ -68,13 +69,13 @@ def plain(samples: Sequence[Sequence[Span]]) -> list[list[reference.Span]]:
 
 def lay(
     samples: Sequence[Sequence[Span]],
-    multiple_of: int = 1,
+    padding: int = 0,
     attention: Attention = "frame_causal",
 ) -> TokenLayout:
     return build_layout(
         samples,
         video_token_id=fst.VIDEO_TOKEN_ID,
-        multiple_of=multiple_of,
+        length=sum(map(count_tokens, samples)) + padding,
         attention=attention,
     )
 
@@ -111,11 +112,11 @@ def times_of_cells(layout: TokenLayout) -> list[tuple[int, int]]:
     ]
 
 
-@given(plain_rows, st.integers(1, 8), st.sampled_from(("source_grid", "frame_mean")))
+@given(plain_rows, st.integers(0, 7), st.sampled_from(("source_grid", "frame_mean")))
 def test_plan_next_frame__rows_are_sources(
-    samples: list[list[Span]], multiple_of: int, pairing: Pairing
+    samples: list[list[Span]], padding: int, pairing: Pairing
 ) -> None:
-    layout = lay(samples, multiple_of)
+    layout = lay(samples, padding)
     sources = [
         row
         for row, place in enumerate(tokens_of(samples))
@@ -182,16 +183,16 @@ def test_plan_next_frame__pairings_agree(grid: Grid, stride: int, frames: int) -
     assert windows(own.predictions) == windows(common.predictions)
 
 
-@given(rows, st.integers(1, 8))
+@given(rows, st.integers(0, 7))
 @example(
     [[plain_clip((2, 3), 1, 2), TextSpan(token_ids=(7,)), plain_clip((3, 1), 2, 1)]], 4
 )
 @example([[TWO_STREAMS, TextSpan(token_ids=(7,))], [TWO_STREAMS_IN_TIME]], 1)
 @example([[KERNELS]], 1)
 def test_plan_next_frame__matches_reference(
-    samples: list[list[Span]], multiple_of: int
+    samples: list[list[Span]], padding: int
 ) -> None:
-    layout = lay(samples, multiple_of)
+    layout = lay(samples, padding)
     plan = plan_next_frame(layout)
     pairs = reference.next_frame_pairs(plain(samples))
     assert plan.rows.tolist() == [row for _, rows, *_ in pairs for row in rows]
@@ -291,9 +292,9 @@ def test_an_unknown_pairing_is_named() -> None:
     )
 
 
-@given(rows, st.integers(1, 8))
-def test_plan_labels__next_token(samples: list[list[Span]], multiple_of: int) -> None:
-    layout = lay(samples, multiple_of)
+@given(rows, st.integers(0, 7))
+def test_plan_labels__next_token(samples: list[list[Span]], padding: int) -> None:
+    layout = lay(samples, padding)
     plan = plan_labels(layout)
     assert torch.equal(plan.targets, layout.labels[plan.rows + 1])
     assert torch.equal(plan.targets, layout.input_ids[plan.rows + 1])
@@ -312,12 +313,12 @@ def test_plan_labels__within_segment(samples: list[list[Span]]) -> None:
     assert len(plan.rows) + left_out == (layout.labels != IGNORED_LABEL).sum()
 
 
-@given(rows, st.integers(1, 8))
+@given(rows, st.integers(0, 7))
 @example([[TextSpan(token_ids=(5,), trained=True)]] * 2, 4)
 def test_plan_labels__matches_reference(
-    samples: list[list[Span]], multiple_of: int
+    samples: list[list[Span]], padding: int
 ) -> None:
-    plan = plan_labels(lay(samples, multiple_of))
+    plan = plan_labels(lay(samples, padding))
     pairs = zip(plan.rows.tolist(), plan.targets.tolist(), strict=True)
     assert list(pairs) == reference.labelled_rows(plain(samples))
 

@@ -41,7 +41,8 @@ EFFECTS = {
 
 SHARED = {"fastslow._fits", "fastslow._plans", "fastslow._typing"}
 INTEGERS = SHARED | {
-    f"fastslow.{name}" for name in ("balancing", "grids", "packing", "ragged")
+    f"fastslow.{name}"
+    for name in ("balancing", "buckets", "grids", "packing", "ragged")
 }
 SCHEDULES = INTEGERS | {
     f"fastslow.{name}"

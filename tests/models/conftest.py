@@ -16,7 +16,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from fastslow import LabelPlan, Span
+from fastslow import LabelPlan, Span, count_tokens
 from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_row
 from fastslow.qwen2_vl.model import Backbone
 
@@ -93,8 +93,13 @@ def _randomise(module: torch.nn.Module, seed: int) -> None:
 def lay() -> Callable[..., RowPlan]:
     """Plan a row for these models."""
 
-    def make(samples: Sequence[Sequence[Span]], **settings: Any) -> RowPlan:
-        return plan_row(samples, video_token_id=VIDEO_TOKEN_ID, **settings)
+    def make(
+        samples: Sequence[Sequence[Span]], *, padding: int = 0, **settings: Any
+    ) -> RowPlan:
+        length = sum(map(count_tokens, samples)) + padding
+        return plan_row(
+            samples, video_token_id=VIDEO_TOKEN_ID, length=length, **settings
+        )
 
     return make
 

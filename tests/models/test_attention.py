@@ -182,7 +182,7 @@ def test_every_form_of_the_mask_attends_as_written_in_loops(
 
 
 def test_a_padding_row_gives_zeros_and_no_nan() -> None:
-    layout = build_layout(SAMPLES, video_token_id=9, multiple_of=17)
+    layout = build_layout(SAMPLES, video_token_id=9, length=68)
     visible = visible_intervals(layout.causal_ranks, layout.segment_ids)
     padding = layout.segment_ids < 0
     assert padding.sum() == 2
@@ -201,7 +201,7 @@ def test_a_padding_row_gives_zeros_and_no_nan() -> None:
 def test_a_whole_model_agrees_under_every_form_of_the_mask(
     make_backbone: MakeBackbone, lay: Callable[..., RowPlan]
 ) -> None:
-    plan = lay(SAMPLES, multiple_of=16)
+    plan = lay(SAMPLES, padding=14)
     language_model = FastSlowQwen2VL(make_backbone()).backbone.model.language_model
     block = interval_block_mask(plan.visible, block_size=16)
     assert isinstance(block, BlockMask)
@@ -222,7 +222,7 @@ def test_a_whole_model_agrees_under_every_form_of_the_mask(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_computes_what_the_cpu_computes() -> None:
-    layout = build_layout(SAMPLES * 3, video_token_id=9, multiple_of=128)
+    layout = build_layout(SAMPLES * 3, video_token_id=9, length=256)
     visible = visible_intervals(layout.causal_ranks, layout.segment_ids)
     tokens = len(layout.input_ids)
     states = [

@@ -125,7 +125,7 @@ def rows(**window: Any) -> Iterator[KeyIntervals]:
     for frames in (2, 3, 5):
         video = VideoSpan(grid=(3, 3), schedule=schedule_from_strides((1,) * frames))
         sample = [TextSpan(token_ids=(1, 2)), video]
-        layout = build_layout([sample] * 2, video_token_id=9, multiple_of=16)
+        layout = build_layout([sample] * 2, video_token_id=9, length=24 * frames)
         if window:
             window |= {"frame_ids": layout.frame_ids, "is_kept": layout.frame_ids < 0}
         yield visible_intervals(layout.causal_ranks, layout.segment_ids, **window)

@@ -103,7 +103,7 @@ def test_every_field_equals_that_of_create_block_mask(
     assert_equal_in_every_field(row, block_size)
 
 
-@given(fst.layouts(max_multiple_of=32), block_sizes)
+@given(fst.layouts(max_padding=31), block_sizes)
 def test_layouts_too(layout: TokenLayout, block_size: int) -> None:
     assert_equal_in_every_field((layout.causal_ranks, layout.segment_ids), block_size)
 

@@ -1,6 +1,7 @@
 """From samples to rows: planned without pixels, dealt without gaps."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -30,7 +31,7 @@ SETTINGS = ClipSettings(
     fast_scale=1,
     attention="frame_causal",
     capacity=700,
-    row_multiple=1,
+    row_buckets=0,
 )
 SIZES = [(56, 56), (140, 196), (84, 56), (28, 140), (112, 84)]
 """Height and width of the clips; 140 x 196 has 5 x 7 merged tokens."""
@@ -139,6 +140,19 @@ def test_an_empty_row_is_one_black_token(planned: list[PlannedSample]) -> None:
         "rows": 1,
         "skipped": 0,
     }
+
+
+def test_rows_have_few_lengths(planned: list[PlannedSample]) -> None:
+    settings = replace(SETTINGS, row_buckets=2)
+    rows = PackedRows(planned, settings, VIDEO_TOKEN_ID)
+    bare = rows_of(planned)
+    for chosen in ((), (0,), (0, 1), (0, 1, 2), (0, 1, 2, 3)):
+        row, plain = (each[chosen, StreamState()] for each in (rows, bare))
+        tokens = len(plain.plan.layout.input_ids)
+        padded = row.plan.layout.input_ids
+        assert len(padded) == (384 if tokens <= 384 else 768)
+        assert torch.equal(padded[:tokens], plain.plan.layout.input_ids)
+        assert row.num_tokens == plain.num_tokens
 
 
 def test_what_cannot_be_planned_says_why(tmp_path: Path) -> None:

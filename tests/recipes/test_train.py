@@ -15,6 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipes.edge.clips import make_clips
+from recipes.edge.devices import this_device
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import main
 
@@ -78,6 +79,12 @@ def test_the_files_of_a_run(clips: Path, tmp_path: Path) -> None:
         1 - first["autoregressive_loss"] / first["copy_loss"]
     )
     assert 0 < first["fill"] <= 1
+    cuda = torch.cuda.is_available()
+    device = this_device(torch.device("cuda" if cuda else "cpu"))
+    assert ("mfu" in first) == (device is not None)
+    assert sum("mfu is FLOPs / (seconds x 1 ranks x" in line for line in log) == (
+        device is not None
+    )
     assert evaluation["event"] == "evaluation"
     assert 0 <= evaluation["accuracy"] <= 1
 

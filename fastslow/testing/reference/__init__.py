@@ -13,6 +13,7 @@ from fastslow.testing.reference.accounting import (
     count_run_pairs,
 )
 from fastslow.testing.reference.balancing import greedy_ranks, least_peak
+from fastslow.testing.reference.buckets import bucket_lengths
 from fastslow.testing.reference.frames import (
     Schedule,
     plain_frame,
@@ -67,6 +68,7 @@ __all__ = [
     "Span",
     "best_fit_decreasing",
     "bounds",
+    "bucket_lengths",
     "count_live_tiles",
     "count_pairs",
     "count_run_pairs",

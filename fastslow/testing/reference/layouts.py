@@ -17,7 +17,7 @@ def layout(
     video_token_id: int,
     attention: str = "frame_causal",
     after_video_rule: str = "all_axes",
-    multiple_of: int = 1,
+    length: int = 0,
 ) -> dict[str, list[int] | list[list[int]]]:
     """Lay samples end to end, token by token.
 
@@ -26,7 +26,7 @@ def layout(
         video_token_id: Id of a video token.
         attention: ``frame_causal`` or ``causal``.
         after_video_rule: ``all_axes`` or ``spatial_axes``.
-        multiple_of: The row is padded to a multiple of this.
+        length: The row is padded until it has so many tokens.
 
     Returns:
         The fields of a layout by name, but for the clips.
@@ -41,7 +41,7 @@ def layout(
         ("id", "rank", "slow", "place", "time", "height", "width"), 0
     )
     padding |= {"label": -100, "segment": -1, "frame": -1}
-    while len(rows) % multiple_of:
+    while len(rows) < length:
         rows.append(padding)
     axes = ("place", "time", "height", "width")
     return {
@@ -60,7 +60,7 @@ def kept_tokens(
     *,
     keep_text: str,
     keep_slow: bool,
-    multiple_of: int = 1,
+    length: int = 0,
 ) -> list[bool]:
     """Tell which tokens of a row never expire.
 
@@ -68,7 +68,7 @@ def kept_tokens(
         samples: Spans of each sample.
         keep_text: ``prefix``, ``all`` or ``none``.
         keep_slow: Whether slow frames are kept.
-        multiple_of: The row is padded to a multiple of this.
+        length: The row is padded until it has so many tokens.
 
     Returns:
         One flag per token.
@@ -81,7 +81,7 @@ def kept_tokens(
             seen_video = seen_video or not is_text
             wanted = keep_text == "all" or (keep_text == "prefix" and not seen_video)
             kept.append((is_text and wanted) or (keep_slow and token["slow"] == 1))
-    while len(kept) % multiple_of:
+    while len(kept) < length:
         kept.append(False)
     return kept
 

@@ -1,0 +1,47 @@
+"""A few lengths for all rows, so that a compiled model meets a few shapes."""
+
+
+def bucket_length(tokens: int, capacity: int, *, buckets: int, multiple_of: int) -> int:
+    """Choose the length of a row: the shortest of a few that holds its tokens.
+
+    The lengths are the equal parts of the capacity, ``capacity * k / buckets``, rounded
+    up. Each costs a compiled graph; more of them cost less padding.
+
+    Args:
+        tokens: Tokens of the row, from 1 to ``capacity``.
+        capacity: Tokens that a row holds at most, at least 1.
+        buckets: Lengths at most, at least 1.
+        multiple_of: Every length is a multiple of this many tokens, at least 1.
+
+    Returns:
+        The length that the row is padded to.
+
+    Raises:
+        ValueError: If ``buckets`` or ``multiple_of`` is below 1, or ``tokens`` is not
+            between 1 and ``capacity``.
+
+    Laws:
+        holds: at least the tokens, and the tokens need it: no shorter length holds them
+        multiple: a multiple of ``multiple_of``
+        few: all rows together have at most ``buckets`` lengths
+        monotone: more tokens never make a row shorter
+        longest: the capacity has its own length, itself rounded up
+        waste: less padding than a part of the capacity and the rounding
+        matches_reference: equals listing the lengths and taking the first that holds
+
+    Example:
+        >>> [bucket_length(n, 1000, buckets=4, multiple_of=128) for n in (9, 300, 513)]
+        [256, 512, 768]
+    """
+    for name, number in (("buckets", buckets), ("multiple_of", multiple_of)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}; it must be at least 1")
+    if not 1 <= tokens <= capacity:
+        raise ValueError(
+            f"tokens is {tokens}; it must be between 1 and the capacity of {capacity}"
+        )
+    lengths = (
+        -(-capacity * part // (buckets * multiple_of)) * multiple_of
+        for part in range(1, buckets + 1)
+    )
+    return next(length for length in lengths if length >= tokens)

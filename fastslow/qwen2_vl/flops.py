@@ -1,0 +1,179 @@
+"""The useful FLOPs of a training step, from shapes and a plan's integers alone.
+
+They are what model FLOPs utilisation divides by the wall clock: work that the step
+needs, not work that is done again to save memory.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from fastslow.accounting import attention_flops, visible_pairs
+from fastslow.qwen2_vl.model import FastSlowQwen2VL
+from fastslow.qwen2_vl.plan import RowPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFlops:
+    """Useful FLOPs of the forward and the backward pass of one row.
+
+    Attributes:
+        tower: The vision tower with its mergers, and its frozen copy where there is
+            one.
+        language_model: Its layers, without embeddings and without the output layer.
+        heads: The output layer and the next-frame head.
+    """
+
+    tower: int
+    language_model: int
+    heads: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.tower + self.language_model + self.heads
+
+
+def step_flops(model: FastSlowQwen2VL, plan: RowPlan) -> StepFlops:
+    """Count the useful FLOPs of the forward and the backward pass of one row.
+
+    A weight takes 2 FLOPs for each row that it meets; in the backward pass 2 more for
+    its gradient where it trains, and 2 more for that of its input where something
+    before it trains. Attention is counted by its visible pairs. Padding, embeddings,
+    norms, and what activation checkpointing computes again are not counted.
+
+    Args:
+        model: On any device, meta among them; sharded or not, with adapters or
+            without.
+        plan: The row's plan, on the CPU.
+
+    Returns:
+        The FLOPs of each part, on all ranks that share the row's work.
+
+    Laws:
+        matches_torch: products with weights equal torch's own count, forward and
+            backward, whatever trains
+        matches_pairs: tower attention equals torch's own count of a forward pass
+        padding_is_free: a padded row has the FLOPs of its samples
+        additive: a pack has the FLOPs of its samples
+    """
+    visual, language = model.backbone.model.visual, model.backbone.model.language_model
+    window = model.family.window
+    tower, seen = _tower(visual, plan, window)
+    if model.target_tower is not None:
+        tower += _tower(model.target_tower, plan, window)[0]
+    seen |= _trains(language.embed_tokens)
+    tokens, pairs = (
+        int((plan.layout.segment_ids >= 0).sum()),
+        visible_pairs(plan.visible),
+    )
+    language_model = 0
+    for layer in language.layers:
+        flops, seen = _block(layer, rows=tokens, pairs=pairs, before=seen)
+        language_model += flops
+    seen |= _trains(language.norm)
+    output = _weights(model.backbone.lm_head, len(plan.labels.rows), before=seen)
+    ahead, _ = _block(
+        model.next_frame_head, rows=len(plan.next_frame.rows), before=seen
+    )
+    return StepFlops(tower=tower, language_model=language_model, heads=output + ahead)
+
+
+_STAGES = (
+    ("norm", "ln_q", "norm1", "input_layernorm"),
+    ("q_proj", "k_proj", "v_proj", "qkv"),
+    ("q_norm", "k_norm"),
+    ("o_proj", "proj"),
+    ("norm2", "post_attention_layernorm"),
+    ("gate_proj", "up_proj", "fc1", "linear_fc1", "0"),
+    ("down_proj", "fc2", "linear_fc2", "2"),
+)
+"""What a block of any kind computes, one stage after the other; the modules of a stage
+read the same input."""
+
+
+def _tower(tower: Any, plan: RowPlan, window: int | None) -> tuple[int, bool]:
+    """Count a tower's FLOPs; tell whether its output has a gradient."""
+    patches, merge = int(plan.grid_thw.prod(1).sum()), tower.spatial_merge_size
+    whole, windowed = _frame_pairs(plan, merge, window)
+    flops = _weights(tower.patch_embed, patches, before=False)
+    seen = any(
+        _trains(part) for name, part in tower.named_children() if "embed" in name
+    )
+    for number, block in enumerate(tower.blocks):
+        full = number in getattr(tower, "fullatt_block_indexes", (number,))
+        pairs = whole if full else windowed
+        work, seen = _block(block, rows=patches, pairs=pairs, before=seen)
+        flops += work
+    after = seen
+    for merger in (tower.merger, *getattr(tower, "deepstack_merger_list", ())):
+        work, trains = _block(merger, rows=patches // merge**2, before=seen)
+        flops, after = flops + work, after or trains
+    return flops, after
+
+
+def _frame_pairs(plan: RowPlan, merge: int, window: int | None) -> tuple[int, int]:
+    """Count the pairs of a tower's layer over whole frames, and within windows."""
+    whole = windowed = 0
+    for frames, *sides in plan.grid_thw.tolist():
+        whole += frames * prod(sides) ** 2
+        if window is not None:
+            side = window * merge
+            windowed += frames * prod(
+                each // side * side**2 + (each % side) ** 2 for each in sides
+            )
+    return whole, windowed
+
+
+def _block(
+    block: nn.Module, *, rows: int, before: bool, pairs: int = 0
+) -> tuple[int, bool]:
+    """Count a block's FLOPs, stage by stage; tell whether its output has a gradient.
+
+    Args:
+        block: A layer, a merger or a head.
+        rows: Rows that meet its weights.
+        before: Whether its input has a gradient.
+        pairs: Pairs that it attends over.
+    """
+    parts = {name.rpartition(".")[2]: part for name, part in block.named_modules()}
+    flops = 0
+    for stage in _STAGES:
+        present = [parts[name] for name in stage if name in parts]
+        if pairs and "o_proj" in stage:
+            (output,) = present
+            flops += attention_flops(
+                pairs, num_heads=1, head_dim=output.in_features, backward=before
+            )
+        flops += sum(_weights(part, rows, before=before) for part in present)
+        before = before or any(map(_trains, present))
+    return flops, before
+
+
+def _weights(part: nn.Module, rows: int, *, before: bool) -> int:
+    """Count the FLOPs of the weights of a projection, adapters among them.
+
+    Args:
+        part: Holds linear layers, or one convolution that meets each patch once.
+        rows: Rows that meet it.
+        before: Whether its input has a gradient.
+    """
+    flops = 0
+    for name, layer in part.named_modules():
+        if isinstance(layer, nn.Linear):
+            size = layer.in_features * layer.out_features
+        elif isinstance(layer, nn.Conv3d):
+            size = layer.in_channels * layer.out_channels * prod(layer.kernel_size)
+        else:
+            continue
+        has_input_gradient = before or name.startswith("lora_B")  # lora_A trains
+        passes = 1 + layer.weight.requires_grad + has_input_gradient
+        flops += 2 * rows * size * passes
+    return flops
+
+
+def _trains(part: nn.Module) -> bool:
+    """Tell whether any parameter of a module trains."""
+    return any(each.requires_grad for each in part.parameters())
