@@ -1,0 +1,259 @@
+"""What is said before a run starts, against runs that have started."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedConfig, Qwen2VLConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from fastslow import TextSpan, VideoSpan, build_schedule, next_frame_loss
+from fastslow.qwen2_vl import (
+    ATTENTION_NAME,
+    TOWER_ATTENTION_NAME,
+    FastSlowQwen2VL,
+    RowPlan,
+    plan_row,
+)
+from recipes.edge.clips import make_clips
+from recipes.edge.devices import find_device
+from recipes.edge.dry_run import Plan, first_that_fits, fits, forecast
+from recipes.edge.memory import activation_bytes, estimate_memory, gathered_bytes
+from recipes.edge.parallel import Parallel, checkpoint_activations, choose_trained
+from recipes.edge.published import model_config
+from recipes.edge.weights import meta_model
+from recipes.preview import preview
+from recipes.qwen2vl_2b import QWEN2VL_2B
+from recipes.qwen2vl_7b import QWEN2VL_7B
+from recipes.qwen2vl_72b import QWEN2VL_72B
+from recipes.qwen2vl_tiny import TINY
+
+ROOT = Path(__file__).parents[2]
+CLIP = VideoSpan(grid=(8, 8), schedule=build_schedule(8, slow_stride=2, fast_stride=4))
+SAMPLE = (
+    CLIP,
+    TextSpan(token_ids=tuple(range(100))),
+    TextSpan(token_ids=tuple(range(30)), trained=True),
+)
+
+
+def small_config() -> PreTrainedConfig:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
+    return Qwen2VLConfig(
+        text_config={
+            "hidden_size": 256,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 3000,
+            "rope_parameters": rope,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+        vision_config={
+            "depth": 4,
+            "embed_dim": 160,
+            "hidden_size": 256,
+            "num_heads": 4,
+            "mlp_ratio": 4,
+        },
+        video_token_id=2000,
+    )
+
+
+def prepared(settings: Parallel) -> FastSlowQwen2VL:
+    model = meta_model(small_config())
+    choose_trained(model, settings)
+    checkpoint_activations(model, settings.activation_checkpointing)
+    return model.to(torch.bfloat16)
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attend in one fused call, which keeps what the GPU's kernels keep."""
+
+    def attend(
+        module: object, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, None]:
+        shared = query.shape[1] != key.shape[1]
+        attended = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=shared
+        )
+        return attended.transpose(1, 2).contiguous(), None
+
+    names = (ATTENTION_NAME, TOWER_ATTENTION_NAME)
+    for name in names:
+        ALL_ATTENTION_FUNCTIONS[name] = attend
+    try:
+        yield
+    finally:
+        for name in names:
+            del ALL_ATTENTION_FUNCTIONS[name]
+
+
+def measured_peak(settings: Parallel, plan: RowPlan) -> int:
+    """Take a real step on the CPU, and read torch's own record of its memory."""
+    model = prepared(settings).to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(
+                lambda weight: setattr(weight, "grad", None)
+            )
+    for buffer in model.buffers():
+        buffer.zero_()
+    patches = torch.randn(int(plan.grid_thw.prod(1).sum()), 1176)
+
+    def step() -> None:
+        output = model(patches, plan)
+        ahead, _ = next_frame_loss(output.predictions, output.targets)
+        (output.language_loss + ahead).backward()
+
+    with plain_attention():
+        step()
+        cpu = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+            step()
+    events = profile.profiler.kineto_results.events()
+    sizes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    return max(accumulate(sizes)) + patches.nbytes
+
+
+@pytest.mark.parametrize("tower", ["frozen", "trained"])
+@pytest.mark.parametrize("kind", ["none", "selective", "full"])
+def test_activations_are_within_a_tenth_of_a_real_step(kind: Any, tower: Any) -> None:
+    settings = Parallel(activation_checkpointing=kind, tower=tower)
+    plan = plan_row([SAMPLE] * 4, video_token_id=2000)
+    estimated = activation_bytes(prepared(settings), plan)
+    assert estimated == pytest.approx(measured_peak(settings, plan), rel=0.1)
+
+
+def test_an_estimate_leaves_attention_as_it_was() -> None:
+    before = dict(ALL_ATTENTION_FUNCTIONS)
+    activation_bytes(prepared(Parallel()), plan_row([SAMPLE], video_token_id=2000))
+    assert dict(ALL_ATTENTION_FUNCTIONS) == before
+
+
+def test_the_root_stays_whole_and_blocks_come_by_twos() -> None:
+    model = meta_model(small_config())
+    choose_trained(model, Parallel())
+    layers = model.backbone.model.language_model.layers
+    layer = sum(p.numel() for p in layers[0].parameters())
+    inside = sum(p.numel() for p in layers.parameters())
+    inside += sum(p.numel() for p in model.backbone.model.visual.blocks.parameters())
+    root = sum(p.numel() for p in model.parameters()) - inside
+    frozen = sum(
+        p.numel() for p in model.backbone.model.visual.patch_embed.parameters()
+    )
+    during, last = gathered_bytes(model, Parallel())
+    assert during == 2 * (2 * root - frozen) + 2 * 2 * layer + 6 * layer
+    assert last == 2 * (2 * root - frozen) + 4 * (root - frozen)
+
+
+def test_offloaded_state_is_on_the_host() -> None:
+    plan = plan_row([SAMPLE], video_token_id=2000)
+    found = [
+        estimate_memory(meta_model(small_config()), settings, plan, world_size=2)
+        for settings in (Parallel(), Parallel(cpu_offload=True))
+    ]
+    state = found[0].parameters + found[0].gradients + found[0].optimizer
+    assert found[1].host == state
+    assert found[0].total - found[1].total == state
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen/Qwen2-VL-2B-Instruct", 2_208_985_600),
+        ("Qwen/Qwen2-VL-7B-Instruct", 8_291_375_616),
+        ("Qwen/Qwen2-VL-72B-Instruct", 73_405_560_320),
+    ],
+)
+def test_published_models_have_their_parameters(name: str, parameters: int) -> None:
+    backbone = meta_model(model_config(name)).backbone
+    assert sum(weight.numel() for weight in backbone.parameters()) == parameters
+
+
+@pytest.mark.parametrize("preset", [QWEN2VL_2B, QWEN2VL_7B, QWEN2VL_72B])
+def test_every_preset_fits_what_it_says(preset: Any) -> None:
+    gpus = {QWEN2VL_2B: 1, QWEN2VL_7B: 8, QWEN2VL_72B: 32}[preset]
+    text, is_possible = preview(replace(preset, num_gpus=gpus))
+    assert is_possible, text
+
+
+def test_what_to_change_is_the_first_that_fits() -> None:
+    plan = Plan(
+        shape=small_config(),
+        parallel=Parallel(),
+        num_gpus=1,
+        device=find_device("h100-80gb"),
+        tokens_per_row=2048,
+        rows=1,
+        mfu=0.4,
+        window=8,
+    )
+    samples = [SAMPLE] * 8
+    whole = forecast(plan, samples)
+    assert fits(plan, whole)
+
+    def flags_with(memory: int) -> str | None:
+        small = replace(plan.device, memory_bytes=int(memory / 0.92))
+        change = first_that_fits(replace(plan, device=small), samples)
+        return change and change[0]
+
+    kinds = {
+        kind: forecast(
+            replace(plan, parallel=Parallel(activation_checkpointing=kind)), samples
+        ).memory.total
+        for kind in ("selective", "full")
+    }
+    assert whole.memory.total > kinds["selective"] > kinds["full"]
+    flag = "--parallel.activation-checkpointing"
+    assert flags_with(kinds["selective"] + 2) == f"{flag} selective"
+    assert flags_with(kinds["full"] + 2) == f"{flag} full"
+    shorter = flags_with(kinds["full"] - 2)
+    assert shorter is not None
+    assert shorter.startswith(f"{flag} full --tokens-per-row 1024 --gradient-")
+    assert flags_with(1000) is None
+
+
+def test_a_dry_run_of_data(tmp_path: Path) -> None:
+    make_clips(tmp_path / "clips", num_clips=6, held_out=0, seed=0, size=(56, 84))
+    data = tmp_path / "clips" / "train.jsonl"
+    text, is_possible = preview(replace(TINY, data_path=data, num_gpus=2))
+    assert is_possible
+    first = text.splitlines()[0]
+    assert first == (
+        "data           6 samples, 0 unusable; text counted as a token for 3 characters"
+    )
+    (clip,) = [line for line in text.splitlines() if line.startswith("clip")]
+    assert "S." in clip
+
+
+def test_a_dry_run_says_whether_the_run_fits() -> None:
+    command = [sys.executable, "recipes/qwen2vl_2b.py", "--dry-run", "--num-gpus"]
+    runs = [
+        subprocess.run(
+            [*command, "1", "--device", device],
+            check=False,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        for device in ("h100-80gb", "a100-40gb")
+    ]
+    assert [run.returncode for run in runs] == [0, 1], runs[0].stderr
+    assert "2,213,313,792 parameters" in runs[0].stdout
+    assert runs[0].stdout.endswith("it fits\n")
+    assert "it does not fit; --parallel.activation-checkpointing full" in runs[1].stdout
