@@ -41,8 +41,9 @@ def step_flops(model: FastSlowQwen2VL, plan: RowPlan) -> StepFlops:
 
     A weight takes 2 FLOPs for each row that it meets; in the backward pass 2 more for
     its gradient where it trains, and 2 more for that of its input where something
-    before it trains. Attention is counted by its visible pairs. Padding, embeddings,
-    norms, and what activation checkpointing computes again are not counted.
+    before it trains. Attention is counted by its visible pairs, in the tower by those
+    of each frame or window. Padding, embeddings, norms, and what activation
+    checkpointing computes again are not counted.
 
     Args:
         model: On any device, meta among them; sharded or not, with adapters or
@@ -50,7 +51,7 @@ def step_flops(model: FastSlowQwen2VL, plan: RowPlan) -> StepFlops:
         plan: The row's plan, on the CPU.
 
     Returns:
-        The FLOPs of each part, on all ranks that share the row's work.
+        The FLOPs of each part.
 
     Laws:
         matches_torch: products with weights equal torch's own count, forward and
@@ -65,10 +66,8 @@ def step_flops(model: FastSlowQwen2VL, plan: RowPlan) -> StepFlops:
     if model.target_tower is not None:
         tower += _tower(model.target_tower, plan, window)[0]
     seen |= _trains(language.embed_tokens)
-    tokens, pairs = (
-        int((plan.layout.segment_ids >= 0).sum()),
-        visible_pairs(plan.visible),
-    )
+    tokens = int((plan.layout.segment_ids >= 0).sum())
+    pairs = visible_pairs(plan.visible)
     language_model = 0
     for layer in language.layers:
         flops, seen = _block(layer, rows=tokens, pairs=pairs, before=seen)

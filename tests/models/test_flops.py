@@ -46,6 +46,12 @@ def nothing(model: FastSlowQwen2VL) -> None:
     model.requires_grad_(False)
 
 
+def embeddings(model: FastSlowQwen2VL) -> None:
+    """Train the first thing that text meets, and nothing after it."""
+    model.requires_grad_(False)
+    model.backbone.model.language_model.embed_tokens.requires_grad_(True)
+
+
 def adapters(model: FastSlowQwen2VL) -> None:
     """Train adapters and the next-frame head."""
     model.freeze_tower()
@@ -56,6 +62,7 @@ def adapters(model: FastSlowQwen2VL) -> None:
 TRAINED = [
     everything,
     nothing,
+    embeddings,
     adapters,
     FastSlowQwen2VL.freeze_tower,
     FastSlowQwen2VL.train_tower,
