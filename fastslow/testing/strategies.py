@@ -232,6 +232,26 @@ def grid_schedules(
     )
 
 
+def scheduled_clips(
+    *, max_clips: int = 3, max_side: int = 4, max_frames: int = 3
+) -> st.SearchStrategy[list[tuple[Grid, FrameSchedule]]]:
+    """Draw clips, each a grid and any schedule of it."""
+    clips = grids(max_side=max_side).flatmap(
+        lambda grid: st.tuples(
+            st.just(grid), grid_schedules(grid, max_frames=max_frames)
+        )
+    )
+    return st.lists(clips, max_size=max_clips)
+
+
+def plain_clips(
+    *, max_clips: int = 3, max_side: int = 5
+) -> st.SearchStrategy[list[tuple[Grid, FrameSchedule]]]:
+    """Draw clips whose frames are pooled once each, edges kept; at least one clip."""
+    clip = st.tuples(grids(max_side=max_side), plain_schedules())
+    return st.lists(clip, min_size=1, max_size=max_clips)
+
+
 def _pooled_frames(
     num_frames: int,
     max_side: int,

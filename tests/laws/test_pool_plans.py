@@ -37,17 +37,6 @@ LINEAR: tuple[Mode, ...] = ("average", "area", "bilinear")
 
 modes = st.sampled_from(MODES)
 linear_modes = st.sampled_from(LINEAR)
-clips_of_grids = st.lists(
-    fst.grids(max_side=4).flatmap(
-        lambda grid: st.tuples(st.just(grid), fst.grid_schedules(grid, max_frames=3))
-    ),
-    max_size=3,
-)
-"""Frames repeated, left out and in any order; windows by stride or count; kernels."""
-
-plain_clips = st.lists(
-    st.tuples(fst.grids(max_side=5), fst.plain_schedules()), min_size=1, max_size=3
-)
 
 
 def plain(clips: Clips) -> list[tuple[Grid, reference.Schedule]]:
@@ -99,7 +88,7 @@ bag_lists = st.lists(
 )
 
 
-@given(plain_clips, st.sampled_from(("average", "max")))
+@given(fst.plain_clips(), st.sampled_from(("average", "max")))
 def test_plan_pooling__partition(clips: Clips, mode: Mode) -> None:
     plan = plan_pooling(clips, mode=mode)
     num_cells = sum(prod(grid) * schedule.num_frames for grid, schedule in clips)
@@ -108,7 +97,7 @@ def test_plan_pooling__partition(clips: Clips, mode: Mode) -> None:
     assert all(len(readers) == 1 for readers in bags(plan.windows, plan.cell_starts))
 
 
-@given(clips_of_grids, modes)
+@given(fst.scheduled_clips(), modes)
 def test_plan_pooling__transpose(clips: Clips, mode: Mode) -> None:
     plan = plan_pooling(clips, mode=mode)
     sizes = [len(cells) for cells in bags(plan.cells, plan.window_starts)]
@@ -116,7 +105,7 @@ def test_plan_pooling__transpose(clips: Clips, mode: Mode) -> None:
     assert_transposed(plan)
 
 
-@given(clips_of_grids, linear_modes)
+@given(fst.scheduled_clips(), linear_modes)
 def test_plan_pooling__weights(clips: Clips, mode: Mode) -> None:
     plan = plan_pooling(clips, mode=mode)
     assert plan.weights is not None
@@ -131,7 +120,7 @@ def test_plan_pooling__weights(clips: Clips, mode: Mode) -> None:
     assert plan_pooling(clips, mode="max").weights is None
 
 
-@given(clips_of_grids)
+@given(fst.scheduled_clips())
 def test_plan_pooling__matches_reference(clips: Clips) -> None:
     plan = plan_pooling(clips)
     for name, expected in reference.pool_plan(plain(clips)).items():

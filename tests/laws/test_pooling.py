@@ -36,17 +36,6 @@ LINEAR: tuple[Mode, ...] = ("average", "area", "bilinear")
 
 modes = st.sampled_from(MODES)
 linear_modes = st.sampled_from(LINEAR)
-clips_of_grids = st.lists(
-    fst.grids(max_side=4).flatmap(
-        lambda grid: st.tuples(st.just(grid), fst.grid_schedules(grid, max_frames=3))
-    ),
-    max_size=3,
-)
-"""Frames repeated, left out and in any order; windows by stride or count; kernels."""
-
-plain_clips = st.lists(
-    st.tuples(fst.grids(max_side=5), fst.plain_schedules()), min_size=1, max_size=3
-)
 
 
 def plain(clips: Clips) -> list[tuple[Grid, reference.Schedule]]:
@@ -67,7 +56,7 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
-@given(clips_of_grids, linear_modes, fst.seeds())
+@given(fst.scheduled_clips(), linear_modes, fst.seeds())
 def test_pool_tokens__adjoint(clips: Clips, mode: Mode, seed: int) -> None:
     plan = plan_pooling(clips, mode=mode)
     tokens = cells_of(plan, seed).requires_grad_()
@@ -84,7 +73,7 @@ def test_pool_tokens__adjoint(clips: Clips, mode: Mode, seed: int) -> None:
         assert_near(grad, expected)
 
 
-@given(clips_of_grids, st.lists(st.integers(0, 2), min_size=1), fst.seeds())
+@given(fst.scheduled_clips(), st.lists(st.integers(0, 2), min_size=1), fst.seeds())
 def test_pool_tokens__routes(clips: Clips, levels: list[int], seed: int) -> None:
     plan = plan_pooling(clips, mode="max")
     cells = torch.arange(2 * len(plan.cell_starts)) % len(levels)
@@ -103,7 +92,7 @@ def test_pool_tokens__routes(clips: Clips, levels: list[int], seed: int) -> None
     assert_near(grad, expected)
 
 
-@given(clips_of_grids, st.booleans(), fst.seeds())
+@given(fst.scheduled_clips(), st.booleans(), fst.seeds())
 def test_pool_tokens__matches_reference(
     clips: Clips, takes_max: bool, seed: int
 ) -> None:
