@@ -231,8 +231,8 @@ def test_visible_keys__matches_reference(
     expected = reference.window_pairs(*columns, window.frames, is_kept)
     visible = visible_keys(layout, window)
     assert pairs_of(visible) == expected
-    if visible.is_kept is not None:
-        assert visible.is_kept.tolist() == is_kept
+    if visible.kept is not None:
+        assert visible.kept.is_kept.tolist() == is_kept
 
 
 @given(fst.layouts())
