@@ -20,7 +20,6 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from fastslow import (
     StreamState,
     VideoSpan,
-    best_fit_decreasing,
     copy_skill,
     describe_schedule,
     next_frame_loss,
@@ -39,6 +38,7 @@ from recipes.edge.distributed import (
     sum_over_ranks,
 )
 from recipes.edge.export import export_pretrained
+from recipes.edge.held_out import held_out_accuracy
 from recipes.edge.loader import Row, count_rows, fingerprint, stream_rows
 from recipes.edge.lora import merge_adapters, reset_adapters
 from recipes.edge.metrics import RunLog
@@ -328,37 +328,17 @@ def finish(run: Run, log: RunLog) -> None:
     log.message(f"weights for transformers in {folder}")
 
 
-@torch.no_grad()
 def ask_held_out(run: Run, log: RunLog) -> None:
-    """Ask every held-out question; an answer counts when all of its tokens are right.
-
-    All tokens are scored in one pass under the true answer. Greedy decoding gives that
-    answer exactly when each of its tokens is the most likely one after those before.
-    """
+    """Ask every held-out question, and record how many answers are right."""
     config, data, world = run.config, run.data, run.world
-    samples = packed_rows(config, data, world, data.held_out)
-    lengths = [planned.num_tokens for planned in data.held_out]
-    bins = best_fit_decreasing(lengths, config.tokens_per_row)
-    run.model.eval()
-    asked, right, bad = 0, 0, list[BadSample]()
-    for first in range(0, len(bins), world.size):
-        dealt = (*bins[first : first + world.size], *[()] * world.size)
-        row = samples[dealt[world.rank], StreamState()]
-        plan = to_device(row.plan, world.device)
-        output = run.model(row.patches.to(world.device), plan, return_logits=True)
-        assert output.logits is not None
-        wrong = output.logits.argmax(-1) != plan.labels.targets
-        missed = plan.layout.segment_ids[plan.labels.rows][wrong].unique()
-        asked += len(row.sample_ids)
-        right += len(row.sample_ids) - len(missed)
-        bad.extend(row.bad)
-    run.quarantine.share(bad)
-    total = sum_over_ranks({"right": right, "asked": asked}, world)
-    if total["asked"]:
-        accuracy = total["right"] / total["asked"]
+    questions = packed_rows(config, data, world, data.held_out)
+    accuracy, asked = held_out_accuracy(
+        run.model, questions, world, run.quarantine.share
+    )
+    if asked:
         log.scalars(config.max_steps, {"accuracy": accuracy, "chance": data.chance})
         log.message(
-            f"held-out accuracy {accuracy:.3f} on {total['asked']:.0f} questions, "
+            f"held-out accuracy {accuracy:.3f} on {asked} questions, "
             f"chance {data.chance:.3f} (always the most common answer)"
         )
 

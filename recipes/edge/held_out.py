@@ -1,0 +1,53 @@
+"""Questions that a model was not trained on."""
+
+from collections.abc import Callable
+
+import torch
+
+from fastslow import StreamState, best_fit_decreasing, to_device
+from fastslow.qwen2_vl import FastSlowQwen2VL
+from recipes.edge.dataset import BadSample
+from recipes.edge.distributed import World, sum_over_ranks
+from recipes.edge.loader import PackedRows
+
+
+@torch.no_grad()
+def held_out_accuracy(
+    model: FastSlowQwen2VL,
+    samples: PackedRows,
+    world: World,
+    report_bad: Callable[[list[BadSample]], None],
+) -> tuple[float, int]:
+    """Ask every question; an answer counts when all of its tokens are right.
+
+    All tokens are scored in one pass under the true answer. Greedy decoding gives that
+    answer exactly when each of its tokens is the most likely one after those before.
+
+    Args:
+        model: The model; it is left in evaluation mode.
+        samples: The questions, packed into rows of their capacity and dealt to ranks.
+        world: The ranks; all call this together.
+        report_bad: Takes the samples of this rank that could not be decoded.
+
+    Returns:
+        Share of right answers over all ranks, and the number of questions; 0 and 0
+        where there is none.
+    """
+    lengths = [planned.num_tokens for planned in samples.samples]
+    bins = best_fit_decreasing(lengths, samples.settings.capacity)
+    model.eval()
+    asked, right, bad = 0, 0, list[BadSample]()
+    for first in range(0, len(bins), world.size):
+        dealt = (*bins[first : first + world.size], *[()] * world.size)
+        row = samples[dealt[world.rank], StreamState()]
+        plan = to_device(row.plan, world.device)
+        output = model(row.patches.to(world.device), plan, return_logits=True)
+        assert output.logits is not None
+        wrong = output.logits.argmax(-1) != plan.labels.targets
+        missed = plan.layout.segment_ids[plan.labels.rows][wrong].unique()
+        asked += len(row.sample_ids)
+        right += len(row.sample_ids) - len(missed)
+        bad.extend(row.bad)
+    report_bad(bad)
+    total = sum_over_ranks({"right": right, "asked": asked}, world)
+    return total["right"] / max(total["asked"], 1), int(total["asked"])
