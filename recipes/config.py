@@ -16,8 +16,8 @@ class Config:
     output_dir: Path
     """Where the run's log, metrics, TensorBoard events and checkpoints go."""
     model_name_or_path: str | None = None
-    """Checkpoint to begin with: a folder, or a name on the Hugging Face hub. Without
-    it a tiny model of random weights is trained."""
+    """Folder of the checkpoint to begin with, or its name on the Hugging Face hub.
+    Without it a tiny model of random weights is trained."""
     data_path: Path | None = None
     """JSON, JSONL or parquet file of conversations, or a folder of them; clips are
     named relative to it. Without it the recipe makes clips of its own."""
