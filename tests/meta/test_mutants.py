@@ -94,8 +94,8 @@ MUTANTS = [
     ),
     Mutant(
         "pool_plans",
-        "num_cells += schedule.num_frames * prod(grid)",
-        "num_cells += len(schedule.frames) * prod(grid)",
+        "initial=num_cells",
+        "initial=0",
         "pool_plans.py -k plan_pooling__matches_reference",
     ),
     Mutant(
@@ -103,6 +103,24 @@ MUTANTS = [
         "_sum_bags(grad, plan.windows, plan.cell_starts, plan.back_weights)",
         "_sum_bags(grad, plan.windows, plan.cell_starts, plan.weights)",
         "pooling.py -k pool_tokens__adjoint",
+    ),
+    Mutant(
+        "pool_plans",
+        "(start // scale, -(-stop // scale))",
+        "(start // scale, stop // scale + 1)",
+        "pool_plans.py -k plan_pooling__matches_reference",
+    ),
+    Mutant(
+        "pool_plans",
+        "first += prod(encoded)",
+        "first += prod(grid)",
+        "pool_plans.py -k plan_pooling__matches_reference",
+    ),
+    Mutant(
+        "streams",
+        "scales = (1 if t in slow else scale",
+        "scales = (scale if t in slow else 1",
+        "streams.py -k scale_fast_frames__slow_untouched",
     ),
     Mutant(
         "pooling",
