@@ -61,6 +61,16 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """Check and measure on this machine's GPU, in about ten minutes."""
+    session.install("-e", ".[dev]")
+    unchecked = "--jaxtyping-packages="
+    session.run("pytest", unchecked, "tests/gpu", "tests/oracles", "tests/models")
+    results = ["--results", "docs/benchmarks", "--benchmark-quiet"]
+    session.run("pytest", unchecked, *results, "tests/benchmarks", *session.posargs)
+
+
+@nox.session
 def recipes(session: nox.Session) -> None:
     """Train the tiny recipe on two ranks."""
     session.install("-e", ".[recipes]")

@@ -1,0 +1,151 @@
+"""What a GPU computes is what a CPU computes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastslow import (
+    TextSpan,
+    VideoSpan,
+    build_schedule,
+    next_frame_loss,
+    plan_pooling,
+    pool_tokens,
+    scale_fast_frames,
+    schedule_from_grids,
+    to_device,
+)
+from fastslow.pool_plans import Mode
+from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_row
+from recipes.edge.checkpoint import load_checkpoint, save_checkpoint
+from recipes.edge.distributed import process_group
+from recipes.edge.optimization import clip_gradients
+from recipes.edge.parallel import Parallel, parallelise
+from recipes.edge.tiny import tiny_backbone
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's own compiler
+]
+
+CUDA = torch.device("cuda", 0)
+VIDEO_TOKEN_ID = 6
+
+
+@pytest.fixture(autouse=True)
+def exact_products() -> None:
+    torch.set_float32_matmul_precision("highest")
+
+
+def packed_row() -> RowPlan:
+    schedule = build_schedule(4, slow_stride=1, fast_stride=2)
+    clips = [
+        VideoSpan(grid=(4, 6), schedule=schedule),
+        VideoSpan(grid=(4, 4), schedule=scale_fast_frames(schedule, 2)),
+    ]
+    question = TextSpan(token_ids=tuple(range(10, 30)))
+    answer = TextSpan(token_ids=(40, 41, 42), trained=True)
+    return plan_row(
+        [[question, clip, answer] for clip in clips],
+        video_token_id=VIDEO_TOKEN_ID,
+        length=256,
+    )
+
+
+def model() -> FastSlowQwen2VL:
+    torch.manual_seed(0)
+    backbone = tiny_backbone(vocabulary_size=64, video_token_id=VIDEO_TOKEN_ID)
+    return FastSlowQwen2VL(backbone)
+
+
+def patches_of(plan: RowPlan) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    count = int(plan.grid_thw.prod(1).sum())
+    return torch.randn(count, 1176, generator=generator)
+
+
+def loss_of(trained: Any, patches: Tensor, plan: RowPlan) -> Tensor:
+    output = trained(patches, plan)
+    ahead, _ = next_frame_loss(output.predictions, output.targets)
+    total: Tensor = output.language_loss + ahead
+    return total
+
+
+def test_a_row_gives_the_same_loss_and_gradients() -> None:
+    plan = packed_row()
+    found = []
+    for device in (torch.device("cpu"), CUDA):
+        trained = model().to(device)
+        loss = loss_of(trained, patches_of(plan).to(device), to_device(plan, device))
+        loss.backward()
+        gradients = [p.grad for p in trained.parameters() if p.grad is not None]
+        found.append([loss.detach().cpu(), *(grad.cpu() for grad in gradients)])
+    assert len(found[0]) == len(found[1])
+    for on_cpu, on_gpu in zip(*found, strict=True):
+        torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mode", ["average", "max", "area", "bilinear"])
+def test_pooling_is_the_same(mode: Mode, dtype: torch.dtype) -> None:
+    clips = [
+        ((13, 23), build_schedule(3, slow_stride=2, fast_stride=4)),
+        ((5, 4), schedule_from_grids([(2, 3), (1, 1)])),
+    ]
+    plan = plan_pooling(clips, mode=mode)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(len(plan.cell_starts), 64, generator=generator).to(dtype)
+    found = []
+    for device in (torch.device("cpu"), CUDA):
+        leaf = tokens.to(device).requires_grad_()
+        pooled = pool_tokens(leaf, to_device(plan, device)).values
+        (gradient,) = torch.autograd.grad(pooled.float().square().sum(), leaf)
+        found.append((pooled.detach().cpu(), gradient.cpu()))
+    for on_cpu, on_gpu in zip(*found, strict=True):
+        torch.testing.assert_close(on_gpu, on_cpu)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Parallel(),
+        Parallel(activation_checkpointing="selective", torch_compile=True),
+        Parallel(activation_checkpointing="full", tower="trained"),
+        Parallel(cpu_offload=True),
+        Parallel(lora_rank=4),
+    ],
+    ids=str,
+)
+def test_steps_in_half_precision_learn_a_row(
+    settings: Parallel, tmp_path: Path
+) -> None:
+    """Steps over NCCL, a checkpoint, and a step after it."""
+    plan = packed_row()
+    with process_group() as world:
+        trained = model()
+        if not settings.cpu_offload:
+            trained.to(world.device)
+        parallelise(trained, settings, world)
+        optimizer = torch.optim.AdamW(
+            [p for p in trained.parameters() if p.requires_grad], lr=3e-3
+        )
+        patches, on_gpu = patches_of(plan).cuda(), to_device(plan, world.device)
+        losses = []
+        for _ in range(20):
+            loss = loss_of(trained, patches, on_gpu)
+            loss.backward()
+            clip_gradients(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        assert losses[-1] < 0.9 * losses[0]
+        folder = save_checkpoint(
+            tmp_path, 20, model=trained, optimizer=optimizer, state={}, world=world
+        )
+        before = loss_of(trained, patches, on_gpu).item()
+        load_checkpoint(folder, model=trained, optimizer=optimizer, world=world)
+        after = loss_of(trained, patches, on_gpu).item()
+        assert after == pytest.approx(before, rel=1e-3)
