@@ -28,7 +28,7 @@ from recipes.edge.tiny import tiny_backbone
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's own compiler
+    pytest.mark.filterwarnings("default"),  # torch's compiler warns of itself
 ]
 
 CUDA = torch.device("cuda", 0)
