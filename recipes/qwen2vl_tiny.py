@@ -30,7 +30,7 @@ TINY = Config(
     dataloader_num_workers=0,
     parallel=Parallel(compute="float32"),
 )
-"""Settings of the tiny run, 90 seconds on two cores."""
+"""Settings of the tiny run, about two minutes on two cores."""
 
 if __name__ == "__main__":
     run_recipe(TINY)

@@ -89,8 +89,14 @@ def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
         What the step takes.
 
     Raises:
-        ValueError: If ``replicate`` does not divide the number of ranks.
+        ValueError: If ``replicate`` does not divide the number of ranks, or the model
+            is not of the type whose tower can run without values.
     """
+    if plan.shape.model_type != "qwen2_vl":
+        raise ValueError(
+            f"model_type is {plan.shape.model_type!r}; a dry run knows 'qwen2_vl', the "
+            "towers of the others read sizes from tensors that have no values here"
+        )
     if plan.num_gpus % plan.parallel.replicate:
         raise ValueError(
             f"replicate is {plan.parallel.replicate} but there are {plan.num_gpus} "

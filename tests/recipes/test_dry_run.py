@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedConfig, Qwen2VLConfig
+from transformers import PreTrainedConfig, Qwen2VLConfig, Qwen3VLConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fastslow import TextSpan, VideoSpan, build_schedule, next_frame_loss
@@ -225,6 +225,30 @@ def test_what_to_change_is_the_first_that_fits() -> None:
     assert shorter is not None
     assert shorter.startswith(f"{flag} full --tokens-per-row 1024 --gradient-")
     assert flags_with(1000) is None
+
+
+def test_other_families_and_copies_that_do_not_divide_are_refused() -> None:
+    plan = Plan(
+        shape=Qwen3VLConfig(),
+        parallel=Parallel(replicate=2),
+        num_gpus=3,
+        device=find_device("h100-80gb"),
+        tokens_per_row=2048,
+        rows=1,
+        mfu=0.4,
+        window=8,
+    )
+    with pytest.raises(ValueError) as error:
+        forecast(plan, [SAMPLE])
+    assert str(error.value) == (
+        "model_type is 'qwen3_vl'; a dry run knows 'qwen2_vl', the towers of the "
+        "others read sizes from tensors that have no values here"
+    )
+    with pytest.raises(ValueError) as error:
+        forecast(replace(plan, shape=small_config()), [SAMPLE])
+    assert str(error.value) == (
+        "replicate is 2 but there are 3 ranks; it must divide them"
+    )
 
 
 def test_a_dry_run_of_data(tmp_path: Path) -> None:
