@@ -12,12 +12,8 @@ from recipes.edge.checkpoint import latest_checkpoint
 from recipes.edge.clips import make_clips
 from recipes.edge.dataset import BadSample, Sample, most_common_share, read_samples
 from recipes.edge.distributed import World
-from recipes.edge.loader import (
-    ClipSettings,
-    PackedRows,
-    PlannedSample,
-    plan_samples,
-)
+from recipes.edge.loader import PackedRows
+from recipes.edge.samples import ClipSettings, PlannedSample, plan_samples
 from recipes.edge.tiny import VIDEO_TOKEN, train_tokenizer
 from recipes.edge.weights import find_weights
 

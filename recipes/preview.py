@@ -14,8 +14,8 @@ from recipes.data import clip_settings
 from recipes.edge.dataset import read_samples
 from recipes.edge.devices import find_device
 from recipes.edge.dry_run import Plan, first_that_fits, fits, forecast, report
-from recipes.edge.loader import ClipSettings, plan_samples, schedule_clip
 from recipes.edge.published import model_config
+from recipes.edge.samples import ClipSettings, plan_samples, schedule_clip
 
 CHARACTERS_PER_TOKEN = 3
 """How text is counted where the model's tokenizer is not at hand; English has four."""

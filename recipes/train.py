@@ -39,7 +39,7 @@ from recipes.edge.distributed import (
 )
 from recipes.edge.export import export_pretrained
 from recipes.edge.held_out import held_out_accuracy
-from recipes.edge.loader import Row, count_rows, fingerprint, stream_rows
+from recipes.edge.loader import Row, count_rows, stream_rows
 from recipes.edge.lora import merge_adapters, reset_adapters
 from recipes.edge.metrics import RunLog
 from recipes.edge.optimization import (
@@ -51,6 +51,7 @@ from recipes.edge.optimization import (
 from recipes.edge.parallel import parallelise
 from recipes.edge.profiling import peak_memory, profiled
 from recipes.edge.quarantine import Quarantine
+from recipes.edge.samples import fingerprint
 from recipes.edge.settings import check_same_settings, settings_as_json
 from recipes.edge.tiny import tiny_backbone
 from recipes.edge.weights import build_meta_model, load_pretrained, materialize

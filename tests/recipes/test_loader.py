@@ -12,15 +12,8 @@ from fastslow import StreamState, VideoSpan
 from fastslow.qwen2_vl import Family, VisionGeometry
 from recipes.edge.clips import write_clip
 from recipes.edge.dataset import Sample, Turn
-from recipes.edge.loader import (
-    ClipSettings,
-    PackedRows,
-    PlannedSample,
-    count_rows,
-    fingerprint,
-    plan_samples,
-    stream_rows,
-)
+from recipes.edge.loader import PackedRows, count_rows, stream_rows
+from recipes.edge.samples import ClipSettings, PlannedSample, fingerprint, plan_samples
 
 SETTINGS = ClipSettings(
     family=Family(geometry=VisionGeometry(min_pixels=28 * 28, max_pixels=196 * 196)),
