@@ -110,13 +110,24 @@ class _WindowSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, plan: PoolPlan) -> Tensor:
         ctx.plan = plan
-        return _sum_bags(tokens, plan.cells, plan.window_starts, plan.weights)
+        sums = _sum_bags(tokens, plan.cells, plan.window_starts, plan.weights)
+        return _divide(sums, plan)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         plan: PoolPlan = ctx.plan
         (grad,) = grads
-        return _sum_bags(grad, plan.windows, plan.cell_starts, plan.back_weights), None
+        shares = _divide(grad.clone(), plan)
+        weights = plan.back_weights
+        return _sum_bags(shares, plan.windows, plan.cell_starts, weights), None
+
+
+def _divide(rows: Tensor, plan: PoolPlan) -> Tensor:
+    """Divide, in place, the rows of windows whose divisor is not 1."""
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    divisors = plan.divisors.to(wide)[:, None]
+    uneven = rows.index_select(0, plan.uneven) / divisors
+    return rows.index_copy_(0, plan.uneven, uneven.to(rows.dtype))
 
 
 def _sum_bags(
@@ -125,7 +136,7 @@ def _sum_bags(
     """Add up bags of weighted rows; sums are at least float32 before they are rounded.
 
     Means go this way too: ``embedding_bag`` takes half as long again to divide sums by
-    their sizes.
+    their sizes, and its sums leave the range of half precision.
     """
     if weights is not None:
         weights = weights.to(rows.dtype)
