@@ -7,8 +7,8 @@ often: few samples are long, as in data.
 
 The usual step takes the same samples 4 at a time, pads each to the longest of its 4,
 attends under a dense mask, and makes float32 logits of every token. That both steps
-have the same loss and gradients is checked first,
-with the tiny model.
+have the same loss and gradients is checked first, with the tiny model. The tower reads
+as many patches in both, and most FLOPs of the pooled step are its own.
 """
 
 import gc
@@ -326,14 +326,27 @@ def record(
     frames = sum(
         clip.schedule.num_frames for plan in plans for clip in plan.layout.clips
     )
+    rows = sum(len(plan.visible.start) for plan in plans)
+    if isinstance(model, Usual):
+        rows = sum(padded_tokens(plan) for plan in plans)
     peak = torch.cuda.max_memory_allocated(device)
     benchmark.extra_info |= {
-        "tokens": tokens,
+        "fill": round(tokens / rows, 3),
         "tokens a second": round(tokens / seconds),
         "frames a second": round(frames / seconds, 1),
         "peak GiB": round(peak / 2**30, 1),
     }
+    flops = [step_flops(model, plan) for plan in plans]
+    total = sum(each.total for each in flops)
+    benchmark.extra_info["TFLOP"] = round(total / 1e12)
+    tower = sum(each.tower for each in flops)
+    benchmark.extra_info["of these the tower"] = round(tower / 1e12)
     gpu = this_device(device)
     if gpu is not None:
-        flops = sum(step_flops(model, plan).total for plan in plans)
-        benchmark.extra_info["MFU"] = round(flops / seconds / gpu.bf16_flops, 3)
+        benchmark.extra_info["MFU"] = round(total / seconds / gpu.bf16_flops, 3)
+
+
+def padded_tokens(plan: RowPlan) -> int:
+    """Count the tokens of a plan's samples when each is as long as the longest."""
+    sizes = plan.layout.segment_ids.bincount()
+    return len(sizes) * int(sizes.max())
