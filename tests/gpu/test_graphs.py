@@ -1,13 +1,20 @@
 """Rows of a few lengths meet a few compiled graphs, in both passes."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from random import Random
+from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import flex_attention
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from fastslow import (
     KeyIntervals,
@@ -17,6 +24,7 @@ from fastslow import (
     to_device,
     visible_intervals,
 )
+from recipes.edge.parallel import EXPENSIVE
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -67,3 +75,46 @@ def test_as_many_graphs_as_row_lengths() -> None:
     assert len(list(groupby(lengths))) > PACKS // 4  # in no order
     assert 0 < counters["stats"]["unique_graphs"] <= BUCKETS
     assert not counters["graph_break"]
+
+
+def test_selective_checkpointing_leaves_attention_compiled_and_keeps_it() -> None:
+    tokens = 4096
+    intervals = to_device(visible_intervals(torch.arange(tokens)), "cuda")
+    mask = interval_block_mask(intervals)
+    inputs = [
+        torch.randn(1, heads, tokens, 64, device="cuda", dtype=torch.bfloat16)
+        for heads in (8, 2, 2)
+    ]
+    torch.compiler.reset()
+    counters.clear()
+    attend, seen = torch.compile(flex_attention), list[str]()
+
+    def policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        seen.append(operation.name())
+        kept = operation.name() in EXPENSIVE
+        must, may = CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE
+        return must if kept else may
+
+    def block(*given: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = attend(*given, block_mask=mask, enable_gqa=True)
+        return output
+
+    found = []
+    for is_checkpointed in (False, True):
+        leaves = [each.detach().requires_grad_() for each in inputs]
+        torch.cuda.reset_peak_memory_stats()
+        if is_checkpointed:
+            contexts = partial(create_selective_checkpoint_contexts, policy)
+            output = checkpoint(
+                block, *leaves, use_reentrant=False, context_fn=contexts
+            )
+        else:
+            output = block(*leaves)
+        gradients = torch.autograd.grad(output, leaves, torch.ones_like(output))
+        scores = 8 * tokens**2 * 4  # what it holds if it is not compiled
+        assert torch.cuda.max_memory_allocated() < scores / 2
+        found.append([output.detach(), *gradients])
+    assert counters["stats"]["unique_graphs"] >= 1
+    assert set(seen) & EXPENSIVE, seen
+    for plain, checkpointed in zip(*found, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
