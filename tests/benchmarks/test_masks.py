@@ -20,6 +20,7 @@ from fastslow import (
     frame_causal_mask,
     interval_block_mask,
     interval_mask,
+    to_device,
     visible_intervals,
 )
 
@@ -144,6 +145,51 @@ def test_m2(
         benchmark.extra_info["target"] = f"{limit} ms, 150 MB"
     args = (row, form)
     benchmark.pedantic(to_the_end(build), args=args, rounds=5, warmup_rounds=1)
+
+
+def every_pair_compiled(intervals: KeyIntervals) -> BlockMask:
+    """Let torch look at every pair, under the rule that reads two bounds."""
+    tokens, device = len(intervals.start), str(intervals.start.device)
+    rule = interval_mask(intervals)
+    return compiled_builder()(rule, None, None, tokens, tokens, device=device)
+
+
+def without_waiting(build: Callable[[], BlockMask], device: torch.device) -> BlockMask:
+    """Build a mask; if the GPU is waited for, fail."""
+    build()  # libraries wait when they start
+    if device.type == "cpu":
+        return build()
+    torch.cuda.synchronize(device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        return build()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("build", [interval_block_mask, every_pair_compiled])
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of itself
+def test_m3(
+    benchmark: BenchmarkFixture,
+    device: torch.device,
+    to_the_end: Callable[[Any], Any],
+    build: Callable[[KeyIntervals], BlockMask],
+) -> None:
+    """Build the mask of a planned row, as a training step does."""
+    tokens = 65_536 if device.type == "cuda" else 4096
+    if device.type == "cpu" and benchmark.enabled:
+        pytest.skip("M1 and M2 measure this on a CPU")
+    benchmark.group = f"M3: BlockMask of {tokens:,} planned tokens"
+    torch.compiler.reset()  # a second length would make kernels of any length
+    cpu = torch.device("cpu")
+    intervals = to_device(plan(packed_row(tokens, cpu), "plain"), device)
+    expected = every_pair_compiled(intervals)
+    found = without_waiting(lambda: interval_block_mask(intervals), device)
+    for name in TABLES:
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    if build is every_pair_compiled:
+        benchmark.extra_info["target"] = "at least 20x"
+    benchmark.pedantic(to_the_end(build), args=(intervals,), rounds=20, warmup_rounds=2)
 
 
 @pytest.mark.parametrize("form", FORMS)
