@@ -35,17 +35,22 @@ class Account(Protocol):
 
 @contextmanager
 def gathered_by_turns(
-    model: FastSlowQwen2VL, account: Account, *, shards: int
+    model: FastSlowQwen2VL, account: Account, *, shards: int, replicas: int
 ) -> Iterator[None]:
     """Enter what is whole, and drop gradients when FSDP2 would.
+
+    The step is one of several rows, so its gradients are added to shards that are
+    there. Between replicas of the model they are added up first; FSDP2 keeps what it
+    added up to the end of the step.
 
     Args:
         model: Whole, in the dtype that computes, with what trains. One step is taken
             inside; its gradients are dropped.
         account: Where the bytes go.
         shards: Ranks that share one copy.
+        replicas: Copies.
     """
-    turns = _Turns(model, account, shards)
+    turns = _Turns(model, account, shards, replicas)
     with ExitStack() as hooks:
         for hook in turns.hooks(model):
             hooks.callback(hook.remove)
@@ -67,7 +72,9 @@ class _Part:
 class _Turns:
     """Which blocks are whole now, which is fetched, and what is being reduced."""
 
-    def __init__(self, model: FastSlowQwen2VL, account: Account, shards: int) -> None:
+    def __init__(
+        self, model: FastSlowQwen2VL, account: Account, shards: int, replicas: int
+    ) -> None:
         blocks = list(blocks_of(model))
         self.parts = {
             block: _Part(list(block.parameters()), shards) for block in blocks
@@ -75,10 +82,10 @@ class _Turns:
         inside = {id(each) for block in blocks for each in block.parameters()}
         own = [each for each in model.parameters() if id(each) not in inside]
         self.root = _Part(own, shards)
-        self.account, self.shards = account, shards
+        self.account, self.shards, self.replicas = account, shards, replicas
         self.order: list[_Part] = []
         self.fetched = dict[_Part, int]()
-        self.copied = self.reducing = 0
+        self.copied = self.reducing = self.added_up = 0
         self.turn: _Part | None = None
 
     def hooks(self, model: FastSlowQwen2VL) -> Iterator[Any]:
@@ -98,7 +105,7 @@ class _Turns:
         self.account.hold(-sum(self.fetched.values()))
         self.turn = self.root
         self._end_backward(self.root)
-        self.account.hold(-self.reducing)
+        self.account.hold(-self.reducing - self.added_up)
 
     def _before(self, part: _Part) -> Any:
         def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -170,6 +177,9 @@ class _Turns:
         self.reducing = part.reduced
         for parameter in part.trained:
             self._drop(parameter)
-        mine = part.reduced // self.shards  # added to what earlier rows left
+        mine = part.reduced // self.shards
         self.account.hold(mine)
-        self.account.hold(-mine)
+        if self.replicas > 1:
+            self.added_up += mine
+        else:
+            self.account.hold(-mine)

@@ -83,7 +83,9 @@ def estimate_memory(
     state = shard_bytes(model, shards)
     checkpoint_activations(model, settings.activation_checkpointing)
     model.to(settings.compute_dtype)  # as FSDP gathers it
-    gathered, activations = step_bytes(model, plan, shards=shards)
+    gathered, activations = step_bytes(
+        model, plan, shards=shards, replicas=settings.replicate
+    )
     on_host = sum(state) if settings.cpu_offload else 0
     parameters, gradients, optimizer = (0, 0, 0) if settings.cpu_offload else state
     return Memory(
@@ -119,7 +121,7 @@ def shard_bytes(model: nn.Module, shards: int) -> tuple[int, int, int]:
 
 
 def step_bytes(
-    model: FastSlowQwen2VL, plan: RowPlan, *, shards: int
+    model: FastSlowQwen2VL, plan: RowPlan, *, shards: int, replicas: int
 ) -> tuple[int, int]:
     """Take a step on the meta device, and find the most that it holds at a time.
 
@@ -127,6 +129,7 @@ def step_bytes(
         model: On the meta device, in the dtype that computes, checkpointed or not.
         plan: The row, on the CPU.
         shards: Ranks that share one copy.
+        replicas: Copies.
 
     Returns:
         Bytes at that moment: of parameters and gradients that are whole, and of
@@ -142,7 +145,7 @@ def step_bytes(
     with (
         _stand_in_attention(),
         births,
-        gathered_by_turns(model, births, shards=shards),
+        gathered_by_turns(model, births, shards=shards, replicas=replicas),
     ):
         output = model(patches, on_meta)
         ahead, _ = next_frame_loss(output.predictions, output.targets)
