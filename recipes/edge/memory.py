@@ -26,10 +26,10 @@ from fastslow.qwen2_vl import (
     FastSlowQwen2VL,
     RowPlan,
 )
+from recipes.edge.gathering import gathered_by_turns
 from recipes.edge.parallel import (
     EXPENSIVE,
     Parallel,
-    blocks_of,
     checkpoint_activations,
     choose_trained,
 )
@@ -37,16 +37,14 @@ from recipes.edge.parallel import (
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one rank.
+    """Bytes on one rank, at the moment when they are most.
 
     Attributes:
         parameters: Its shards of all parameters.
         gradients: Those of the gradients.
         optimizer: Those of AdamW's two averages.
-        gathered: Parameters and gradients that are whole while they are used.
-        activations: The most that the step's other tensors take at a time.
-        last: What is whole at the end of the backward pass, when the root's gradients
-            are averaged and activations are gone.
+        gathered: Parameters and gradients that are whole at that moment.
+        activations: The step's other tensors, the row itself among them.
         host: What lives in the host's memory instead, under CPU offload.
     """
 
@@ -55,14 +53,13 @@ class Memory:
     optimizer: int
     gathered: int
     activations: int
-    last: int
     host: int
 
     @property
     def total(self) -> int:
         """Bytes on the device."""
         state = self.parameters + self.gradients + self.optimizer
-        return state + max(self.gathered + self.activations, self.last)
+        return state + self.gathered + self.activations
 
 
 def estimate_memory(
@@ -81,12 +78,14 @@ def estimate_memory(
         The estimate. Parameters, gradients and optimizer are exact. Not counted is what
         the caching allocator loses to fragments, nor CUDA's own context.
     """
+    shards = world_size // settings.replicate
     choose_trained(model, settings)
-    state = shard_bytes(model, world_size // settings.replicate)
-    gathered, last = gathered_bytes(model, settings)
+    state = shard_bytes(model, shards)
     checkpoint_activations(model, settings.activation_checkpointing)
     model.to(settings.compute_dtype)  # as FSDP gathers it
-    activations = activation_bytes(model, plan)
+    gathered, activations = step_bytes(
+        model, plan, shards=shards, replicas=settings.replicate
+    )
     on_host = sum(state) if settings.cpu_offload else 0
     parameters, gradients, optimizer = (0, 0, 0) if settings.cpu_offload else state
     return Memory(
@@ -95,7 +94,6 @@ def estimate_memory(
         optimizer=optimizer,
         gathered=gathered,
         activations=activations,
-        last=last,
         host=on_host,
     )
 
@@ -122,75 +120,41 @@ def shard_bytes(model: nn.Module, shards: int) -> tuple[int, int, int]:
     return parameters, gradients, 2 * gradients
 
 
-def gathered_bytes(model: FastSlowQwen2VL, settings: Parallel) -> tuple[int, int]:
-    """Count what is whole at a time of parameters and gradients.
-
-    The root's own parameters stay whole from the forward pass to the end of the
-    backward pass, and so do their gradients once they are there. Of blocks there are
-    two in the dtype that computes, the one that runs and the one that is fetched, and
-    in the backward pass the gradient of one, once in that dtype and once in float32, on
-    its way to its owners. The root's own gradients take that way last.
-
-    Args:
-        model: Whole, with what trains.
-        settings: ``compute``.
-
-    Returns:
-        Bytes during the step, and at its end.
-    """
-    width = settings.compute_dtype.itemsize
-    blocks = [list(block.parameters()) for block in blocks_of(model)]
-    inside = {id(parameter) for block in blocks for parameter in block}
-    root = [p for p in model.parameters() if id(p) not in inside]
-
-    def count(parameters: list[nn.Parameter], *, trained: bool = False) -> int:
-        return sum(p.numel() for p in parameters if p.requires_grad or not trained)
-
-    whole = width * (count(root) + count(root, trained=True))
-    largest = max(
-        2 * width * count(block) + (width + 4) * count(block, trained=True)
-        for block in blocks
-    )
-    return whole + largest, whole + 4 * count(root, trained=True)
-
-
-def activation_bytes(model: FastSlowQwen2VL, plan: RowPlan) -> int:
-    """Take a step on the meta device, and find the most that its tensors take.
+def step_bytes(
+    model: FastSlowQwen2VL, plan: RowPlan, *, shards: int, replicas: int
+) -> tuple[int, int]:
+    """Take a step on the meta device, and find the most that it holds at a time.
 
     Args:
         model: On the meta device, in the dtype that computes, checkpointed or not.
         plan: The row, on the CPU.
+        shards: Ranks that share one copy.
+        replicas: Copies.
 
     Returns:
-        Bytes of everything but parameters and their gradients; the row's patches and
-        plan are among it.
+        Bytes at that moment: of parameters and gradients that are whole, and of
+        everything else, the row's patches and plan among it.
     """
     meta = torch.device("meta")
     pixels = model.family.geometry
     width = 3 * pixels.temporal_patch_size * pixels.patch_size**2
     patches = torch.empty(int(plan.grid_thw.prod(1).sum()), width, device=meta)
     on_meta = to_device(plan, meta)
-    hooks = [
-        parameter.register_post_accumulate_grad_hook(_forget_gradient)
-        for parameter in model.parameters()
-        if parameter.requires_grad
-    ]
     inputs = sum(leaf.nbytes for leaf in (patches, *_tensors_in(on_meta)))
-    with _stand_in_attention(), _Births() as births:
+    births = _Births()
+    with (
+        _stand_in_attention(),
+        births,
+        gathered_by_turns(model, births, shards=shards, replicas=replicas),
+    ):
         output = model(patches, on_meta)
         ahead, _ = next_frame_loss(output.predictions, output.targets)
         copying, _ = next_frame_loss(output.copies, output.targets)
         loss = output.language_loss + ahead
         loss.backward()
         del output, ahead, copying, loss
-    for hook in hooks:
-        hook.remove()
-    return int(inputs + births.most)
-
-
-def _forget_gradient(parameter: Tensor) -> None:
-    """Drop a gradient as soon as it is there, as FSDP does."""
-    parameter.grad = None
+    gathered, activations = births.at_most
+    return gathered, int(inputs + activations)
 
 
 def _tensors_in(plan: Any) -> list[Tensor]:
@@ -205,12 +169,22 @@ def _tensors_in(plan: Any) -> list[Tensor]:
 
 
 class _Births(TorchDispatchMode):
-    """Follow the bytes of all tensors that are made inside."""
+    """Follow the bytes of all tensors that are made inside, and of what is whole."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.most = 0
+        self._tensors = self._gradients = self._held = self._most = 0
         self._known = weakref.WeakSet[Any]()
+        self.at_most = 0, 0
+
+    def hold(self, size: int) -> None:
+        """Enter bytes of something whole that is no tensor here; less than 0 go."""
+        self._held += size
+        self._look()
+
+    def keep_gradient(self, size: int) -> None:
+        """Call bytes of tensors a gradient; less than 0 are none any more."""
+        self._gradients += size
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -231,12 +205,18 @@ class _Births(TorchDispatchMode):
     def _born(self, storage: torch.UntypedStorage) -> None:
         self._known.add(storage)
         size = storage.nbytes()
-        self.now += size
-        self.most = max(self.most, self.now)
+        self._tensors += size
         weakref.finalize(storage, self._died, size)
+        self._look()
 
     def _died(self, size: int) -> None:
-        self.now -= size
+        self._tensors -= size
+
+    def _look(self) -> None:
+        now = self._tensors + self._held
+        if now > self._most:
+            whole = self._held + self._gradients
+            self._most, self.at_most = now, (whole, now - whole)
 
 
 @torch.library.custom_op("fastslow_dry_run::attend", mutates_args=())

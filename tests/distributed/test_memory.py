@@ -1,4 +1,4 @@
-"""The bytes that a dry run foretells for shards are those of real shards.
+"""The bytes that a dry run foretells are those of real shards and of real steps.
 
 The file is its own worker: ``torchrun`` runs it on two and on 2 x 2 ranks.
 """
@@ -7,21 +7,37 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import PreTrainedConfig, Qwen2VLConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fastslow.qwen2_vl import FastSlowQwen2VL
-from recipes.edge.distributed import process_group
-from recipes.edge.memory import shard_bytes
+from fastslow import TextSpan, VideoSpan, build_schedule, next_frame_loss
+from fastslow.qwen2_vl import (
+    ATTENTION_NAME,
+    TOWER_ATTENTION_NAME,
+    FastSlowQwen2VL,
+    RowPlan,
+    plan_row,
+)
+from recipes.edge.distributed import World, process_group
+from recipes.edge.memory import estimate_memory, shard_bytes
 from recipes.edge.parallel import Parallel, choose_trained, parallelise
 from recipes.edge.tiny import tiny_backbone
-from recipes.edge.weights import meta_model
+from recipes.edge.weights import materialize, meta_model
 
 ROOT = Path(__file__).parents[2]
 CASES = {
@@ -32,6 +48,146 @@ CASES = {
 }
 WORDS = 517
 """A vocabulary that no number of ranks divides."""
+
+
+STEPS = {
+    f"{kind}, {tower} tower": Parallel(activation_checkpointing=kind, tower=tower)
+    for kind in ("none", "selective", "full")
+    for tower in ("frozen", "trained")
+}
+STEPS |= {
+    "adapters": Parallel(activation_checkpointing="full", lora_rank=8),
+    "float32": Parallel(activation_checkpointing="full", compute="float32"),
+    "replicated": Parallel(activation_checkpointing="full", replicate=2),
+    "one shard": Parallel(activation_checkpointing="full", replicate=4),
+}
+"""Real steps, in a row whose activations weigh and in one where parameters do."""
+
+RANKS = 4
+
+
+def shape() -> PreTrainedConfig:
+    """Describe a model whose root and whose blocks both weigh something."""
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
+    return Qwen2VLConfig(
+        text_config={
+            "hidden_size": 256,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 9001,
+            "rope_parameters": rope,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+        vision_config={
+            "depth": 4,
+            "embed_dim": 160,
+            "hidden_size": 256,
+            "num_heads": 4,
+            "mlp_ratio": 4,
+        },
+        video_token_id=2000,
+    )
+
+
+def rows() -> list[RowPlan]:
+    """Plan a row with a clip of some size, and one with next to nothing in it."""
+    schedule = build_schedule(6, slow_stride=2, fast_stride=4)
+    question, answer = tuple(range(400)), tuple(range(60))
+    return [
+        plan_row(
+            [
+                (
+                    VideoSpan(grid=grid, schedule=schedule),
+                    TextSpan(token_ids=question[:words]),
+                    TextSpan(token_ids=answer, trained=True),
+                )
+            ],
+            video_token_id=2000,
+        )
+        for grid, words in (((8, 8), 400), ((2, 2), 4))
+    ]
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attend in one fused call, which keeps what the GPU's kernels keep."""
+
+    def attend(
+        module: object, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, None]:
+        shared = query.shape[1] != key.shape[1]
+        attended = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=shared
+        )
+        return attended.transpose(1, 2).contiguous(), None
+
+    names = (ATTENTION_NAME, TOWER_ATTENTION_NAME)
+    for name in names:
+        ALL_ATTENTION_FUNCTIONS[name] = attend
+    try:
+        yield
+    finally:
+        for name in names:
+            del ALL_ATTENTION_FUNCTIONS[name]
+
+
+def measured_peak(settings: Parallel, plan: RowPlan, world: World) -> int:
+    """Take two real steps without an optimizer; read torch's own record of the second.
+
+    Its gradients are added to those of the first, as those of later rows are.
+    """
+    model = meta_model(shape())
+    parallelise(model, settings, world)
+    materialize(model, world.device)
+    patches = torch.randn(int(plan.grid_thw.prod(1).sum()), 1176)
+
+    def step() -> None:
+        output = model(patches, plan)
+        ahead, _ = next_frame_loss(output.predictions, output.targets)
+        (output.language_loss + ahead).backward()
+
+    with plain_attention():
+        step()
+        cpu = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+            step()
+    return most_held(profile.profiler.kineto_results.events()) + patches.nbytes
+
+
+def most_held(events: Any) -> int:
+    """Add up what was allocated and freed, in the order of time.
+
+    Left out is what gradients take on their way into one buffer: a GPU writes them
+    there at once, where the CPU pads and casts each of them before.
+    """
+    events = sorted(events, key=lambda event: event.start_ns())
+    ends, sizes = 0, []
+    for event in events:
+        if event.name() == "aten::_chunk_cat":
+            ends = event.start_ns() + event.duration_ns()
+        if event.name() == "[memory]" and event.start_ns() > ends:
+            sizes.append(event.nbytes())
+    return max(accumulate(sizes))
+
+
+def stepped(folder: Path) -> None:
+    """Worker: measure every case, as one of several ranks that are not there.
+
+    Gloo takes memory of its own in this process, which no GPU's kernels do.
+    """
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
+    device = torch.device("cpu")
+    mesh = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("data",))
+    world = World(rank=0, size=RANKS, device=device, mesh=mesh)
+    found = {
+        case: [measured_peak(settings, plan, world) for plan in rows()]
+        for case, settings in STEPS.items()
+    }
+    (folder / "peaks.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -64,24 +220,28 @@ def held(settings: Parallel, folder: Path) -> None:
             (folder / "held.json").write_text(json.dumps(found))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_shards_hold_what_was_foretold(case: str, tmp_path: Path) -> None:
-    settings = CASES[case]
-    ranks = 2 * settings.replicate
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(ranks), __file__]
-    command += [json.dumps(asdict(settings)), str(tmp_path)]
+def run_worker(*command: str) -> None:
+    """Run this file as a worker, by itself or under a launcher."""
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        command,
+        [sys.executable, *command],
         check=False,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_shards_hold_what_was_foretold(case: str, tmp_path: Path) -> None:
+    settings = CASES[case]
+    ranks = str(2 * settings.replicate)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    words = json.dumps(asdict(settings)), str(tmp_path)
+    run_worker(*launcher, ranks, __file__, *words)
     backbone = tiny_backbone(vocabulary_size=WORDS, video_token_id=6)
     model = meta_model(backbone.config)
     choose_trained(model, settings)
@@ -90,5 +250,26 @@ def test_shards_hold_what_was_foretold(case: str, tmp_path: Path) -> None:
     )
 
 
+def test_steps_take_what_was_foretold(tmp_path: Path) -> None:
+    run_worker(__file__, "steps", str(tmp_path))
+    measured = json.loads((tmp_path / "peaks.json").read_text())
+    plans = rows()
+    ratios = {
+        case: [
+            (found.gathered + found.activations) / peak
+            for plan, peak in zip(plans, measured[case], strict=True)
+            for found in [
+                estimate_memory(meta_model(shape()), settings, plan, world_size=RANKS)
+            ]
+        ]
+        for case, settings in STEPS.items()
+    }
+    for case, found in ratios.items():
+        assert found == pytest.approx([1, 1], rel=0.05), case
+
+
 if __name__ == "__main__":
-    held(Parallel(**json.loads(sys.argv[1])), Path(sys.argv[2]))
+    if sys.argv[1] == "steps":
+        stepped(Path(sys.argv[2]))
+    else:
+        held(Parallel(**json.loads(sys.argv[1])), Path(sys.argv[2]))
