@@ -50,7 +50,10 @@ def plan_data(config: Config, world: World) -> Data:
     config.output_dir.mkdir(parents=True, exist_ok=True)
     name = config.model_name_or_path
     checkpoint = None if name is None else find_weights(name)
-    train_path, held_out_path = config.data_path, config.eval_data_path
+    train_path, held_out_path = (
+        None if path is None else Path(path)
+        for path in (config.data_path, config.eval_data_path)
+    )
     if train_path is None:
         clips = config.output_dir / "clips"
         make_clips(clips, num_clips=512, held_out=128, seed=config.seed)

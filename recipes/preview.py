@@ -42,7 +42,7 @@ def preview(config: Config) -> tuple[str, bool]:
         num_gpus=config.num_gpus,
         device=find_device(config.device),
         tokens_per_row=config.tokens_per_row,
-        rows=config.gradient_accumulation_steps,
+        rows=config.rows_per_step,
         mfu=config.assumed_mfu,
         window=config.packing_window,
     )
@@ -51,7 +51,7 @@ def preview(config: Config) -> tuple[str, bool]:
         samples = [largest_sample(settings)] * config.packing_window
         about = "no data: as if every clip were as long and large as settings allow"
     else:
-        samples, about = _samples_of(config.data_path, config, settings)
+        samples, about = _samples_of(Path(config.data_path), config, settings)
     found = forecast(plan, samples)
     text = f"{'data':14} {about}\n{report(plan, found, samples[0])}"
     if fits(plan, found):

@@ -5,7 +5,6 @@ questions. A recipe is a preset of the settings that it takes.
 """
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-import tyro
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from fastslow import (
@@ -26,7 +24,8 @@ from fastslow import (
     to_device,
 )
 from fastslow.qwen2_vl import FastSlowQwen2VL, step_flops
-from recipes.config import FREE_TO_CHANGE, Config
+from recipes.command_line import parse_command_line
+from recipes.config import FREE_TO_CHANGE, Config, keep_settings
 from recipes.data import Data, packed_rows, plan_data
 from recipes.edge.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from recipes.edge.dataset import BadSample
@@ -69,6 +68,12 @@ mfu is FLOPs / (seconds x {0} ranks x {1.bf16_flops:.4g}, the bf16 peak of {1.na
 """How the utilisation is computed, of so many ranks on such devices."""
 
 
+NO_HIDDEN_STATES = (
+    "output_hidden_states has no effect: the next-frame loss reads the last hidden "
+    "states in the same forward pass"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What a run consists of, on one rank."""
@@ -97,9 +102,8 @@ class Progress:
 
 
 def run_recipe(preset: Config) -> None:
-    """Let the command line change a preset, and train or say what it would take."""
-    is_main = os.environ.get("RANK", "0") == "0"
-    config = tyro.cli(Config, default=preset, console_outputs=is_main)
+    """Let file and flags change a preset, and train or say what it would take."""
+    config = parse_command_line(preset)
     if config.dry_run:
         text, is_possible = preview(config)
         sys.stdout.write(f"{text}\n")
@@ -132,6 +136,7 @@ def main(config: Config) -> None:
         )
         run.quarantine.add(data.bad)
         progress = resume(run)
+        broadcast_from_main(lambda: keep_settings(config), world)
         with RunLog(
             output_dir=config.output_dir,
             total_steps=config.max_steps,
@@ -139,6 +144,8 @@ def main(config: Config) -> None:
             world=world,
         ) as log:
             log.message(describe(run, progress.step))
+            if config.output_hidden_states and not progress.step:
+                log.message(NO_HIDDEN_STATES)
             train(run, progress, log)
             finish(run, log)
 
@@ -149,7 +156,7 @@ def train(run: Run, progress: Progress, log: RunLog) -> None:
     batches = row_stream(run, progress.stream)
     for step in range(progress.step + 1, config.max_steps + 1):
         started = time.perf_counter()
-        rows = list(islice(batches, config.gradient_accumulation_steps))
+        rows = list(islice(batches, config.rows_per_step))
         waited = time.perf_counter() - started
         flops = sum(step_flops(run.model, row.plan).total for row in rows)
         counts = sum_over_ranks(
@@ -185,6 +192,9 @@ def row_stream(run: Run, state: StreamState) -> Iterator[Row]:
         window=config.packing_window,
         seed=config.seed,
         num_workers=config.dataloader_num_workers,
+        pin_memory=config.dataloader_pin_memory and world.device.type == "cuda",
+        persistent_workers=config.dataloader_persistent_workers
+        and config.dataloader_num_workers > 0,
     )
 
 
@@ -260,7 +270,7 @@ def train_step(
     labels, pairs = max(counts["labels"], 1), max(counts["pairs"], 1)
     for row in rows:
         plan = to_device(row.plan, world.device)
-        output = model(row.patches.to(world.device), plan)
+        output = model(row.patches.to(world.device, non_blocking=True), plan)
         ahead, _ = next_frame_loss(output.predictions, output.targets)
         copying, _ = next_frame_loss(output.copies, output.targets)
         loss = output.language_loss / labels + config.loss_weight * ahead / pairs

@@ -238,6 +238,7 @@ def _changes(plan: Plan, longest: int) -> Iterator[tuple[str, Plan]]:
     if shorter < plan.tokens_per_row:
         plan = replace(plan, tokens_per_row=shorter, rows=2 * plan.rows)
         flags.append(f"--tokens-per-row {shorter}")
+        flags.append("--per-device-train-batch-size 1")
         flags.append(f"--gradient-accumulation-steps {plan.rows}")
         yield " ".join(flags), plan
     if not plan.parallel.cpu_offload:

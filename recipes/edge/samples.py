@@ -8,7 +8,6 @@ from fastslow import (
     FrameSchedule,
     Grid,
     Span,
-    build_schedule,
     count_tokens,
     merged_grid,
     merged_stride,
@@ -21,8 +20,8 @@ from fastslow.qwen2_vl import (
     encode_conversation,
     place_clip,
 )
-from fastslow.schedules import Strategy
 from recipes.edge.dataset import BadSample, Sample
+from recipes.edge.strategies import schedule_frames
 from recipes.edge.video import (
     VideoError,
     probe_video,
@@ -50,7 +49,7 @@ class ClipSettings:
 
     family: Family
     max_frames: int
-    strategy: Strategy
+    strategy: str
     slow_ratio: float
     slow_stride: int
     fast_scale: int
@@ -119,8 +118,10 @@ def schedule_clip(
     geometry = settings.family.geometry
     frames, height, width = clip_grid(num_frames, *size, geometry)
     stride = merged_stride(settings.slow_stride, merge_size=geometry.merge_size)
-    schedule = build_schedule(
+    grid = merged_grid((height, width), merge_size=geometry.merge_size)
+    schedule = schedule_frames(
         frames,
+        grid=grid,
         strategy=settings.strategy,
         slow_ratio=settings.slow_ratio,
         slow_stride=stride,
@@ -128,7 +129,7 @@ def schedule_clip(
     )
     if settings.fast_scale > 1:
         schedule = scale_fast_frames(schedule, settings.fast_scale)
-    return merged_grid((height, width), merge_size=geometry.merge_size), schedule
+    return grid, schedule
 
 
 def unusable(sample: Sample, error: Exception) -> BadSample:
