@@ -58,19 +58,21 @@ def parse_command_line(
             "and flags replace both.",
             console_outputs=is_main,
         )
-        return _config_of(flags, filled)
+        return _config_of(flags, words)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}" if is_main else 2)
 
 
-def _config_of(flags: CommandLine, filled: Config) -> Config:
+def _config_of(flags: CommandLine, words: Sequence[str]) -> Config:
     """Give the settings that flags say, other names resolved."""
     values = {name: getattr(flags, name) for name in setting_names(Config)}
-    aliases = {name: getattr(flags, name) for name in ALIASES}
+    given = {
+        name: value for name in ALIASES if (value := getattr(flags, name)) is not None
+    }
+    written = {word.split("=")[0].replace("_", "-") for word in words}
     parallel = {
         name: value
         for name, value in vars(flags.parallel).items()
-        if value != getattr(filled.parallel, name)
+        if f"--parallel.{name}".replace("_", "-") in written
     }
-    given = {name: value for name, value in aliases.items() if value is not None}
     return with_settings(Config(**values), given | {"parallel": parallel})

@@ -11,12 +11,10 @@ from recipes.edge.parallel import Parallel
 from recipes.edge.settings import (
     check_known,
     check_mapping,
-    check_same_settings,
     fill_settings,
     read_settings,
     setting_names,
     settings_as_json,
-    write_settings,
 )
 from recipes.edge.strategies import parse_strategy, strategy_text
 from recipes.edge.values import convert
@@ -275,24 +273,17 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     return fill_settings(config, {"parallel": wanted}) if wanted else config
 
 
-def keep_settings(config: Config) -> None:
-    """Write ``settings.yaml`` into the output folder, unless another run has done so.
+def settings_before(config: Config) -> dict[str, Any] | None:
+    """Give the settings that the run in an output folder began with.
 
     Args:
-        config: The settings of the run.
+        config: The settings now; they fill what the file does not name.
 
-    Raises:
-        ValueError: If the folder has the settings of another run, that is, others than
-            those of ``FREE_TO_CHANGE`` differ.
+    Returns:
+        What ``settings_as_json`` gave of them; None if there has been no run.
     """
     file = config.output_dir / SETTINGS_FILE
-    if file.exists():
-        before = settings_as_json(load_config(file, config))
-        try:
-            check_same_settings(before, config, free=FREE_TO_CHANGE)
-        except ValueError as error:
-            raise ValueError(f"{file} is of another run: {error}") from error
-    write_settings(file, config)
+    return settings_as_json(load_config(file, config)) if file.exists() else None
 
 
 SETTINGS_FILE = "settings.yaml"
@@ -305,6 +296,8 @@ def _flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
     check_known(settings, known)
     given = dict(settings)
     nested = check_mapping(NESTED, given.pop(NESTED, {}))
+    for name in set(nested) & set(known) - set(METHOD):
+        raise ValueError(f"{name} is no setting of {NESTED}; it stands at top level")
     check_known(nested, METHOD, within=NESTED)
     for name, value in nested.items():
         if name in given and given[name] != value:
@@ -317,15 +310,13 @@ def _flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _strategy_of(mapping: Mapping[str, Any]) -> str:
     """Write a mapping of a name and arguments as the text that Config holds."""
-    check_known(
-        {name: None for name in mapping if not isinstance(name, str)}, ("name",)
-    )
     if "name" not in mapping:
         raise ValueError(
             f"frame_sampling_strategy is {dict(mapping)!r}; it must have a name"
         )
     name = convert("frame_sampling_strategy.name", mapping["name"], str)
-    return strategy_text(name, {k: v for k, v in mapping.items() if k != "name"})
+    arguments = {str(key): value for key, value in mapping.items() if key != "name"}
+    return strategy_text(name, arguments)
 
 
 def _meant_by(aliases: Mapping[str, bool], config: Config) -> dict[str, str]:

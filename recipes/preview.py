@@ -45,6 +45,7 @@ def preview(config: Config) -> tuple[str, bool]:
         rows=config.rows_per_step,
         mfu=config.assumed_mfu,
         window=config.packing_window,
+        next_frame=config.loss_weight > 0,
     )
     settings = clip_settings(config, family_of(plan.shape), torch.device("cuda"))
     if config.data_path is None:

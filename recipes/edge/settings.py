@@ -195,6 +195,5 @@ for _tag, _form, _first in _CORE_SCHEMA:
             [*_first, *([""] if _tag == "null" else [])],
         )
 _Loader.add_constructor(
-    "tag:yaml.org,2002:int",
-    lambda loader, node: int(str(loader.construct_scalar(node))),  # type: ignore[arg-type],
+    "tag:yaml.org,2002:int", lambda loader, node: int(str(node.value))
 )
