@@ -50,10 +50,7 @@ def plan_data(config: Config, world: World) -> Data:
     config.output_dir.mkdir(parents=True, exist_ok=True)
     name = config.model_name_or_path
     checkpoint = None if name is None else find_weights(name)
-    train_path, held_out_path = (
-        None if path is None else Path(path)
-        for path in (config.data_path, config.eval_data_path)
-    )
+    train_path, held_out_path = map(_path, (config.data_path, config.eval_data_path))
     if train_path is None:
         clips = config.output_dir / "clips"
         make_clips(clips, num_clips=512, held_out=128, seed=config.seed)
@@ -88,6 +85,11 @@ def plan_data(config: Config, world: World) -> Data:
         vocabulary_size=len(tokenizer),
         video_token_id=tokenizer.get_vocab()[VIDEO_TOKEN],
     )
+
+
+def _path(name: str | None) -> Path | None:
+    """Give the path that a setting names, if it names one."""
+    return None if name is None else Path(name)
 
 
 def _make_tokenizer(config: Config, train: list[Sample]) -> Path:
