@@ -211,6 +211,23 @@ def test_any_state_resumes_the_stream(
     assert stream(states[0], num_workers)[:3] == whole[3:]
 
 
+def test_options_reach_torch(planned: list[PlannedSample]) -> None:
+    """torch refuses processes that persist where there are none."""
+    with pytest.raises(ValueError, match="persistent_workers option needs num_workers"):
+        next(
+            stream_rows(
+                rows_of(planned),
+                StreamState(),
+                rank=0,
+                world_size=1,
+                window=3,
+                seed=5,
+                num_workers=0,
+                persistent_workers=True,
+            )
+        )
+
+
 def test_the_fingerprint_tells_data_apart(planned: list[PlannedSample]) -> None:
     assert fingerprint(planned) == fingerprint(list(planned))
     assert fingerprint(planned) != fingerprint(planned[::-1])
