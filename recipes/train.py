@@ -169,8 +169,12 @@ def train(run: Run, progress: Progress, log: RunLog) -> None:
         rows = list(islice(batches, config.rows_per_step))
         waited = time.perf_counter() - started
         flops = sum(step_flops(run.model, row.plan).total for row in rows)
+        clips = {
+            "clips": sum(len(row.plan.layout.clips) for row in rows),
+            "clip_tokens": sum(len(row.plan.video_rows) for row in rows),
+        }
         counts = sum_over_ranks(
-            count_rows(rows) | {"waited": waited, "flops": flops}, run.world
+            count_rows(rows) | clips | {"waited": waited, "flops": flops}, run.world
         )
         if counts["skipped"]:
             run.quarantine.share(bad for row in rows for bad in row.bad)
@@ -344,6 +348,7 @@ def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, 
     return mfu | {
         "tokens_per_second": counts["tokens"] / seconds / ranks,
         "frames_per_second": counts["frames"] / seconds / ranks,
+        "tokens_per_clip": counts["clip_tokens"] / counts["clips"],
         "fill": counts["tokens"] / (counts["rows"] * run.config.tokens_per_row),
         "data_wait": counts["waited"] / seconds / ranks,
         "peak_memory_gib": peak_memory(run.world.device) / 2**30,
