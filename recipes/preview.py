@@ -49,9 +49,10 @@ def preview(config: Config) -> tuple[str, bool]:
         num_gpus=config.num_gpus,
         device=find_device(config.device),
         tokens_per_row=config.tokens_per_row,
-        rows=config.gradient_accumulation_steps,
+        rows=config.rows_per_step,
         mfu=config.assumed_mfu,
         window=config.packing_window,
+        next_frame=config.loss_weight > 0,
     )
     settings = clip_settings(config, family_of(plan.shape), torch.device("cuda"))
     if config.data_path is None:

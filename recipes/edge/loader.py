@@ -1,8 +1,9 @@
 """From samples to packed rows: every integer is planned before a pixel is decoded."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -58,6 +59,10 @@ class Row:
     num_frames: int
     bad: tuple[BadSample, ...]
     state: StreamState
+
+    def pin_memory(self) -> "Row":
+        """Put the patches, nearly all of a row, into page-locked memory."""
+        return replace(self, patches=self.patches.pin_memory())
 
 
 class PackedRows(Dataset[Row]):
@@ -133,6 +138,7 @@ def stream_rows(
     window: int,
     seed: int,
     num_workers: int,
+    **loading: Any,
 ) -> Iterator[Row]:
     """Deal an endless stream of bins to ranks, and decode this rank's.
 
@@ -147,6 +153,8 @@ def stream_rows(
         window: Samples from which a bin is packed.
         seed: Shuffles the samples.
         num_workers: Processes that decode ahead; 0 decodes in this one.
+        **loading: ``pin_memory`` and ``persistent_workers`` of torch's ``DataLoader``;
+            the first needs a GPU, the second processes.
 
     Yields:
         This rank's rows.
@@ -168,6 +176,7 @@ def stream_rows(
         batch_size=None,
         sampler=requests(),
         num_workers=num_workers,
+        **loading,
         generator=torch.Generator(),
     )
 

@@ -12,7 +12,6 @@ from fastslow import (
     Grid,
     Span,
     VideoSpan,
-    build_schedule,
     count_tokens,
     merged_grid,
     merged_stride,
@@ -28,10 +27,10 @@ from fastslow.qwen2_vl import (
     place_clip,
 )
 from fastslow.qwen2_vl.timing import VISION_START
-from fastslow.schedules import Strategy
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.conversations import BadSample
 from recipes.edge.index import Clip, Sample, SampleIndex
+from recipes.edge.strategies import schedule_frames
 from recipes.edge.video import sample_frame_indices
 
 FEW = 10_000
@@ -64,7 +63,7 @@ class ClipSettings:
     max_frames: int
     video_fps: float = 0.0
     add_time_instruction: bool = False
-    strategy: Strategy
+    strategy: str
     slow_ratio: float
     slow_stride: int
     fast_scale: int
@@ -200,8 +199,10 @@ def schedule_clip(
     geometry = settings.family.geometry
     frames, height, width = clip_grid(num_frames, *size, geometry)
     stride = merged_stride(settings.slow_stride, merge_size=geometry.merge_size)
-    schedule = build_schedule(
+    grid = merged_grid((height, width), merge_size=geometry.merge_size)
+    schedule = schedule_frames(
         frames,
+        grid=grid,
         strategy=settings.strategy,
         slow_ratio=settings.slow_ratio,
         slow_stride=stride,
@@ -209,7 +210,7 @@ def schedule_clip(
     )
     if settings.fast_scale > 1:
         schedule = scale_fast_frames(schedule, settings.fast_scale)
-    return merged_grid((height, width), merge_size=geometry.merge_size), schedule
+    return grid, schedule
 
 
 def place_image(size: tuple[int, int], settings: ClipSettings) -> PlacedClip:

@@ -129,7 +129,8 @@ def test_what_to_change_is_the_first_that_fits() -> None:
     assert flags_with(kinds["full"] + 2) == f"{flag} full"
     shorter = flags_with(kinds["full"] - 2)
     assert shorter is not None
-    assert shorter.startswith(f"{flag} full --tokens-per-row 1024 --gradient-")
+    batch = "--per-device-train-batch-size 1 --gradient-accumulation-steps 2"
+    assert shorter.startswith(f"{flag} full --tokens-per-row 1024 {batch}")
     assert flags_with(1000) is None
 
 

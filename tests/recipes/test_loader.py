@@ -331,6 +331,23 @@ def test_the_fingerprint_tells_data_apart(planned: PlannedSamples) -> None:
     assert len(prints) == 3
 
 
+def test_options_reach_torch(planned: PlannedSamples) -> None:
+    """torch refuses processes that persist where there are none."""
+    with pytest.raises(ValueError, match="persistent_workers option needs num_workers"):
+        next(
+            stream_rows(
+                rows_of(planned),
+                StreamState(),
+                rank=0,
+                world_size=1,
+                window=3,
+                seed=5,
+                num_workers=0,
+                persistent_workers=True,
+            )
+        )
+
+
 def test_a_header_that_lies_is_found_out(
     tmp_path: Path, planned: PlannedSamples
 ) -> None:
