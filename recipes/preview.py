@@ -18,7 +18,12 @@ from recipes.edge.devices import find_device
 from recipes.edge.dry_run import Plan, first_that_fits, fits, forecast, report
 from recipes.edge.index import SampleIndex
 from recipes.edge.published import model_config
-from recipes.edge.samples import ClipSettings, plan_samples, schedule_clip
+from recipes.edge.samples import (
+    ClipSettings,
+    PlannedSamples,
+    plan_samples,
+    schedule_clip,
+)
 from recipes.edge.tiny import train_tokenizer
 
 LEARNT_WORDS = 16_000
@@ -92,17 +97,33 @@ def largest_sample(settings: ClipSettings) -> tuple[Span, ...]:
     )
 
 
+def plan_dataset(
+    config: Config, settings: ClipSettings, folder: Path
+) -> tuple[PlannedSamples, list[BadSample], str]:
+    """Plan a dataset without the model's weights.
+
+    Args:
+        config: Names the dataset.
+        settings: How a clip becomes tokens.
+        folder: Where its samples are written.
+
+    Returns:
+        The samples that can be used, the others, and how text was counted.
+    """
+    bad, store = list[BadSample](), ArchiveStore(CACHE)
+    path = folder / "samples.arrow"
+    index = read_samples(config.data_path, config, store, path, bad)
+    tokenizer, about = _tokenizer(config, index)
+    planned, unplanned = plan_samples(index, settings, tokenizer, store)
+    return planned, [*bad, *unplanned], about
+
+
 def _samples_of(
     config: Config, settings: ClipSettings
 ) -> tuple[list[tuple[Span, ...]], str]:
     """Plan the samples of a dataset from the headers of its clips."""
-    bad, store = list[BadSample](), ArchiveStore(CACHE)
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "samples.arrow"
-        index = read_samples(config.data_path, config, store, path, bad)
-        tokenizer, about = _tokenizer(config, index)
-        planned, unplanned = plan_samples(index, settings, tokenizer, store)
-        bad += unplanned
+        planned, bad, about = plan_dataset(config, settings, Path(folder))
         if not len(planned):
             reasons = "; ".join({sample.reason for sample in bad})
             raise ValueError(
