@@ -30,6 +30,7 @@ from recipes.ablation import (
     summarise,
 )
 from recipes.config import FREE_TO_CHANGE, SETTINGS_FILE, Config, settings_before
+from recipes.edge.ablation_figure import draw_ablation
 from recipes.edge.settings import check_same_settings, read_settings, write_settings
 
 RECIPE = Path(__file__).with_name("qwen2vl_tiny.py")
@@ -160,8 +161,6 @@ def write_report(
     rows = summarise(variants, results)
     (folder / "ablation.json").write_text(json.dumps(rows, indent=1) + "\n")
     (folder / "ablation.md").write_text(markdown_table(rows))
-    from recipes.edge.ablation_figure import draw_ablation  # noqa: PLC0415
-
     draw_ablation(rows, folder / "ablation.svg")
     say(f"{markdown_table(rows)}\n{folder / 'ablation.md'}, .json and .svg are written")
 
