@@ -1,7 +1,6 @@
 """Run a grid of settings with several seeds, and write one table and one figure.
 
     python recipes/ablate.py recipes/configs/ablation.yaml --output-dir runs/ablation \
-        --jobs 4 --ranks 1
 
 Every run is a run of a recipe in a folder of its own. The same command, given again,
 leaves finished runs alone and goes on with the others from their checkpoints.
@@ -49,6 +48,14 @@ class Ablation:
     """Runs at a time. Speeds compare only where the machine has room for all."""
     ranks: int = 1
     """Processes of each run."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("jobs", "ranks"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be at least 1"
+                )
 
 
 class Runner:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from recipes.ablate import is_finished, refuse_other_run
+from recipes.ablate import Ablation, is_finished, refuse_other_run
 from recipes.ablation import (
     Result,
     markdown_table,
@@ -235,7 +235,7 @@ def test_an_ablation_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     is_left = not is_finished(two)
     kept = {f: f.stat().st_mtime_ns for f in one.output_dir.rglob("*") if f.is_file()}
 
-    again = start(tmp_path)
+    again = start(tmp_path, "--jobs", "2")
     words, _ = again.communicate(timeout=120)
     assert again.returncode == 0, words
     assert f"2 runs, {2 - is_left} of them finished" in words
@@ -262,3 +262,22 @@ def test_an_ablation_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     )
     refuse_other_run(replace(one, dataloader_num_workers=4))
     refuse_other_run(replace(one, output_dir=out / "new", max_steps=4))
+
+
+def test_a_run_that_fails_is_missing(tmp_path: Path) -> None:
+    write_grid(tmp_path, {"data_path": str(tmp_path / "none.json")})
+    done = start(tmp_path, "--jobs", "2")
+    words, _ = done.communicate(timeout=120)
+    assert done.returncode == 1
+    assert "base,seed=0: ended with 1" in words
+    console = tmp_path / "out" / "base,seed=0" / "console.log"
+    assert "none.json, which does not exist" in console.read_text()
+    rows = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert [(row["seeds"], row["missing"]) for row in rows] == [([], 1), ([], 1)]
+
+
+@pytest.mark.parametrize("name", ["jobs", "ranks"])
+def test_nothing_runs_on_nothing(name: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Ablation(settings=OUT, **{name: 0})
+    assert str(caught.value) == f"{name} is 0; it must be at least 1"

@@ -161,7 +161,7 @@ def test_other_families_and_copies_that_do_not_divide_are_refused() -> None:
 def test_a_dry_run_of_data(tmp_path: Path) -> None:
     make_clips(tmp_path / "clips", num_clips=6, held_out=0, seed=0, size=(56, 84))
     data = tmp_path / "clips" / "train.jsonl"
-    text, is_possible = preview(replace(TINY, data_path=data, num_gpus=2))
+    text, is_possible = preview(replace(TINY, data_path=str(data), num_gpus=2))
     assert is_possible
     first = text.splitlines()[0]
     assert first == (
