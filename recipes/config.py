@@ -30,10 +30,15 @@ class Config:
     """Folder of the checkpoint to begin with, or its name on the Hugging Face hub.
     Without it a tiny model of random weights is trained."""
     data_path: str | None = None
-    """JSON, JSONL or parquet file of conversations, or a folder of them; clips are
-    named relative to it. Without it the recipe makes clips of its own."""
+    """JSON, JSONL or parquet file of conversations, a folder of them, a folder of such
+    folders, or such a dataset's name on the Hugging Face hub. Clips are named relative
+    to the file, or lie in tar archives beside it. Without it the recipe makes clips of
+    its own."""
+    data_subsets: tuple[str, ...] = ()
+    """Parts of the dataset to take, as SUBSET or SUBSET/SPLIT, with * for any text;
+    without it, all."""
     eval_data_path: str | None = None
-    """Held-out conversations, in the same form."""
+    """Held-out conversations, in the same form; all subsets are taken."""
     frame_sampling_strategy: str = "interleave"
     """Which frames are slow: ``interleave``, ``first_slow``, ``last_slow``,
     ``uniform``, or a constructor of the core with its own arguments, such as
@@ -47,6 +52,12 @@ class Config:
     they keep as many tokens. 2 saves three quarters of the tower's work on them."""
     max_frames_num: int = 16
     """Raw frames sampled from a clip; two of them are one frame of the tower."""
+    video_fps: float = 0.0
+    """Raw frames sampled from each second, thinned out where there are more than
+    max_frames_num; 0 spreads max_frames_num over the clip, whatever its length."""
+    add_time_instruction: bool = False
+    """Whether the text after a clip says how long it is, and when its frames were
+    taken."""
     min_pixels: int = 128 * 28 * 28
     """Fewest pixels of a resized frame."""
     max_pixels: int = 448 * 448
@@ -143,6 +154,7 @@ BOUNDS = {
     "mm_spatial_pool_stride": (2, math.inf),
     "fast_scale": (1, math.inf),
     "max_frames_num": (1, math.inf),
+    "video_fps": (0, math.inf),
     "min_pixels": (1, math.inf),
     "loss_weight": (0, math.inf),
     "tokens_per_row": (1, math.inf),

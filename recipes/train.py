@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from math import prod
 from typing import Any
 
 import torch
@@ -26,9 +27,9 @@ from fastslow import (
 from fastslow.qwen2_vl import FastSlowQwen2VL, step_flops
 from recipes.command_line import parse_command_line
 from recipes.config import FREE_TO_CHANGE, SETTINGS_FILE, Config, settings_before
-from recipes.data import Data, packed_rows, plan_data
+from recipes.data import Data, plan_data
 from recipes.edge.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from recipes.edge.dataset import BadSample
+from recipes.edge.conversations import BadSample
 from recipes.edge.devices import this_device
 from recipes.edge.distributed import (
     World,
@@ -38,7 +39,7 @@ from recipes.edge.distributed import (
 )
 from recipes.edge.export import export_pretrained
 from recipes.edge.held_out import held_out_accuracy
-from recipes.edge.loader import Row, count_rows, stream_rows
+from recipes.edge.loader import PackedRows, Row, count_rows, stream_rows
 from recipes.edge.lora import merge_adapters, reset_adapters
 from recipes.edge.metrics import RunLog
 from recipes.edge.optimization import (
@@ -50,7 +51,6 @@ from recipes.edge.optimization import (
 from recipes.edge.parallel import parallelise
 from recipes.edge.profiling import peak_memory, profiled
 from recipes.edge.quarantine import Quarantine
-from recipes.edge.samples import fingerprint
 from recipes.edge.settings import (
     check_same_settings,
     settings_as_json,
@@ -199,7 +199,7 @@ def row_stream(run: Run, state: StreamState) -> Iterator[Row]:
     """Stream this rank's packed rows from where the run stands."""
     config, data, world = run.config, run.data, run.world
     return stream_rows(
-        packed_rows(config, data, world, data.train),
+        PackedRows(data.train, data.video_token_id),
         state,
         rank=world.rank,
         world_size=world.size,
@@ -249,7 +249,7 @@ def resume(run: Run) -> Progress:
         folder, model=run.model, optimizer=run.optimizer, world=run.world
     )
     check_same_settings(state["settings"], config, free=FREE_TO_CHANGE)
-    if state["data"] != fingerprint(run.data.train):
+    if state["data"] != run.data.train.fingerprint():
         raise ValueError(
             f"the samples differ from those that {folder} was trained on; a run goes "
             "on with the data that it began with"
@@ -267,7 +267,7 @@ def state_beside_tensors(run: Run, progress: Progress) -> dict[str, Any]:
     """Gather what a checkpoint needs beside tensors and random states."""
     return {
         "settings": settings_as_json(run.config),
-        "data": fingerprint(run.data.train),
+        "data": run.data.train.fingerprint(),
         "stream": dataclasses.asdict(progress.stream),
         "skipped": dataclasses.asdict(progress.skipped),
         "quarantine": [dataclasses.asdict(sample) for sample in run.quarantine],
@@ -376,7 +376,7 @@ def finish(run: Run, log: RunLog) -> None:
 def ask_held_out(run: Run, log: RunLog) -> None:
     """Ask every held-out question, and record how many answers are right."""
     config, data, world = run.config, run.data, run.world
-    questions = packed_rows(config, data, world, data.held_out)
+    questions = PackedRows(data.held_out, data.video_token_id)
     accuracy, asked = held_out_accuracy(
         run.model, questions, world, run.quarantine.share
     )
@@ -391,9 +391,12 @@ def ask_held_out(run: Run, log: RunLog) -> None:
 def describe(run: Run, done: int) -> str:
     """Say what will be trained, on what, and from where."""
     data, world = run.data, run.world
-    first = data.train[0]
-    clip = next(span for span in first.spans if isinstance(span, VideoSpan))
-    before = clip.schedule.num_frames * clip.grid[0] * clip.grid[1]
+    clips = [span for span in data.train[0].spans if isinstance(span, VideoSpan)]
+    shown = "".join(
+        f"first clip {describe_schedule(clip.schedule, clip.grid)}, "
+        f"{clip.schedule.num_frames * prod(clip.grid)} before pooling\n"
+        for clip in clips[:1]
+    )
     weights = sum(weight.numel() for weight in run.model.parameters())
     begin = f"goes on after step {done}" if done else "begins with step 1"
     device = this_device(world.device)
@@ -401,8 +404,6 @@ def describe(run: Run, done: int) -> str:
     return (
         f"{weights:,} parameters on {world.size} ranks ({world.device.type})\n"
         f"{len(data.train)} samples to train on, {len(data.held_out)} held out, "
-        f"{len(data.bad)} unusable\n"
-        f"first clip {describe_schedule(first.schedule, clip.grid)}, {before} before "
-        f"pooling\n{mfu}"
+        f"{len(data.bad)} unusable\n{shown}{mfu}"
         f"the run {begin} and ends with step {run.config.max_steps}"
     )

@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,12 +26,16 @@ from fastslow.qwen2_vl import (
     patchify_clip,
     plan_row,
 )
-from recipes.edge.dataset import BadSample
-from recipes.edge.samples import ClipSettings, PlannedSample, unusable
-from recipes.edge.video import (
-    VideoError,
-    decode_frames,
+from recipes.edge.archives import ArchiveError
+from recipes.edge.conversations import BadSample
+from recipes.edge.samples import (
+    ClipSettings,
+    PlannedClip,
+    PlannedSample,
+    PlannedSamples,
+    unusable,
 )
+from recipes.edge.video import VideoError, decode_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,32 +68,26 @@ class Row:
 class PackedRows(Dataset[Row]):
     """Rows by bin: index it with the numbers of the samples that share one.
 
-    A clip that cannot be decoded is left out of its row and reported in ``bad``. A
-    row that is left without a clip gets a black one of a single token and no label,
-    so that every rank calls the vision tower equally often.
+    A sample whose clips cannot be decoded is left out of its row and reported in
+    ``bad``. A row without a clip gets a black one of a single token and no label, so
+    that every rank calls the vision tower equally often.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[PlannedSample],
-        settings: ClipSettings,
-        video_token_id: int,
-    ) -> None:
+    def __init__(self, samples: PlannedSamples, video_token_id: int) -> None:
         """Keep what is needed to decode and plan rows."""
         self.samples = samples
-        self.settings = settings
+        self.settings = samples.settings
         self.video_token_id = video_token_id
 
     def __getitem__(self, request: tuple[tuple[int, ...], StreamState]) -> Row:
         """Decode the clips of one bin, and plan the row of those that decode."""
         chosen, state = request
-        clips, kept, bad = [], list[PlannedSample](), []
+        clips, kept, bad = list[Tensor](), list[PlannedSample](), list[BadSample]()
         geometry = self.settings.family.geometry
         for planned in (self.samples[number] for number in chosen):
             try:
-                frames = decode_frames(planned.sample.video, planned.frame_indices)
-                clips.append(_patchify_as_planned(frames, planned, geometry))
-            except VideoError as error:
+                clips += [self._decode(each) for each in planned.clips]
+            except (VideoError, ArchiveError) as error:
                 bad.append(unusable(planned.sample, error))
             else:
                 kept.append(planned)
@@ -108,10 +106,27 @@ class PackedRows(Dataset[Row]):
             patches=torch.cat(clips),
             sample_ids=tuple(planned.sample.sample_id for planned in kept),
             num_tokens=sum(planned.num_tokens for planned in kept),
-            num_frames=sum(len(planned.frame_indices) for planned in kept),
+            num_frames=sum(
+                len(clip.frame_indices) for planned in kept for clip in planned.clips
+            ),
             bad=tuple(bad),
             state=state,
         )
+
+    def _decode(self, planned: PlannedClip) -> Tensor:
+        """Decode a clip, and check that the file kept what its header said."""
+        file = planned.clip.file(self.samples.store)
+        frames = decode_frames(file, planned.frame_indices)
+        geometry = self.settings.family.geometry
+        patches = patchify_clip(frames, geometry, planned.span.schedule.scales)
+        grids = encoded_grids(planned.span.grid, planned.span.schedule)
+        expected = geometry.merge_size**2 * sum(map(prod, grids))
+        if len(patches) != expected:
+            raise VideoError(
+                f"{file} decodes to {len(patches)} patches but its header promised "
+                f"{expected}"
+            )
+        return patches
 
 
 def stream_rows(
@@ -144,7 +159,7 @@ def stream_rows(
     Yields:
         This rank's rows.
     """
-    lengths = [planned.num_tokens for planned in dataset.samples]
+    lengths = dataset.samples.lengths
     capacity = dataset.settings.capacity
 
     def requests() -> Iterator[tuple[tuple[int, ...], StreamState]]:
@@ -184,27 +199,6 @@ def count_rows(rows: Sequence[Row]) -> dict[str, float]:
         "rows": len(rows),
         "skipped": sum(len(row.bad) for row in rows),
     }
-
-
-def _patchify_as_planned(
-    frames: UInt8[Tensor, "frames 3 height width"],
-    planned: PlannedSample,
-    geometry: VisionGeometry,
-) -> Float[Tensor, "patches pixels"]:
-    """Cut a clip into patches, and check that the file kept what its header said."""
-    patches = patchify_clip(frames, geometry, planned.schedule.scales)
-    expected = geometry.merge_size**2 * sum(
-        prod(grid)
-        for span in planned.spans
-        if isinstance(span, VideoSpan)
-        for grid in encoded_grids(span.grid, span.schedule)
-    )
-    if len(patches) != expected:
-        raise VideoError(
-            f"{planned.sample.video} decodes to {len(patches)} patches but its header "
-            f"promised {expected}"
-        )
-    return patches
 
 
 def _row_length(

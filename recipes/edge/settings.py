@@ -1,6 +1,7 @@
 """Settings of a run: read from YAML, written beside its checkpoints, compared."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -123,12 +124,12 @@ def settings_as_json(config: Any) -> dict[str, Any]:
         config: A dataclass of numbers, words and paths.
 
     Returns:
-        Its fields by name; paths become text.
+        Its fields by name; paths become text, and tuples lists.
     """
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(config).items()
-    }
+    settings: dict[str, Any] = json.loads(
+        json.dumps(dataclasses.asdict(config), default=str)
+    )
+    return settings
 
 
 def check_same_settings(

@@ -39,7 +39,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def convert(name: str, value: Any, kind: Any) -> Any:
     """Give a value the type of a setting, or say what it should be.
 
-    A whole number is a number, text is a path; nothing else is turned into anything.
+    A whole number is a number, text is a path, a list is a tuple; nothing else is
+    turned into anything.
 
     Args:
         name: What the value is called.
@@ -59,6 +60,8 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         Traceback (most recent call last):
         ValueError: max_steps is 'ten'; it must be a whole number
     """
+    if isinstance(value, list):
+        value = tuple(value)
     if not _fits(value, kind):
         raise ValueError(f"{name} is {value!r}; it must be {_rule(kind)}")
     if kind is float:
@@ -75,7 +78,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(value == each and type(value) is type(each) for each in inner)
     if origin in (Union, types.UnionType):
         return any(_fits(value, each) for each in inner)
-    if origin is Sequence:
+    if origin is Sequence or inner[1:] == (...,):
         return isinstance(value, tuple) and all(_fits(v, inner[0]) for v in value)
     if origin is tuple:
         same = isinstance(value, tuple) and len(value) == len(inner)
@@ -91,7 +94,7 @@ def _rule(kind: Any) -> str:
         return f"one of {', '.join(map(str, inner))}"
     if origin in (Union, types.UnionType):
         return " or ".join(_rule(each) for each in inner)
-    if origin is Sequence:
+    if origin is Sequence or inner[1:] == (...,):
         return f"a list, each of it {_rule(inner[0])}"
     if origin is tuple:
         return f"a list of {len(inner)}: {', '.join(_rule(each) for each in inner)}"

@@ -55,6 +55,7 @@ def configs(draw: st.DrawFn) -> Config:
     low, high = sorted([draw(counts), draw(counts)])
     of_type = {bool: st.booleans(), int: counts, float: shares, str: texts}
     of_type |= {Path: paths, str | None: st.none() | texts}
+    of_type |= {tuple[str, ...]: st.lists(texts, max_size=2).map(tuple)}
     chosen: dict[str, Any] = {
         "frame_sampling_strategy": strategies,
         "mm_spatial_pool_stride": counts.map(lambda half: 2 * half),

@@ -207,7 +207,7 @@ def test_bad_samples_are_left_out_and_named(clips: Path, tmp_path: Path) -> None
     assert reasons.keys() == {"00001", "00002", "00003"}
     assert str(broken) in reasons["00001"]
     assert "No such file" in reasons["00002"]
-    assert reasons["00003"] == "the row has no video"
+    assert reasons["00003"].startswith("the row has 1 placeholders but names 0 videos")
     assert sum(row["skipped"] for row in metrics(tmp_path / "run")) >= 1
     state = json.loads((tmp_path / "run" / "checkpoint-3" / "state.json").read_text())
     assert len(state["state"]["quarantine"]) == 3
@@ -250,7 +250,7 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
 
 def test_data_without_a_usable_sample(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", [{"id": "a"}, {"id": "b"}])
-    message = "has no sample that can be used: the row has no video; every rank"
+    message = "has no sample that can be used: the row has no conversation; it needs"
     with pytest.raises(RuntimeError, match=message):
         train(tmp_path / "run", data)
 
