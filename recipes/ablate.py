@@ -1,6 +1,6 @@
 """Run a grid of settings with several seeds, and write one table and one figure.
 
-    python recipes/ablate.py recipes/configs/ablation.yaml --output-dir runs/ablation \
+    python recipes/ablate.py recipes/configs/ablation.yaml --jobs 4
 
 Every run is a run of a recipe in a folder of its own. The same command, given again,
 leaves finished runs alone and goes on with the others from their checkpoints.
