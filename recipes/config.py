@@ -37,6 +37,10 @@ class Config:
     data_subsets: tuple[str, ...] = ()
     """Parts of the dataset to take, as SUBSET or SUBSET/SPLIT, with * for any text;
     without it, all."""
+    archives_on_disk: int = 0
+    """Unzipped archives of the dataset that are kept at a time, at least 3; samples are
+    then drawn archive by archive, and the next one is fetched meanwhile. 0 keeps all
+    and mixes all samples."""
     eval_data_path: str | None = None
     """Held-out conversations, in the same form; all subsets are taken."""
     frame_sampling_strategy: str = "interleave"
@@ -137,6 +141,11 @@ class Config:
                 raise ValueError(f"{name} is {value}; it must {rule}")
             if math.isinf(value):
                 raise ValueError(f"{name} is {value}; it must be finite")
+        if self.archives_on_disk in {1, 2}:
+            raise ValueError(
+                f"archives_on_disk is {self.archives_on_disk}; it must be 0 or at "
+                "least 3: one is read, one is left, one is fetched"
+            )
         if self.mm_spatial_pool_stride % 2:
             raise ValueError(
                 f"mm_spatial_pool_stride is {self.mm_spatial_pool_stride}; it must be "
@@ -155,6 +164,7 @@ BOUNDS = {
     "fast_scale": (1, math.inf),
     "max_frames_num": (1, math.inf),
     "video_fps": (0, math.inf),
+    "archives_on_disk": (0, math.inf),
     "min_pixels": (1, math.inf),
     "loss_weight": (0, math.inf),
     "tokens_per_row": (1, math.inf),

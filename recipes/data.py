@@ -69,7 +69,8 @@ def plan_data(config: Config, world: World) -> Data:
         make_clips(clips, num_clips=512, held_out=128, seed=config.seed)
         train_path = str(clips / "train.jsonl")
         held_out_path = str(clips / "held_out.jsonl")
-    store, bad = ArchiveStore(CACHE), list[BadSample]()
+    store = ArchiveStore(CACHE, most=config.archives_on_disk or None)
+    bad = list[BadSample]()
     train, held_out = (
         read_samples(path, config, store, config.output_dir / f"{name}.arrow", bad)
         for name, path in (("train", train_path), ("held_out", held_out_path))

@@ -1,8 +1,10 @@
 """From samples to packed rows: every integer is planned before a pixel is decoded."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
+from threading import Thread
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from fastslow import (
     encoded_grids,
     next_bin,
     repeat_strides,
+    stream_order,
 )
 from fastslow.qwen2_vl import (
     RowPlan,
@@ -159,16 +162,23 @@ def stream_rows(
     Yields:
         This rank's rows.
     """
-    lengths = dataset.samples.lengths
-    capacity = dataset.settings.capacity
+    samples = dataset.samples
 
     def requests() -> Iterator[tuple[tuple[int, ...], StreamState]]:
-        now = state
+        now, ahead = state, _Ahead(samples, seed)
         while True:
             dealt = []
             for _ in range(world_size):
-                chosen, now = next_bin(lengths, capacity, now, window=window, seed=seed)
+                chosen, now = next_bin(
+                    samples.lengths,
+                    samples.settings.capacity,
+                    now,
+                    window=window,
+                    seed=seed,
+                    groups=samples.groups,
+                )
                 dealt.append(chosen)
+            ahead.look(now)
             yield dealt[rank], now
 
     yield from DataLoader(
@@ -179,6 +189,36 @@ def stream_rows(
         **loading,
         generator=torch.Generator(),
     )
+
+
+class _Ahead:
+    """Fetches the archive that comes next while the one at hand is read."""
+
+    def __init__(self, samples: PlannedSamples, seed: int) -> None:
+        self._samples, self._seed = samples, seed
+        self._seen: tuple[int, str] | None = None
+
+    def look(self, state: StreamState) -> None:
+        """Fetch in the background what follows the archive where the stream stands."""
+        groups = self._samples.groups
+        if groups is None or state.position == len(groups):
+            return
+        order = stream_order(
+            len(groups), seed=self._seed, epoch=state.epoch, groups=groups
+        )
+        here = groups[order[state.position]]
+        if self._seen == (state.epoch, self._samples.archives[here]):
+            return
+        self._seen = state.epoch, self._samples.archives[here]
+        later = (groups[item] for item in order[state.position :])
+        following = next((group for group in later if group != here), None)
+        if following is not None and self._samples.archives[following]:
+            archive = self._samples.archives[following]
+            Thread(target=self._fetch, args=(archive,), daemon=True).start()
+
+    def _fetch(self, archive: str) -> None:
+        with suppress(ArchiveError, OSError):  # whoever reads it will say so
+            self._samples.store.open(archive)
 
 
 def count_rows(rows: Sequence[Row]) -> dict[str, float]:

@@ -249,6 +249,8 @@ class PlannedSamples:
         index: What is on disk.
         numbers: The samples there that can be used.
         lengths: Tokens of each of these.
+        groups: Number of the archive that each is in; None where archives stay on disk.
+        archives: The archives, by number; files of their own are in none, named "".
         settings: How clips become tokens.
         tokenizer: The model's.
         store: Where archives are.
@@ -257,6 +259,8 @@ class PlannedSamples:
     index: SampleIndex
     numbers: tuple[int, ...]
     lengths: tuple[int, ...]
+    groups: tuple[int, ...] | None = None
+    archives: tuple[str, ...] = ()
     settings: ClipSettings
     tokenizer: PreTrainedTokenizerBase
     store: ArchiveStore
@@ -306,19 +310,27 @@ def plan_samples(
         store=store,
     )
     lengths, bad = dict[int, int](), list[BadSample]()
+    archives, groups = dict[str, int](), list[int]()
     workers = num_workers if len(index) > FEW else 0
     found = DataLoader(_Lengths(every), batch_size=None, num_workers=workers)
-    for number, length in enumerate(found):
-        if isinstance(length, BadSample):
-            bad.append(length)
+    for number, entry in enumerate(found):
+        if isinstance(entry, BadSample):
+            bad.append(entry)
         else:
-            lengths[number] = int(length)
-    usable = replace(every, numbers=tuple(lengths), lengths=tuple(lengths.values()))
+            lengths[number], archive = entry
+            groups.append(archives.setdefault(archive, len(archives)))
+    usable = replace(
+        every,
+        numbers=tuple(lengths),
+        lengths=tuple(lengths.values()),
+        groups=None if store.most is None else tuple(groups),
+        archives=tuple(archives),
+    )
     return usable, bad
 
 
-class _Lengths(Dataset[int | BadSample]):
-    """The length of each sample, or why it has none."""
+class _Lengths(Dataset[tuple[int, str] | BadSample]):
+    """The length of each sample and its first clip's archive, or why it has none."""
 
     def __init__(self, samples: PlannedSamples) -> None:
         self._samples = samples
@@ -326,9 +338,12 @@ class _Lengths(Dataset[int | BadSample]):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, number: int) -> int | BadSample:
+    def __getitem__(self, number: int) -> tuple[int, str] | BadSample:
         try:
-            return self._samples[number].num_tokens
+            planned = self._samples[number]
+            clip = next(iter(planned.sample.clips), None)
+            archive = clip.source if clip is not None and clip.name else ""
+            return planned.num_tokens, archive
         except ValueError as error:
             return unusable(self._samples.index[number], error)
 

@@ -259,6 +259,7 @@ def test_data_without_a_usable_sample(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"max_steps": 0}, "max_steps is 0; it must be at least 1"),
+        ({"archives_on_disk": 2}, "archives_on_disk is 2; it must be 0 or at least 3"),
         ({"packing_window": 0}, "packing_window is 0; it must be at least 1"),
         ({"max_bad_share": 2}, "max_bad_share is 2; it must lie between 0 and 1"),
         ({"slow_frame_ratio": -0.1}, "slow_frame_ratio is -0.1; it must lie between"),
