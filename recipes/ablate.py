@@ -1,7 +1,6 @@
 """Run a grid of settings with several seeds, and write one table and one figure.
 
-    python recipes/ablate.py recipes/configs/ablation.yaml --output-dir runs/ablation \
-        --jobs 4 --ranks 1
+    python recipes/ablate.py recipes/configs/ablation.yaml --jobs 4
 
 Every run is a run of a recipe in a folder of its own. The same command, given again,
 leaves finished runs alone and goes on with the others from their checkpoints.
@@ -30,6 +29,7 @@ from recipes.ablation import (
     summarise,
 )
 from recipes.config import FREE_TO_CHANGE, SETTINGS_FILE, Config, settings_before
+from recipes.edge.ablation_figure import draw_ablation
 from recipes.edge.settings import check_same_settings, read_settings, write_settings
 
 RECIPE = Path(__file__).with_name("qwen2vl_tiny.py")
@@ -48,6 +48,14 @@ class Ablation:
     """Runs at a time. Speeds compare only where the machine has room for all."""
     ranks: int = 1
     """Processes of each run."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("jobs", "ranks"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be at least 1"
+                )
 
 
 class Runner:
@@ -160,8 +168,6 @@ def write_report(
     rows = summarise(variants, results)
     (folder / "ablation.json").write_text(json.dumps(rows, indent=1) + "\n")
     (folder / "ablation.md").write_text(markdown_table(rows))
-    from recipes.edge.ablation_figure import draw_ablation  # noqa: PLC0415
-
     draw_ablation(rows, folder / "ablation.svg")
     say(f"{markdown_table(rows)}\n{folder / 'ablation.md'}, .json and .svg are written")
 

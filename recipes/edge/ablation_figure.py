@@ -47,6 +47,10 @@ def draw_ablation(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         line[0].set_ylabel(title)
     for panel, name in zip(panels[0], axes_names, strict=True):
         panel.set_title(name, fontsize=10)
+    figure.supxlabel(
+        "dot: one seed; line: mean of the seeds; orange: base; dotted: chance",
+        fontsize=8,
+    )
     with mpl.rc_context({"svg.hashsalt": "ablation"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
 
@@ -76,4 +80,4 @@ def _draw(panel: Axes, group: Sequence[Mapping[str, Any]], name: str) -> None:
 
 def _short(label: str) -> str:
     """Leave out the name of a setting where there is but one."""
-    return label if "," in label else label.rpartition(" ")[2]
+    return label if set(label) & set(",{") else label.rpartition(" ")[2]

@@ -85,7 +85,7 @@ def work(folder: Path) -> None:
     config = replace(
         TINY,
         output_dir=folder / "run",
-        data_path=folder / "clips" / "train.jsonl",
+        data_path=str(folder / "clips" / "train.jsonl"),
         learning_rate=1.0,
     )
     with process_group() as world:

@@ -97,6 +97,29 @@ def test_every_preset_fits_what_it_says(preset: Any) -> None:
     assert is_possible, text
 
 
+def test_without_the_next_frame_loss_a_run_takes_less() -> None:
+    plan = Plan(
+        shape=small_config(),
+        parallel=Parallel(tower="trained"),
+        num_gpus=1,
+        device=find_device("h100-80gb"),
+        tokens_per_row=512,
+        rows=1,
+        mfu=0.4,
+        window=8,
+    )
+    whole, less = (
+        forecast(replace(plan, next_frame=each), [SAMPLE]) for each in (True, False)
+    )
+    head = 256 * 256 + 256 + 256 * 160 + 160
+    assert whole.parameters[1] - less.parameters[1] == head
+    assert whole.flops.tower > less.flops.tower
+    assert whole.flops.heads > less.flops.heads
+    assert whole.flops.language_model == less.flops.language_model
+    assert whole.memory.total > less.memory.total
+    assert whole.memory.optimizer - less.memory.optimizer == 8 * head
+
+
 def test_what_to_change_is_the_first_that_fits() -> None:
     plan = Plan(
         shape=small_config(),
@@ -161,7 +184,7 @@ def test_other_families_and_copies_that_do_not_divide_are_refused() -> None:
 def test_a_dry_run_of_data(tmp_path: Path) -> None:
     make_clips(tmp_path / "clips", num_clips=6, held_out=0, seed=0, size=(56, 84))
     data = tmp_path / "clips" / "train.jsonl"
-    text, is_possible = preview(replace(TINY, data_path=data, num_gpus=2))
+    text, is_possible = preview(replace(TINY, data_path=str(data), num_gpus=2))
     assert is_possible
     first = text.splitlines()[0].split(maxsplit=1)
     said = "6 samples, 0 unusable; text counted by a tokenizer learnt from it"
