@@ -4,6 +4,7 @@ from fastslow.qwen2_vl.attention import ATTENTION_NAME
 from fastslow.qwen2_vl.chat import encode_conversation
 from fastslow.qwen2_vl.families import Family, family_of, window_order
 from fastslow.qwen2_vl.flops import StepFlops, step_flops
+from fastslow.qwen2_vl.generation import generate_answers
 from fastslow.qwen2_vl.model import FastSlowOutput, FastSlowQwen2VL
 from fastslow.qwen2_vl.plan import RowPlan, plan_row
 from fastslow.qwen2_vl.preprocess import (
@@ -35,6 +36,7 @@ __all__ = [
     "encode_conversation",
     "family_of",
     "frame_times",
+    "generate_answers",
     "patchify_clip",
     "place_clip",
     "plan_row",

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
+    Cache,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
@@ -166,20 +167,7 @@ class FastSlowQwen2VL(nn.Module):
                 patches. Under FSDP2 every rank has to call the tower equally often, so
                 a row of text alone takes a clip without labels.
         """
-        clips = plan.layout.clips
-        if not clips:
-            raise ValueError(
-                "the row holds no clip; the vision tower is called once for every row"
-            )
-        merged_patches = self.backbone.model.visual.spatial_merge_size**2
-        tokens = len(plan.pool.cell_starts)
-        if len(patches) != tokens * merged_patches:
-            raise ValueError(
-                f"patches has {len(patches)} rows but the plan is for "
-                f"{tokens * merged_patches}; both describe the same clips"
-            )
-        known = {} if self.family.window else tower_arguments(plan.tower)
-        vision = self.backbone.model.visual(patches, grid_thw=plan.grid_thw, **known)
+        vision = self._see(patches, plan)
         hidden = self._read(vision, plan)
         head = self.backbone.lm_head
         language_loss, _ = labelled_cross_entropy(hidden, head.weight, plan.labels)
@@ -196,6 +184,40 @@ class FastSlowQwen2VL(nn.Module):
             targets=targets,
             copies=copies,
         )
+
+    def read_prompts(
+        self, patches: Float[Tensor, "patches pixels"], plan: RowPlan, cache: Cache
+    ) -> Float[Tensor, "tokens hidden"]:
+        """Read a packed row as in training, and keep keys and values.
+
+        Args:
+            patches: The patches of the row's clips in order.
+            plan: The row's plan, on the same device.
+            cache: An empty cache; keys and values of all tokens are put there.
+
+        Returns:
+            The language model's last hidden states.
+
+        Raises:
+            ValueError: As ``forward`` does.
+        """
+        return self._read(self._see(patches, plan), plan, cache)
+
+    def _see(self, patches: Tensor, plan: RowPlan) -> Any:
+        """Let the tower see the row's clips, once."""
+        if not plan.layout.clips:
+            raise ValueError(
+                "the row holds no clip; the vision tower is called once for every row"
+            )
+        merged_patches = self.backbone.model.visual.spatial_merge_size**2
+        tokens = len(plan.pool.cell_starts)
+        if len(patches) != tokens * merged_patches:
+            raise ValueError(
+                f"patches has {len(patches)} rows but the plan is for "
+                f"{tokens * merged_patches}; both describe the same clips"
+            )
+        known = {} if self.family.window else tower_arguments(plan.tower)
+        return self.backbone.model.visual(patches, grid_thw=plan.grid_thw, **known)
 
     def _look_ahead(
         self, hidden: Tensor, seen: Tensor, patches: Tensor, plan: RowPlan
@@ -233,12 +255,13 @@ class FastSlowQwen2VL(nn.Module):
             pool_tokens(merged, plan.next_frame.copies).values,
         )
 
-    def _read(self, vision: Any, plan: RowPlan) -> Tensor:
+    def _read(self, vision: Any, plan: RowPlan, cache: Cache | None = None) -> Tensor:
         """Let the language model read the row; give its last hidden states.
 
         Args:
             vision: What the tower returned.
             plan: The row's plan.
+            cache: Takes keys and values.
         """
         model = self.backbone.model.language_model
         text = model.embed_tokens(plan.layout.input_ids)
@@ -258,7 +281,8 @@ class FastSlowQwen2VL(nn.Module):
             position_ids=plan.layout.position_ids[:, None],
             attention_mask=text.new_empty(1, 1, 0, 0),  # of four axes: used as it is
             layout_mask=attention_mask(plan.visible),
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
             **(deepstack if deeper else {}),
         ).last_hidden_state
         return hidden[0]

@@ -1,0 +1,168 @@
+"""Answers: greedy decoding from a packed row of prompts, with a key/value cache.
+
+The prompts are read as in training, all in one packed row under the layout's mask.
+Their keys and values are then set side by side, a row for each prompt, and the answers
+grow together.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from fastslow.qwen2_vl.model import FastSlowQwen2VL
+from fastslow.qwen2_vl.plan import RowPlan
+
+
+@torch.no_grad()
+def generate_answers(
+    model: FastSlowQwen2VL,
+    patches: Float[Tensor, "patches pixels"],
+    plan: RowPlan,
+    *,
+    end_token_ids: Collection[int],
+    max_new_tokens: int,
+) -> list[tuple[int, ...]]:
+    """Answer every prompt of a packed row with its most likely tokens.
+
+    Args:
+        model: Whole on one device; it computes in evaluation mode as it is.
+        patches: The patches of the row's clips in order.
+        plan: The row's plan, each of its samples a prompt that ends with text, such as
+            ``encode_conversation`` gives for a conversation without its last answer. A
+            sample that is nothing but clips gets no answer.
+        end_token_ids: Tokens that end an answer.
+        max_new_tokens: Tokens of an answer at most, at least 1.
+
+    Returns:
+        Token ids of each answer, in the order of the prompts; the token that ended it
+        is left out.
+
+    Raises:
+        ValueError: If ``max_new_tokens`` is below 1, or a prompt ends with a clip.
+
+    Laws:
+        cache_free: equals reading each prompt and its answer so far anew for every
+            token
+        batch_free: the other prompts of a row change no answer
+        matches_transformers: without pooling and with causal attention, equals
+            Qwen2-VL's own ``generate``
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    ends = _ends_of_prompts(plan)
+    cache = DynamicCache()
+    hidden = model.read_prompts(patches, plan, cache)
+    prompts = _Prompts(
+        lengths=ends.lengths,
+        next_positions=plan.layout.position_ids[:, ends.rows] + 1,
+    )
+    state = _set_apart(cache, ends)
+    scores = model.backbone.lm_head(hidden[ends.rows])
+    stop = torch.tensor(sorted(end_token_ids), device=scores.device)
+    chosen = list[Tensor]()
+    is_done = torch.zeros(len(ends.rows), dtype=torch.bool, device=scores.device)
+    for step in range(max_new_tokens):
+        token = scores.argmax(-1)
+        chosen.append(torch.where(is_done, -1, token))
+        is_done |= torch.isin(token, stop)
+        if step + 1 == max_new_tokens or bool(is_done.all()):
+            break
+        scores = _next_scores(model, token, prompts, state, step)
+    rows = torch.stack(chosen, 1).tolist()
+    return [_cut(row, end_token_ids) for row in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ends:
+    """Where the prompts of a row end.
+
+    Attributes:
+        rows: Row of the last token of each prompt.
+        lengths: Tokens of each prompt.
+    """
+
+    rows: Int[Tensor, " prompts"]
+    lengths: Int[Tensor, " prompts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prompts:
+    """What decoding needs to know of the prompts.
+
+    Attributes:
+        lengths: Tokens of each.
+        next_positions: Positions of the token that comes after each.
+    """
+
+    lengths: Int[Tensor, " prompts"]
+    next_positions: Int[Tensor, "4 prompts"]
+
+
+def _ends_of_prompts(plan: RowPlan) -> _Ends:
+    """Find the prompts of a row."""
+    segments = plan.layout.segment_ids
+    lengths = torch.bincount(segments[segments >= 0])
+    rows = lengths.cumsum(0) - 1
+    is_text = plan.layout.frame_ids < 0
+    words = torch.zeros_like(lengths)
+    words.index_add_(0, segments.clamp(min=0), (is_text & (segments >= 0)).long())
+    asks = words > 0
+    if not bool(is_text[rows][asks].all()):
+        wrong = int((asks & ~is_text[rows]).nonzero()[0, 0])
+        raise ValueError(f"prompt {wrong} ends with a clip; a prompt ends with text")
+    return _Ends(rows=rows[asks], lengths=lengths[asks])
+
+
+def _set_apart(cache: DynamicCache, ends: _Ends) -> DynamicCache:
+    """Give each prompt a row of its own, filled up at its end."""
+    longest = int(ends.lengths.max()) if len(ends.lengths) else 0
+    starts = ends.rows - ends.lengths + 1
+    places = starts[:, None] + torch.arange(longest, device=starts.device)
+    places = torch.minimum(places, ends.rows[:, None])  # the rest is masked
+    apart = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
+        keys, values = (
+            whole[0][:, places].transpose(0, 1).contiguous()
+            for whole in (layer.keys, layer.values)
+        )
+        apart.update(keys, values, number)
+    return apart
+
+
+def _next_scores(
+    model: FastSlowQwen2VL,
+    token: Tensor,
+    prompts: _Prompts,
+    cache: DynamicCache,
+    step: int,
+) -> Tensor:
+    """Read the token that each answer has grown by; score the next one."""
+    longest = cache.get_seq_length() - step
+    place = torch.arange(longest + step + 1, device=token.device)
+    visible = (place < prompts.lengths[:, None]) | (place >= longest)
+    language_model = model.backbone.model.language_model
+    text = language_model.embed_tokens(token)[:, None]
+    hidden: Tensor = language_model(
+        inputs_embeds=text,
+        position_ids=(prompts.next_positions + step)[:, :, None],
+        attention_mask=text.new_empty(1, 1, 0, 0),  # of four axes: used as it is
+        layout_mask=visible[:, None, None],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    scores: Tensor = model.backbone.lm_head(hidden[:, 0])
+    return scores
+
+
+def _cut(row: list[int], end_token_ids: Collection[int]) -> tuple[int, ...]:
+    """Keep an answer up to the token that ends it."""
+    stops = [place for place, token in enumerate(row) if token in end_token_ids]
+    return tuple(row[: stops[0]] if stops else row)
