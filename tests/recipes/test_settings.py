@@ -63,6 +63,7 @@ def configs(draw: st.DrawFn) -> Config:
         "max_pixels": st.just(high),
         "learning_rate": numbers,
         "loss_weight": numbers,
+        "archives_on_disk": st.just(0) | st.integers(3, 10**9),
         "assumed_mfu": st.floats(1e-6, 1),
         "parallel": st.builds(
             Parallel,
