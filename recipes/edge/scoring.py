@@ -1,0 +1,141 @@
+"""Whether an answer is right: of choices by its letter, of others by its words."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+_OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s*(.*\S)\s*$", re.MULTILINE)
+_LETTER_FIRST = re.compile(r"^\W*([A-Z])(?:[.):,]|\s*$)")
+_LETTER_SAID = re.compile(r"\b(?:answer|option|choice)(?: is)?:?\s*\W?([A-Z])\b")
+_ARTICLES = {"a", "an", "the"}
+_NO_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What an answer is worth.
+
+    Attributes:
+        kind: Whether the question gives choices.
+        correct: Whether the answer is right.
+        f1: Harmonic mean of the shares of words that answer and reference have in
+            common; of choices, 1 or 0.
+    """
+
+    kind: Literal["multiple_choice", "open_ended"]
+    correct: bool
+    f1: float
+
+
+def score_answer(question: str, reference: str, answer: str) -> Score:
+    r"""Score an answer.
+
+    A question gives choices if at least two of its lines begin with a letter and a dot,
+    colon or bracket, and the reference chooses one of them. Then the answer has to
+    choose the same, see ``chosen_letter``. Other answers are right if they have the
+    same words in the same order, without case, punctuation and articles.
+
+    Published scores of open-ended answers are mostly given by another model; these are
+    not comparable with them.
+
+    Args:
+        question: The question, with its choices.
+        reference: The right answer.
+        answer: The answer given.
+
+    Returns:
+        The score.
+
+    Example:
+        >>> score_answer("Which?\nA. Red\nB. Blue", "B. Blue", "b) no, (B)").correct
+        False
+        >>> score_answer("Which?\nA. Red\nB. Blue", "B", "The answer is B.").correct
+        True
+        >>> score_answer("What moves?", "A red square.", "red square").correct
+        True
+    """
+    options = dict(_OPTION.findall(question))
+    wanted = chosen_letter(reference, options) if len(options) > 1 else None
+    if wanted is not None:
+        correct = chosen_letter(answer, options) == wanted
+        return Score(kind="multiple_choice", correct=correct, f1=float(correct))
+    right, given = _words(reference), _words(answer)
+    return Score(kind="open_ended", correct=right == given, f1=_f1(right, given))
+
+
+def chosen_letter(answer: str, options: dict[str, str]) -> str | None:
+    """Tell which choice an answer makes.
+
+    The first of these that is one of the choices: a letter at the beginning, by itself
+    or before a dot, colon, comma or bracket; a letter after "answer", "option" or
+    "choice"; the choice whose text the answer repeats.
+
+    Args:
+        answer: The answer.
+        options: Text of each choice, by its letter.
+
+    Returns:
+        The letter; None if it makes no choice.
+
+    Example:
+        >>> options = {"A": "Red", "B": "Blue"}
+        >>> [chosen_letter(said, options) for said in ("B", "(A) Red", "blue.", "C")]
+        ['B', 'A', 'B', None]
+    """
+    for pattern in (_LETTER_FIRST, _LETTER_SAID):
+        found = pattern.search(answer)
+        if found and found[1] in options:
+            return found[1]
+    same = [
+        letter for letter, text in options.items() if _words(text) == _words(answer)
+    ]
+    return same[0] if len(same) == 1 else None
+
+
+def summarise_scores(predictions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Average predictions by category and kind, and all of each kind.
+
+    Args:
+        predictions: Each with ``category``, ``kind``, ``correct`` and ``f1``.
+
+    Returns:
+        Rows of a table, the last ones for all categories.
+    """
+    kinds = sorted({each["kind"] for each in predictions})
+    categories = sorted({each["category"] for each in predictions})
+    rows = []
+    for category in [*categories, None]:
+        for kind in kinds:
+            some = [
+                each
+                for each in predictions
+                if each["kind"] == kind and category in (None, each["category"])
+            ]
+            if some:
+                rows.append(
+                    {
+                        "category": "all" if category is None else category or "none",
+                        "kind": kind,
+                        "count": len(some),
+                        "accuracy": sum(each["correct"] for each in some) / len(some),
+                        "f1": sum(each["f1"] for each in some) / len(some),
+                    }
+                )
+    return rows
+
+
+def _words(text: str) -> list[str]:
+    """Give the words that count."""
+    words = text.lower().translate(_NO_PUNCTUATION).split()
+    return [word for word in words if word not in _ARTICLES]
+
+
+def _f1(right: list[str], given: list[str]) -> float:
+    """Compare two lists of words, in any order."""
+    if not right or not given:
+        return float(right == given)
+    common = (Counter(right) & Counter(given)).total()
+    return 2 * common / (len(right) + len(given))

@@ -1,0 +1,245 @@
+"""Ask a trained model questions about clips, and score its answers.
+
+    python recipes/evaluate.py runs/qwen2vl_tiny/model-320 DATA
+    torchrun --standalone --nproc-per-node 8 recipes/evaluate.py CHECKPOINT DATA
+    python recipes/evaluate.py --help
+
+CHECKPOINT is a ``model-N`` folder of a run, whose settings are used, or any checkpoint
+of transformers, for which ``--config`` says how clips become tokens. DATA is what
+``--data-path`` of a recipe takes; the last answer of every row is asked for. Each rank
+holds the whole model.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import torch
+import transformers
+import tyro
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from fastslow import StreamState, best_fit_decreasing, to_device
+from fastslow.qwen2_vl import FastSlowQwen2VL, generate_answers
+from recipes.config import SETTINGS_FILE, Config, load_config
+from recipes.data import CACHE, clip_settings
+from recipes.edge.archives import ArchiveStore
+from recipes.edge.conversations import BadSample
+from recipes.edge.data_files import list_subsets
+from recipes.edge.distributed import (
+    World,
+    broadcast_from_main,
+    gather_from_ranks,
+    process_group,
+)
+from recipes.edge.index import Sample, join_samples, write_index
+from recipes.edge.loader import PackedRows
+from recipes.edge.samples import PlannedSamples, plan_samples
+from recipes.edge.scoring import score_answer, summarise_scores
+from recipes.edge.settings import settings_as_json
+from recipes.edge.tiny import VIDEO_TOKEN
+from recipes.edge.weights import find_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to ask, and whom."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """Folder of weights for transformers, or their name on the hub."""
+    data: Annotated[str, tyro.conf.Positional]
+    """A file, a folder, or a name on the hub, as --data-path of a recipe."""
+    subsets: tuple[str, ...] = ()
+    """Parts of the data to take, as SUBSET or SUBSET/SPLIT; without it, all."""
+    config: Path | None = None
+    """YAML file of settings; by default those of the run that the checkpoint is of."""
+    max_new_tokens: int = 64
+    """Tokens of an answer at most."""
+    output: Path = Path("evaluation.json")
+    """File of all answers and scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What is asked.
+
+    Attributes:
+        prompts: Conversations without their last answer.
+        references: The answers that were left out, of every prompt on disk.
+        bad: Rows that cannot be asked.
+    """
+
+    prompts: PlannedSamples
+    references: tuple[str, ...]
+    bad: tuple[BadSample, ...]
+
+
+def main() -> None:
+    """Ask all questions, and write answers and scores."""
+    options = tyro.cli(Options, description=__doc__)
+    with process_group() as world, TemporaryDirectory() as folder:
+        shared = broadcast_from_main(lambda: Path(folder), world)
+        checkpoint = broadcast_from_main(
+            lambda: find_weights(options.checkpoint), world
+        )
+        config = find_settings(checkpoint, options.config)
+        model = load_model(checkpoint, config, world)
+        questions = broadcast_from_main(
+            lambda: plan_questions(options, checkpoint, config, model, shared), world
+        )
+        answers = list(ask(model, questions, options.max_new_tokens, world))
+        ranks = gather_from_ranks(answers, world)
+        if world.is_main:
+            found = evaluation(questions, list(chain(*ranks)))
+            about = {
+                "checkpoint": str(checkpoint),
+                "data": options.data,
+                "subsets": options.subsets,
+                "max_new_tokens": options.max_new_tokens,
+                "versions": {
+                    "torch": torch.__version__,
+                    "transformers": transformers.__version__,
+                },
+                "settings": settings_as_json(config),
+            }
+            options.output.write_text(json.dumps(about | found, indent=1) + "\n")
+            sys.stdout.write(f"{table(found)}\nwritten to {options.output}\n")
+
+
+def find_settings(checkpoint: Path, file: Path | None) -> Config:
+    """Give the settings under which clips become tokens.
+
+    Args:
+        checkpoint: Folder of the weights.
+        file: The settings; None for those of the run that the folder is in.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If the folder is in no run and there is no file.
+    """
+    file = file or checkpoint.parent / SETTINGS_FILE
+    if not file.exists():
+        raise ValueError(
+            f"{file} does not exist; --config says how clips become tokens where the "
+            "checkpoint is of no run"
+        )
+    return load_config(file, Config(output_dir=Path("unused")))
+
+
+def load_model(checkpoint: Path, config: Config, world: World) -> FastSlowQwen2VL:
+    """Load the whole model, in the type that it was trained to compute in."""
+    is_cuda = world.device.type == "cuda"
+    backbone: Any = AutoModelForImageTextToText.from_pretrained(
+        checkpoint, dtype=config.parallel.compute_dtype if is_cuda else torch.float32
+    )
+    return FastSlowQwen2VL(backbone).to(world.device).eval()
+
+
+def plan_questions(
+    options: Options,
+    checkpoint: Path,
+    config: Config,
+    model: FastSlowQwen2VL,
+    folder: Path,
+) -> Questions:
+    """Plan every question as in training, but for its answer."""
+    store, bad = ArchiveStore(CACHE), list[BadSample]()
+    references = list[str]()
+
+    def prompts() -> Iterator[Sample]:
+        subsets = list_subsets(options.data, options.subsets)
+        for sample in join_samples(subsets, store, bad.append):
+            turns = list(sample.turns)
+            while turns[-1].role != "assistant":
+                turns.pop()
+            references.append(turns.pop().text)
+            yield replace(sample, turns=tuple(turns))
+
+    index = write_index(folder / "prompts.arrow", prompts())
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    settings = clip_settings(config, model.family, model.backbone.device)
+    planned, unplanned = plan_samples(index, settings, tokenizer, store)
+    return Questions(
+        prompts=planned, references=tuple(references), bad=(*bad, *unplanned)
+    )
+
+
+def ask(
+    model: FastSlowQwen2VL, questions: Questions, max_new_tokens: int, world: World
+) -> Iterator[dict[str, Any]]:
+    """Answer this rank's share of the questions, as many at a time as a row holds."""
+    prompts = questions.prompts
+    tokenizer = prompts.tokenizer
+    rows = PackedRows(prompts, tokenizer.get_vocab()[VIDEO_TOKEN])
+    bins = best_fit_decreasing(prompts.lengths, prompts.settings.capacity)
+    for chosen in bins[world.rank :: world.size]:
+        row = rows[chosen, StreamState()]
+        failed = {sample.source: sample.reason for sample in row.bad}
+        ids = generate_answers(
+            model,
+            row.patches.to(model.backbone.device, model.backbone.dtype),
+            to_device(row.plan, model.backbone.device),
+            end_token_ids=[tokenizer.eos_token_id],
+            max_new_tokens=max_new_tokens,
+        )
+        answers = iter(ids)
+        for number in chosen:
+            sample = prompts.index[prompts.numbers[number]]
+            reason = failed.get(sample.source)
+            text = "" if reason else str(tokenizer.decode(list(next(answers))))
+            reference = questions.references[prompts.numbers[number]]
+            question = sample.turns[-1].text
+            score = score_answer(question, reference, text)
+            if reason:
+                score = replace(score, correct=False, f1=0.0)
+            yield {
+                "sample_id": sample.sample_id,
+                "source": sample.source,
+                "category": sample.category,
+                "question": question,
+                "reference": reference,
+                "answer": text,
+                "error": reason,
+                **asdict(score),
+            }
+
+
+def evaluation(questions: Questions, answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sum up the answers of all ranks, in the order of the data."""
+    numbers = questions.prompts.index
+    order = {numbers[n].source: n for n in questions.prompts.numbers}
+    answers.sort(key=lambda each: order[each["source"]])
+    return {
+        "scores": summarise_scores(answers),
+        "not_asked": [asdict(sample) for sample in questions.bad],
+        "answers": answers,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Write the scores as a table."""
+    lines = ["| category | kind | questions | accuracy | F1 |", "|---|---|--:|--:|--:|"]
+    for row in found["scores"]:
+        lines.append(
+            f"| {row['category']} | {row['kind']} | {row['count']} | "
+            f"{row['accuracy']:.3f} | {row['f1']:.3f} |"
+        )
+    wrong = sum(each["error"] is not None for each in found["answers"])
+    lines.append(
+        f"\n{wrong} clips could not be decoded and count as wrong; "
+        f"{len(found['not_asked'])} rows could not be asked"
+    )
+    for each in found["not_asked"][:5]:
+        lines.append(f"  {each['source']}: {each['reason']}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
