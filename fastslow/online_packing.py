@@ -75,7 +75,6 @@ class StreamState:
     waiting: tuple[int, ...] = ()
 
 
-@lru_cache(maxsize=4)
 def stream_order(
     num_items: int, *, seed: int, epoch: int, groups: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
@@ -107,18 +106,12 @@ def stream_order(
         >>> {order[:2], order[2:]} <= {(0, 2), (2, 0), (1, 3), (3, 1)}
         True
     """
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    order = torch.randperm(num_items, generator=generator)
-    if groups is not None:
-        if len(groups) != num_items or min(groups, default=0) < 0:
-            raise ValueError(
-                f"groups has {len(groups)} entries, at least {min(groups, default=0)}; "
-                f"it must have {num_items}, counted from 0"
-            )
-        group = torch.tensor(groups, dtype=torch.long)
-        ranks = torch.randperm(max(groups, default=-1) + 1, generator=generator)
-        order = order[ranks[group[order]].argsort(stable=True)]
-    return tuple(order.tolist())
+    if groups is not None and (len(groups) != num_items or min(groups, default=0) < 0):
+        raise ValueError(
+            f"groups has {len(groups)} entries, at least {min(groups, default=0)}; it "
+            f"must have {num_items}, counted from 0"
+        )
+    return _shuffled(num_items, seed, epoch, groups)
 
 
 def next_bin(
@@ -174,10 +167,11 @@ def next_bin(
             f"state stands at position {position} and items {state.waiting} wait; "
             f"there are {len(lengths)} items, counted from 0"
         )
+    order = stream_order(len(lengths), seed=seed, epoch=epoch, groups=groups)
     while len(waiting) < window:
         if position == len(lengths):
             epoch, position = epoch + 1, 0
-        order = stream_order(len(lengths), seed=seed, epoch=epoch, groups=groups)
+            order = stream_order(len(lengths), seed=seed, epoch=epoch, groups=groups)
         item = order[position]
         check_length(item, lengths[item], capacity)
         waiting.append(item)
@@ -197,3 +191,17 @@ def _fill_up(negated: list[int], place: int, free: int) -> tuple[list[int], int]
         free += negated[place]
         place = bisect_left(negated, -free, lo=place + 1)
     return places, free
+
+
+@lru_cache(maxsize=4)
+def _shuffled(
+    count: int, seed: int, epoch: int, groups: tuple[int, ...] | None
+) -> tuple[int, ...]:
+    """Give the order of one pass."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    order = torch.randperm(count, generator=generator)
+    if groups is not None:
+        group = torch.tensor(groups, dtype=torch.long)
+        ranks = torch.randperm(max(groups, default=-1) + 1, generator=generator)
+        order = order[ranks[group[order]].argsort(stable=True)]
+    return tuple(order.tolist())

@@ -63,17 +63,12 @@ def plan_data(config: Config, world: World) -> Data:
     config.output_dir.mkdir(parents=True, exist_ok=True)
     name = config.model_name_or_path
     checkpoint = None if name is None else find_weights(name)
-    train_path, held_out_path = config.data_path, config.eval_data_path
-    if train_path is None:
-        clips = config.output_dir / "clips"
-        make_clips(clips, num_clips=512, held_out=128, seed=config.seed)
-        train_path = str(clips / "train.jsonl")
-        held_out_path = str(clips / "held_out.jsonl")
+    paths = _data_paths(config)
     store = ArchiveStore(CACHE, most=config.archives_on_disk or None)
     bad = list[BadSample]()
     train, held_out = (
         read_samples(path, config, store, config.output_dir / f"{name}.arrow", bad)
-        for name, path in (("train", train_path), ("held_out", held_out_path))
+        for name, path in zip(("train", "held_out"), paths, strict=True)
     )
     folder = checkpoint or _make_tokenizer(config, train)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -89,7 +84,7 @@ def plan_data(config: Config, world: World) -> Data:
     bad += [sample for _, unplanned in planned for sample in unplanned]
     if not len(planned[0][0]):
         reasons = "; ".join(list(dict.fromkeys(each.reason for each in bad))[:3])
-        raise ValueError(f"{train_path} has no sample that can be used: {reasons}")
+        raise ValueError(f"{paths[0]} has no sample that can be used: {reasons}")
     return Data(
         checkpoint=checkpoint,
         family=family,
@@ -101,6 +96,15 @@ def plan_data(config: Config, world: World) -> Data:
         vocabulary_size=len(tokenizer),
         video_token_id=tokenizer.get_vocab()[VIDEO_TOKEN],
     )
+
+
+def _data_paths(config: Config) -> tuple[str, str | None]:
+    """Name what is trained on and what is held out; make clips where nothing is."""
+    if config.data_path is not None:
+        return str(config.data_path), config.eval_data_path
+    clips = config.output_dir / "clips"
+    make_clips(clips, num_clips=512, held_out=128, seed=config.seed)
+    return str(clips / "train.jsonl"), str(clips / "held_out.jsonl")
 
 
 def read_samples(

@@ -1,0 +1,175 @@
+"""Answers of a trained model, against what held-out scoring and a recount say."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.edge.clips import make_clips
+from recipes.edge.scoring import chosen_letter, score_answer, summarise_scores
+
+ROOT = Path(__file__).parents[2]
+COLOURS = "A. red\nB. green\nC. blue\nD. yellow"
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a model that answers something, right or wrong."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    clips = folder / "clips"
+    make_clips(clips, num_clips=32, held_out=12, seed=0, num_frames=4, size=(56, 84))
+    run(
+        "recipes/qwen2vl_tiny.py",
+        *("--output-dir", str(folder / "run")),
+        *("--data-path", str(clips / "train.jsonl")),
+        *("--eval-data-path", str(clips / "held_out.jsonl")),
+        *("--max-steps", "60", "--save-steps", "60", "--tokens-per-row", "500"),
+    )
+    return folder
+
+
+def evaluate(folder: Path, data: Path, *, ranks: int = 1) -> tuple[dict[str, Any], str]:
+    output = folder / f"{data.stem}-{ranks}.json"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    said = run(
+        *[*launcher, str(ranks)],
+        "recipes/evaluate.py",
+        *(str(folder / "run" / "model-60"), str(data), "--output", str(output)),
+    )
+    return json.loads(output.read_text()), said
+
+
+def test_answers_are_scored_as_the_run_scored_them(trained: Path) -> None:
+    found, said = evaluate(trained, trained / "clips" / "held_out.jsonl")
+    log = (trained / "run" / "train.log").read_text()
+    (accuracy,) = re.findall(r"held-out accuracy (\S+) on 12 questions", log)
+    (everything,) = [row for row in found["scores"] if row["category"] == "all"]
+    assert f"{everything['accuracy']:.3f}" == accuracy
+    answers = found["answers"]
+    assert len(answers) == everything["count"] == 12
+    right = [each["answer"] == each["reference"] for each in answers]
+    assert [each["correct"] for each in answers] == right
+    assert len({each["answer"] for each in answers}) > 0
+    assert f"| all | open_ended | 12 | {accuracy} |" in said
+    assert found["settings"]["tokens_per_row"] == 500
+
+
+def test_ranks_share_questions_and_broken_clips_are_wrong(trained: Path) -> None:
+    rows = [
+        json.loads(line)
+        for line in (trained / "clips" / "held_out.jsonl").read_text().splitlines()
+    ]
+    for row in rows:
+        row["video"] = str(trained / "clips" / row["video"])
+    content = bytearray(Path(rows[0]["video"]).read_bytes())
+    pixels = slice(content.index(b"mdat") + 4, content.index(b"moov") - 4)
+    content[pixels] = bytes(pixels.stop - pixels.start)
+    broken = trained / "broken.mp4"
+    broken.write_bytes(content)
+    rows[0]["video"] = str(broken)
+    rows[1]["video"] = "lost.mp4"
+    asked = {"from": "human", "value": f"<image>\nWhich colour?\n{COLOURS}"}
+    choice = [asked, {"from": "gpt", "value": "B. green"}]
+    rows[2] |= {"category": "choice", "conversations": choice}
+    data = trained / "mixed.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole, said = evaluate(trained, data)
+    halves, _ = evaluate(trained, data, ranks=2)
+    assert halves["answers"] == whole["answers"]
+    assert halves["scores"] == whole["scores"] == summarise_scores(whole["answers"])
+    first = whole["answers"][0]
+    assert (first["sample_id"], first["correct"], first["f1"]) == (
+        rows[0]["id"],
+        False,
+        0,
+    )
+    assert str(broken) in first["error"]
+    assert [each["sample_id"] for each in whole["not_asked"]] == [rows[1]["id"]]
+    kinds = {(row["category"], row["kind"]): row["count"] for row in whole["scores"]}
+    assert kinds == {
+        ("choice", "multiple_choice"): 1,
+        ("none", "open_ended"): 10,
+        ("all", "multiple_choice"): 1,
+        ("all", "open_ended"): 10,
+    }
+    assert "1 clips could not be decoded and count as wrong; 1 rows could not" in said
+
+
+def test_a_checkpoint_of_no_run_needs_settings(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(trained / "run" / "model-60")
+    done = subprocess.run(
+        [sys.executable, "recipes/evaluate.py", str(tmp_path / "model"), "data.jsonl"],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "--config says how clips become tokens" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        ("B.", "B"),
+        ("(B) green", "B"),
+        ("B. green", "B"),
+        (" B: because A is wrong", "B"),
+        ("The answer is (B).", "B"),
+        ("the correct option is B", "B"),
+        ("green", "B"),
+        ("Green.", "B"),
+        ("A green thing", None),
+        ("Blue or green", None),
+        ("E", None),
+        ("", None),
+        ("I think so", None),
+    ],
+)
+def test_the_letter_that_an_answer_chooses(answer: str, letter: str | None) -> None:
+    options = {"A": "red", "B": "green", "C": "blue", "D": "yellow"}
+    assert chosen_letter(answer, options) == letter
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "correct", "f1"),
+    [
+        ("A red square.", "a red square", True, 1.0),
+        ("A red square.", "The red, square", True, 1.0),
+        ("red square", "square red", False, 1.0),
+        ("red square moves", "red", False, 0.5),
+        ("red", "blue", False, 0.0),
+        ("red", "", False, 0.0),
+    ],
+)
+def test_open_answers_by_their_words(
+    reference: str, answer: str, correct: bool, f1: float
+) -> None:
+    score = score_answer("What?", reference, answer)
+    assert (score.kind, score.correct, score.f1) == ("open_ended", correct, f1)
+
+
+def test_a_reference_that_chooses_nothing_is_open() -> None:
+    question = f"Which?\n{COLOURS}"
+    assert score_answer(question, "purple", "purple").kind == "open_ended"
+    assert score_answer(question, "B", "green").correct
+    assert score_answer("Which?\nA. red", "A", "A").kind == "open_ended"
