@@ -44,11 +44,11 @@ class Config:
     eval_data_path: str | None = None
     """Held-out conversations, in the same form; all subsets are taken."""
     frame_sampling_strategy: str = "interleave"
-    """Which frames are slow: ``interleave``, ``first_slow``, ``last_slow``,
+    """Which frames are slow. One of ``interleave``, ``first_slow``, ``last_slow``,
     ``uniform``, or a constructor of the core with its own arguments, such as
     ``repeat_strides(pattern=(2, 4, 4))``, whose strides are in merged tokens."""
     slow_frame_ratio: float = 0.5
-    """Share of slow frames, 0 to 1: all fast, all slow, or between."""
+    """Share of slow frames, from 0 (all fast) to 1 (all slow)."""
     mm_spatial_pool_stride: int = 4
     """Pooling stride of slow frames, in vision patches; fast frames use twice that."""
     fast_scale: int = 1
@@ -69,7 +69,7 @@ class Config:
     attention: Attention = "frame_causal"
     """Whether the tokens of a frame see each other both ways."""
     loss_weight: float = 0.15
-    """Weight of the next-frame loss. 0 turns it off: nothing is predicted, no targets
+    """Weight of the next-frame loss. 0 turns it off; nothing is predicted, no targets
     are taken, and the head is not trained."""
     tokens_per_row: int = 16_384
     """Tokens of a packed row at most."""
@@ -79,7 +79,7 @@ class Config:
     """Packed rows of each rank, times the next setting. A row is not padded to the
     length of another: each has a forward and a backward pass of its own."""
     gradient_accumulation_steps: int = 8
-    """Times that many rows: the product is the number of packed rows of each rank in
+    """Times that many rows; the product is the number of packed rows of each rank in
     one optimizer step, however it is split in two."""
     learning_rate: float = 2e-5
     """Peak learning rate of AdamW."""
@@ -104,7 +104,7 @@ class Config:
     tf32: bool = True
     """Whether GPUs may multiply float32 matrices in TensorFloat-32."""
     output_hidden_states: bool = True
-    """Accepted without effect: the next-frame loss reads the last hidden states in
+    """Accepted without effect; the next-frame loss reads the last hidden states in
     the same forward pass, and no others are kept."""
     profile_step: int = 0
     """Step of which each rank writes a profiler's trace; 0 for none."""
