@@ -12,6 +12,7 @@
 
   let settings, plan, colours;
   let query = null; // index of the token whose keys are lit; null lights all
+  let pinned = null; // the one that stays lit when the mouse leaves
   let places = { strip: null, mask: null, schedule: [] }; // where tokens were drawn
 
   // All fractions from 0 to 1 with denominators up to `most`, in order.
@@ -58,7 +59,8 @@
       write(control, standard.get(control.name));
       if (words.has(control.name)) write(control, words.get(control.name));
     }
-    query = /^\d+$/.test(words.get("query")) ? Number(words.get("query")) : null;
+    pinned = /^\d+$/.test(words.get("query")) ? Number(words.get("query")) : null;
+    query = pinned;
     orderStrides(form.elements.slow_stride);
   }
 
@@ -69,7 +71,7 @@
       const words = controls
         .filter((control) => written(control) !== standard.get(control.name))
         .map((control) => `${control.name}=${written(control)}`);
-      if (query !== null) words.push(`query=${query}`);
+      if (pinned !== null) words.push(`query=${pinned}`);
       history.replaceState(null, "", `#${words.join("&")}`);
     }, 150);
   }
@@ -84,11 +86,11 @@
 
   function describeControls() {
     for (const control of controls) {
-      const output = control.parentElement.querySelector("output");
-      if (!output) continue;
+      const shown = control.parentElement.querySelector("b");
+      if (!shown) continue;
       const words = control.name === "window" && !settings.window ? "none"
         : written(control);
-      output.textContent = words;
+      shown.textContent = words;
       control.setAttribute("aria-valuetext", words);
     }
     const { keep_text: text, keep_slow: slow } = form.elements;
@@ -138,7 +140,8 @@
     mask.setAttribute("aria-valuenow", query ?? 0);
     mask.setAttribute("aria-valuetext", query === null ? "none" : nameToken(query));
     if (query === null) {
-      said.textContent = "Point at the mask or at a token to see what it may read.";
+      said.textContent = "Point at the mask or at a token to see what it may read; "
+        + "click to keep it lit.";
       return;
     }
     const read = [0, 0, 0];
@@ -432,16 +435,22 @@ print(len(row.input_ids), visible_pairs(visible))
   // ---- Putting it together ------------------------------------------------------
 
   let asked = false;
-  function ask(index) {
-    if (index === query) return;
+  function light(index) {
     query = index;
     if (!asked) requestAnimationFrame(draw);
     asked = true;
   }
 
+  function pin(index) {
+    pinned = index;
+    light(index);
+  }
+
   function draw() {
     asked = false;
-    if (query !== null) query = plan.tokens ? Math.min(query, plan.tokens - 1) : null;
+    const last = plan.tokens - 1;
+    if (query !== null) query = Math.min(query, last);
+    if (pinned !== null) pinned = Math.min(pinned, last);
     drawSchedule();
     drawStrip();
     drawMask();
@@ -468,23 +477,28 @@ print(len(row.input_ids), visible_pairs(visible))
     update();
   });
   form.addEventListener("reset", () => setTimeout(() => {
-    query = null;
+    query = pinned = null;
     update();
   }));
   form.addEventListener("submit", (event) => event.preventDefault());
   for (const [canvas, tokenAt] of [
     [mask, tokenAtMask], [strip, tokenAtStrip], [schedule, tokenAtSchedule],
-  ])
-    for (const kind of ["pointermove", "pointerdown"])
-      canvas.addEventListener(kind, (event) => {
-        const index = tokenAt(event);
-        if (index !== null) ask(index);
-      });
+  ]) {
+    canvas.addEventListener("pointermove", (event) => {
+      const index = tokenAt(event) ?? pinned;
+      if (index !== query) light(index);
+    });
+    canvas.addEventListener("pointerleave", () => light(pinned));
+    canvas.addEventListener("click", (event) => {
+      const index = tokenAt(event);
+      pin(index === pinned ? null : index);
+    });
+  }
   mask.addEventListener("keydown", (event) => {
     const next = event.key === "Escape" ? null : moved(event.key);
     if (next === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
-    ask(next);
+    pin(next);
   });
   window.addEventListener("hashchange", () => {
     readAddress();
