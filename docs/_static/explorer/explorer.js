@@ -257,9 +257,10 @@ print(len(row.input_ids), visible_pairs(visible))
         places.schedule.push({ x, y, frame, scale });
         pen.fillStyle = colours.ink;
         pen.textAlign = "center";
-        const label = width * scale > 20 ? `${frame.slow ? "S" : "F"} ${frame.tokens}`
-          : frame.slow ? "S" : "F";
-        pen.fillText(label, x + (width * scale) / 2, y + height * scale + 13);
+        const letter = frame.slow ? "S" : "F", label = `${letter} ${frame.tokens}`;
+        const fits = pen.measureText(label).width <= width * scale + gap - 2;
+        const middle = x + (width * scale) / 2;
+        pen.fillText(fits ? label : letter, middle, y + height * scale + 13);
       });
       top += size.lines[sample] * line;
     });
@@ -328,43 +329,45 @@ print(len(row.input_ids), visible_pairs(visible))
     const scale = window.devicePixelRatio || 1, n = plan.tokens;
     const room = Math.floor(Math.min(roomOf(mask), 600) * scale);
     const thick = Math.round(8 * scale), edge = thick + Math.round(3 * scale);
-    const cell = Math.min(Math.floor((room - edge) / n), Math.round(24 * scale));
+    const whole = Math.min(Math.floor((room - edge) / n), Math.round(24 * scale));
+    const cell = whole >= 4 ? whole : 0; // smaller ones would waste too much room
     const side = cell ? cell * n : room - edge, size = edge + side;
     prepare(mask, size / scale, size / scale);
     const pen = mask.getContext("2d");
     const image = pen.createImageData(size, size);
     const pixels = new Uint32Array(image.data.buffer);
-    const ink = Object.fromEntries(Object.entries(colours).map(
-      ([name, value]) => [name, Array.isArray(value) ? value.map(word) : word(value)]));
+    const lit = colours.lit.map(word), dim = colours.dim.map(word);
+    const ink = word(colours.ink), hidden = word(colours.hidden);
+
+    // The token of every pixel along a side, -1 between cells; the pixel of a token.
     const gap = cell >= 5 * scale ? Math.round(scale) : 0;
     const tokenAt = (place) => gap && place % cell >= cell - gap ? -1
       : Math.floor((place * n) / side);
     const tokens = Int32Array.from({ length: side }, (_, place) => tokenAt(place));
-    const shade = (key) => (isLit(key) ? ink.lit : ink.dim)[plan.kinds[key]];
-    const drawn = query === null || cell ? null : Math.floor((query * side) / n);
-    let last = -2;
-    for (let y = 0; y < side; y++) {
-      const begin = (edge + y) * size + edge;
-      let q = tokens[y];
-      if (drawn !== null && y >= drawn && y < drawn + 2 * scale) q = query;
-      if (q === last) {
-        pixels.copyWithin(begin - edge, begin - edge - size, begin + side - size);
+    const placeOf = (token) => explorerRule.ceilDiv(token * side, n);
+    const unread = Uint32Array.from(tokens, (key) => (key < 0 ? 0 : hidden));
+    const strip = Uint32Array.from(tokens, (key) => key < 0 ? 0
+      : key === query ? ink : (isLit(key) ? lit : dim)[plan.kinds[key]]);
+    const band = query === null || cell ? [0, 0]
+      : [placeOf(query), placeOf(query) + Math.round(3 * scale)];
+
+    for (let y = 0; y < thick; y++) pixels.set(strip, y * size + edge);
+    for (let y = 0, last = -1; y < side; y++) {
+      const line = (edge + y) * size, begin = line + edge;
+      const q = y >= band[0] && y < band[1] ? query : tokens[y];
+      if (q >= 0 && q === last) {
+        pixels.copyWithin(line, line - size, line);
         continue;
       }
       last = q;
-      const own = q >= 0 ? (q === query ? ink.ink : shade(q)) : 0;
-      pixels.fill(own, begin - edge, begin - edge + thick);
+      pixels.fill(q === query && q !== null ? ink : strip[y], line, line + thick);
       if (q < 0) continue;
-      const shades = query === null || q === query ? ink.lit : ink.dim;
-      for (let x = 0; x < side; x++) {
+      pixels.set(unread, begin);
+      const shades = query === null || q === query ? lit : dim;
+      for (let x = placeOf(plan.first[q]); x < side && tokens[x] < plan.stop[q]; x++) {
         const key = tokens[x];
-        if (key >= 0)
-          pixels[begin + x] = reads(plan, q, key) ? shades[plan.kinds[key]] : ink.hidden;
+        if (key >= 0 && reads(plan, q, key)) pixels[begin + x] = shades[plan.kinds[key]];
       }
-    }
-    for (let x = 0; x < side; x++) {
-      const own = tokens[x] < 0 ? 0 : tokens[x] === query ? ink.ink : shade(tokens[x]);
-      for (let y = 0; y < thick; y++) pixels[y * size + edge + x] = own;
     }
     pen.putImageData(image, 0, 0);
     places.mask = { edge: edge / scale, side: side / scale };
