@@ -61,14 +61,12 @@ from fastslow.masks import (
     interval_mask,
     visible_intervals,
 )
+from fastslow.online_packing import StreamState, next_bin, stream_order, take_bin
 from fastslow.packing import (
-    StreamState,
     best_fit_decreasing,
     fewest_bins_bound,
     fill,
     first_fit_decreasing,
-    next_bin,
-    take_bin,
 )
 from fastslow.pool_plans import PoolPlan, plan_bags, plan_pooling
 from fastslow.pooling import pool_frames, pool_tokens
@@ -191,6 +189,7 @@ __all__ = [
     "slow_by_similarity",
     "slow_by_top_k",
     "slow_frames_for_budget",
+    "stream_order",
     "take_bin",
     "temporal_patches",
     "tile_efficiency",

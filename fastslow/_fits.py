@@ -5,7 +5,7 @@ capacity. It answers with runs: a bin, and how many of the sorted items it takes
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 
 Place = Callable[[list[int], list[int], int], tuple[list[int], list[int]]]
@@ -81,3 +81,22 @@ def place_first(
                 space = max(space, largest[node ^ 1])
                 node //= 2
     return owners, takes
+
+
+def check_lengths(lengths: Sequence[int], capacity: int) -> None:
+    """Raise a ValueError that names the first item that cannot be packed."""
+    if capacity < 1:
+        raise ValueError(f"capacity is {capacity}; it must be at least 1")
+    if min(lengths, default=1) >= 1 and max(lengths, default=1) <= capacity:
+        return
+    for item, length in enumerate(lengths):
+        check_length(item, length, capacity)
+
+
+def check_length(item: int, length: int, capacity: int) -> None:
+    """Raise a ValueError unless the item fits an empty bin."""
+    if not 1 <= length <= capacity:
+        raise ValueError(
+            f"item {item} has {length} tokens; it must have between 1 and the "
+            f"capacity of {capacity}"
+        )

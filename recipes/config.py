@@ -1,12 +1,23 @@
-"""The settings of a run. Recipes are presets of them."""
+"""The settings of a run. Recipes are presets of them; files and flags change them."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fastslow.layouts import Attention
-from fastslow.schedules import Strategy
 from recipes.edge.parallel import Parallel
+from recipes.edge.settings import (
+    check_known,
+    check_mapping,
+    fill_settings,
+    read_settings,
+    setting_names,
+    settings_as_json,
+)
+from recipes.edge.strategies import parse_strategy, strategy_text
+from recipes.edge.values import convert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,15 +29,26 @@ class Config:
     model_name_or_path: str | None = None
     """Folder of the checkpoint to begin with, or its name on the Hugging Face hub.
     Without it a tiny model of random weights is trained."""
-    data_path: Path | None = None
-    """JSON, JSONL or parquet file of conversations, or a folder of them; clips are
-    named relative to it. Without it the recipe makes clips of its own."""
-    eval_data_path: Path | None = None
-    """Held-out conversations, in the same form."""
-    frame_sampling_strategy: Strategy = "interleave"
-    """Which frames are slow."""
+    data_path: str | None = None
+    """JSON, JSONL or parquet file of conversations, a folder of them, a folder of such
+    folders, or such a dataset's name on the Hugging Face hub. Clips are named relative
+    to the file, or lie in tar archives beside it. Without it the recipe makes clips of
+    its own."""
+    data_subsets: tuple[str, ...] = ()
+    """Parts of the dataset to take, as SUBSET or SUBSET/SPLIT, with * for any text;
+    without it, all."""
+    archives_on_disk: int = 0
+    """Unzipped archives of the dataset that are kept at a time, at least 3; samples are
+    then drawn archive by archive, and the next one is fetched meanwhile. 0 keeps all
+    and mixes all samples."""
+    eval_data_path: str | None = None
+    """Held-out conversations, in the same form; all subsets are taken."""
+    frame_sampling_strategy: str = "interleave"
+    """Which frames are slow: ``interleave``, ``first_slow``, ``last_slow``,
+    ``uniform``, or a constructor of the core with its own arguments, such as
+    ``repeat_strides(pattern=(2, 4, 4))``, whose strides are in merged tokens."""
     slow_frame_ratio: float = 0.5
-    """Share of slow frames, 0 to 1."""
+    """Share of slow frames, 0 to 1: all fast, all slow, or between."""
     mm_spatial_pool_stride: int = 4
     """Pooling stride of slow frames, in vision patches; fast frames use twice that."""
     fast_scale: int = 1
@@ -34,6 +56,12 @@ class Config:
     they keep as many tokens. 2 saves three quarters of the tower's work on them."""
     max_frames_num: int = 16
     """Raw frames sampled from a clip; two of them are one frame of the tower."""
+    video_fps: float = 0.0
+    """Raw frames sampled from each second, thinned out where there are more than
+    max_frames_num; 0 spreads max_frames_num over the clip, whatever its length."""
+    add_time_instruction: bool = False
+    """Whether the text after a clip says how long it is, and when its frames were
+    taken."""
     min_pixels: int = 128 * 28 * 28
     """Fewest pixels of a resized frame."""
     max_pixels: int = 448 * 448
@@ -41,13 +69,18 @@ class Config:
     attention: Attention = "frame_causal"
     """Whether the tokens of a frame see each other both ways."""
     loss_weight: float = 0.15
-    """Weight of the next-frame loss."""
+    """Weight of the next-frame loss. 0 turns it off: nothing is predicted, no targets
+    are taken, and the head is not trained."""
     tokens_per_row: int = 16_384
     """Tokens of a packed row at most."""
     packing_window: int = 256
     """Samples from which each row is packed."""
-    gradient_accumulation_steps: int = 1
-    """Packed rows of each rank in one optimizer step."""
+    per_device_train_batch_size: int = 2
+    """Packed rows of each rank, times the next setting. A row is not padded to the
+    length of another: each has a forward and a backward pass of its own."""
+    gradient_accumulation_steps: int = 8
+    """Times that many rows: the product is the number of packed rows of each rank in
+    one optimizer step, however it is split in two."""
     learning_rate: float = 2e-5
     """Peak learning rate of AdamW."""
     warmup_steps: int = 100
@@ -64,6 +97,15 @@ class Config:
     """The run stops when a larger share of the samples turns out to be unusable."""
     dataloader_num_workers: int = 4
     """Processes of each rank that decode ahead; 0 decodes between steps."""
+    dataloader_pin_memory: bool = True
+    """Whether rows wait in page-locked memory for their way to a GPU."""
+    dataloader_persistent_workers: bool = True
+    """Whether those processes outlive a pass over the data."""
+    tf32: bool = True
+    """Whether GPUs may multiply float32 matrices in TensorFloat-32."""
+    output_hidden_states: bool = True
+    """Accepted without effect: the next-frame loss reads the last hidden states in
+    the same forward pass, and no others are kept."""
     profile_step: int = 0
     """Step of which each rank writes a profiler's trace; 0 for none."""
     seed: int = 0
@@ -80,8 +122,14 @@ class Config:
     parallel: Parallel = field(default_factory=Parallel)
     """Precision, memory and parallelism."""
 
+    @property
+    def rows_per_step(self) -> int:
+        """Packed rows of each rank in one optimizer step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
     def __post_init__(self) -> None:
         """Check every number before any work is done."""
+        parse_strategy(self.frame_sampling_strategy)
         for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
             if not least <= value <= most:
@@ -91,6 +139,13 @@ class Config:
                     else f"lie between {least} and {most}"
                 )
                 raise ValueError(f"{name} is {value}; it must {rule}")
+            if math.isinf(value):
+                raise ValueError(f"{name} is {value}; it must be finite")
+        if self.archives_on_disk in {1, 2}:
+            raise ValueError(
+                f"archives_on_disk is {self.archives_on_disk}; it must be 0 or at "
+                "least 3: one is read, one is left, one is fetched"
+            )
         if self.mm_spatial_pool_stride % 2:
             raise ValueError(
                 f"mm_spatial_pool_stride is {self.mm_spatial_pool_stride}; it must be "
@@ -108,10 +163,13 @@ BOUNDS = {
     "mm_spatial_pool_stride": (2, math.inf),
     "fast_scale": (1, math.inf),
     "max_frames_num": (1, math.inf),
+    "video_fps": (0, math.inf),
+    "archives_on_disk": (0, math.inf),
     "min_pixels": (1, math.inf),
     "loss_weight": (0, math.inf),
     "tokens_per_row": (1, math.inf),
     "packing_window": (1, math.inf),
+    "per_device_train_batch_size": (1, math.inf),
     "gradient_accumulation_steps": (1, math.inf),
     "learning_rate": (0, math.inf),
     "warmup_steps": (0, math.inf),
@@ -132,6 +190,9 @@ FREE_TO_CHANGE = {
     "max_steps",
     "save_steps",
     "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_persistent_workers",
+    "output_hidden_states",
     "profile_step",
     "dry_run",
     "num_gpus",
@@ -139,3 +200,161 @@ FREE_TO_CHANGE = {
     "assumed_mfu",
 }
 """Settings that may differ when a run goes on from a checkpoint."""
+
+NESTED = "autoregressive_config"
+"""Key under which settings of the method may stand as well."""
+
+ALIASES: dict[str, Any] = {
+    "bf16": bool,
+    "fp16": bool,
+    "gradient_checkpointing": bool,
+}
+"""Names that stand for a setting of ``Parallel``, or for none, with their types."""
+
+METHOD = (
+    "mm_spatial_pool_stride",
+    "frame_sampling_strategy",
+    "slow_frame_ratio",
+    "loss_weight",
+    "data_path",
+    "max_frames_num",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "tf32",
+    "output_hidden_states",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_persistent_workers",
+    *ALIASES,
+)
+"""Settings that may stand under ``autoregressive_config``."""
+
+
+def load_config(file: Path, preset: Config) -> Config:
+    """Let a YAML file change a preset.
+
+    Args:
+        file: A mapping of settings, such as ``settings.yaml`` of a run.
+        preset: Gives what the file does not name.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If the file is no mapping of known settings, or breaks a rule.
+    """
+    try:
+        return with_settings(preset, read_settings(file))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """Change some settings by name.
+
+    ``bf16`` and ``gradient_checkpointing`` stand for ``parallel.compute`` and
+    ``parallel.activation_checkpointing``. The latter stays as it is where it recomputes
+    something already, and becomes ``full`` where it does not.
+
+    Args:
+        config: The settings so far.
+        settings: Values by name as YAML gives them. ``parallel`` is a mapping, so may
+            be ``autoregressive_config``, which holds settings of ``METHOD``, and so may
+            ``frame_sampling_strategy``, with a ``name`` and arguments.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If a name is unknown, two places disagree, or a value breaks a rule.
+
+    Example:
+        >>> config = Config(output_dir=Path("runs"))
+        >>> with_settings(config, {"bf16": False}).parallel.compute
+        'float32'
+    """
+    given = _flattened(settings)
+    aliases = {
+        name: convert(name, given.pop(name), kind)
+        for name, kind in ALIASES.items()
+        if name in given
+    }
+    strategy = given.get("frame_sampling_strategy")
+    if isinstance(strategy, Mapping):
+        given["frame_sampling_strategy"] = _strategy_of(strategy)
+    config = fill_settings(config, given)
+    wanted = _meant_by(aliases, config)
+    named = given.get("parallel", {})
+    for name, value in wanted.items():
+        if name in named and named[name] != value:
+            raise ValueError(
+                f"parallel.{name} is {named[name]!r} but bf16 or "
+                f"gradient_checkpointing asks for {value!r}; they must agree"
+            )
+    return fill_settings(config, {"parallel": wanted}) if wanted else config
+
+
+def settings_before(config: Config) -> dict[str, Any] | None:
+    """Give the settings that the run in an output folder began with.
+
+    Args:
+        config: The settings now; they fill what the file does not name.
+
+    Returns:
+        What ``settings_as_json`` gave of them; None if there has been no run.
+    """
+    file = config.output_dir / SETTINGS_FILE
+    return settings_as_json(load_config(file, config)) if file.exists() else None
+
+
+SETTINGS_FILE = "settings.yaml"
+"""Name of the settings beside the checkpoints of a run."""
+
+
+def _flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring what stands under ``autoregressive_config`` to the top level."""
+    known = (*setting_names(Config), *ALIASES, NESTED)
+    check_known(settings, known)
+    given = dict(settings)
+    nested = check_mapping(NESTED, given.pop(NESTED, {}))
+    for name in set(nested) & set(known) - set(METHOD):
+        raise ValueError(f"{name} is no setting of {NESTED}; it stands at top level")
+    check_known(nested, METHOD, within=NESTED)
+    for name, value in nested.items():
+        if name in given and given[name] != value:
+            raise ValueError(
+                f"{name} is {given[name]!r} but {NESTED}.{name} is {value!r}; they "
+                "must agree"
+            )
+    return given | dict(nested)
+
+
+def _strategy_of(mapping: Mapping[str, Any]) -> str:
+    """Write a mapping of a name and arguments as the text that Config holds."""
+    if "name" not in mapping:
+        raise ValueError(
+            f"frame_sampling_strategy is {dict(mapping)!r}; it must have a name"
+        )
+    name = convert("frame_sampling_strategy.name", mapping["name"], str)
+    arguments = {str(key): value for key, value in mapping.items() if key != "name"}
+    return strategy_text(name, arguments)
+
+
+def _meant_by(aliases: Mapping[str, bool], config: Config) -> dict[str, str]:
+    """Give the settings of ``Parallel`` that other names stand for."""
+    if aliases.get("fp16"):
+        raise ValueError(
+            "fp16 is True; losses are not scaled here, and without that small "
+            "gradients vanish in float16: bf16 has the range of float32"
+        )
+    meant = {}
+    if "bf16" in aliases:
+        meant["compute"] = "bfloat16" if aliases["bf16"] else "float32"
+    if "gradient_checkpointing" in aliases:
+        kind = config.parallel.activation_checkpointing
+        some = "full" if kind == "none" else kind
+        meant["activation_checkpointing"] = (
+            some if aliases["gradient_checkpointing"] else "none"
+        )
+    return meant

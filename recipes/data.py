@@ -1,21 +1,34 @@
 """What a run is trained on: planned on the main rank, before a pixel is decoded."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from huggingface_hub.constants import HF_HOME
 from transformers import AutoConfig, AutoTokenizer
 
 from fastslow.qwen2_vl import Family, family_of
 from recipes.config import Config
+from recipes.edge.archives import ArchiveStore
 from recipes.edge.checkpoint import latest_checkpoint
 from recipes.edge.clips import make_clips
-from recipes.edge.dataset import BadSample, Sample, most_common_share, read_samples
+from recipes.edge.conversations import BadSample
+from recipes.edge.data_files import list_subsets
 from recipes.edge.distributed import World
-from recipes.edge.loader import PackedRows
-from recipes.edge.samples import ClipSettings, PlannedSample, plan_samples
+from recipes.edge.index import (
+    Sample,
+    SampleIndex,
+    join_samples,
+    most_common_share,
+    write_index,
+)
+from recipes.edge.samples import ClipSettings, PlannedSamples, plan_samples
 from recipes.edge.tiny import VIDEO_TOKEN, train_tokenizer
 from recipes.edge.weights import find_weights
+
+CACHE = Path(HF_HOME) / "fastslow"
+"""Where archives are unzipped and what is in them is written down, for all runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +50,8 @@ class Data:
     checkpoint: Path | None
     family: Family
     tokenizer: Path
-    train: list[PlannedSample]
-    held_out: list[PlannedSample]
+    train: PlannedSamples
+    held_out: PlannedSamples
     bad: list[BadSample]
     chance: float
     vocabulary_size: int
@@ -54,44 +67,72 @@ def plan_data(config: Config, world: World) -> Data:
     if train_path is None:
         clips = config.output_dir / "clips"
         make_clips(clips, num_clips=512, held_out=128, seed=config.seed)
-        train_path, held_out_path = clips / "train.jsonl", clips / "held_out.jsonl"
-    train, bad = read_samples(train_path)
-    held_out, bad_held_out = read_samples(held_out_path) if held_out_path else ([], [])
+        train_path = str(clips / "train.jsonl")
+        held_out_path = str(clips / "held_out.jsonl")
+    store = ArchiveStore(CACHE, most=config.archives_on_disk or None)
+    bad = list[BadSample]()
+    train, held_out = (
+        read_samples(path, config, store, config.output_dir / f"{name}.arrow", bad)
+        for name, path in (("train", train_path), ("held_out", held_out_path))
+    )
     folder = checkpoint or _make_tokenizer(config, train)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     family = Family()
     if checkpoint is not None:
         family = family_of(AutoConfig.from_pretrained(checkpoint))
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
     settings = clip_settings(config, family, world.device)
-    planned, unplanned = plan_samples(train, settings, encode)
-    planned_held_out, unplanned_held_out = plan_samples(held_out, settings, encode)
-    if not planned:
-        found = dict.fromkeys(sample.reason for sample in bad + unplanned)
-        reasons = "; ".join(list(found)[:3])
+    workers = config.dataloader_num_workers
+    planned = [
+        plan_samples(index, settings, tokenizer, store, num_workers=workers)
+        for index in (train, held_out)
+    ]
+    bad += [sample for _, unplanned in planned for sample in unplanned]
+    if not len(planned[0][0]):
+        reasons = "; ".join(list(dict.fromkeys(each.reason for each in bad))[:3])
         raise ValueError(f"{train_path} has no sample that can be used: {reasons}")
     return Data(
         checkpoint=checkpoint,
         family=family,
         tokenizer=folder,
-        train=planned,
-        held_out=planned_held_out,
-        bad=[*bad, *bad_held_out, *unplanned, *unplanned_held_out],
+        train=planned[0][0],
+        held_out=planned[1][0],
+        bad=bad,
         chance=most_common_share(train, held_out),
         vocabulary_size=len(tokenizer),
         video_token_id=tokenizer.get_vocab()[VIDEO_TOKEN],
     )
 
 
-def _make_tokenizer(config: Config, train: list[Sample]) -> Path:
+def read_samples(
+    data_path: str | None,
+    config: Config,
+    store: ArchiveStore,
+    path: Path,
+    bad: list[BadSample],
+) -> SampleIndex:
+    """Read a dataset, and write its samples to a file that is mapped into memory.
+
+    Args:
+        data_path: The dataset; None for one without samples.
+        config: Which parts of it are taken.
+        store: Where archives are.
+        path: File to write.
+        bad: Takes the rows that cannot be used.
+
+    Returns:
+        The samples.
+    """
+    if data_path is None:
+        return write_index(path, ())
+    subsets = list_subsets(str(data_path), config.data_subsets)
+    return write_index(path, join_samples(subsets, store, bad.append))
+
+
+def _make_tokenizer(config: Config, train: Iterable[Sample]) -> Path:
     """Train a tokenizer for a run that begins with nothing; a resumed run has one."""
     folder = config.output_dir / "tokenizer"
     if latest_checkpoint(config.output_dir) is None:
-        texts = [turn.text for sample in train for turn in sample.turns]
+        texts = (turn.text for sample in train for turn in sample.turns)
         train_tokenizer(texts, vocabulary_size=512).save_pretrained(folder)
     return folder
 
@@ -107,6 +148,8 @@ def clip_settings(config: Config, family: Family, device: torch.device) -> ClipS
     return ClipSettings(
         family=replace(family, geometry=geometry),
         max_frames=config.max_frames_num,
+        video_fps=config.video_fps,
+        add_time_instruction=config.add_time_instruction,
         strategy=config.frame_sampling_strategy,
         slow_ratio=config.slow_frame_ratio,
         slow_stride=config.mm_spatial_pool_stride,
@@ -115,11 +158,3 @@ def clip_settings(config: Config, family: Family, device: torch.device) -> ClipS
         capacity=config.tokens_per_row,
         row_buckets=4 if device.type == "cuda" else 0,
     )
-
-
-def packed_rows(
-    config: Config, data: Data, world: World, samples: list[PlannedSample]
-) -> PackedRows:
-    """Give the rows of some of the run's samples, to be asked for by bin."""
-    settings = clip_settings(config, data.family, world.device)
-    return PackedRows(samples, settings, data.video_token_id)

@@ -3,22 +3,34 @@
 from collections.abc import Sequence
 from math import isqrt
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from fastslow import Span, TextSpan
 from fastslow.qwen2_vl import family_of, place_clip
 from recipes.config import Config
-from recipes.data import clip_settings
-from recipes.edge.dataset import read_samples
+from recipes.data import CACHE, clip_settings, read_samples
+from recipes.edge.archives import ArchiveStore
+from recipes.edge.conversations import BadSample
 from recipes.edge.devices import find_device
 from recipes.edge.dry_run import Plan, first_that_fits, fits, forecast, report
+from recipes.edge.index import SampleIndex
 from recipes.edge.published import model_config
-from recipes.edge.samples import ClipSettings, plan_samples, schedule_clip
+from recipes.edge.samples import (
+    ClipSettings,
+    PlannedSamples,
+    plan_samples,
+    schedule_clip,
+)
+from recipes.edge.tiny import train_tokenizer
+
+LEARNT_WORDS = 16_000
+"""Vocabulary of a tokenizer that stands for the model's, where that is not at hand."""
 
 CHARACTERS_PER_TOKEN = 3
-"""How text is counted where the model's tokenizer is not at hand; English has four."""
+"""How the text between frames is counted where there are no data."""
 
 MADE_UP_TEXT = (100, 50)
 """Tokens of question and answer of a sample that stands for data."""
@@ -42,16 +54,17 @@ def preview(config: Config) -> tuple[str, bool]:
         num_gpus=config.num_gpus,
         device=find_device(config.device),
         tokens_per_row=config.tokens_per_row,
-        rows=config.gradient_accumulation_steps,
+        rows=config.rows_per_step,
         mfu=config.assumed_mfu,
         window=config.packing_window,
+        next_frame=config.loss_weight > 0,
     )
     settings = clip_settings(config, family_of(plan.shape), torch.device("cuda"))
     if config.data_path is None:
         samples = [largest_sample(settings)] * config.packing_window
         about = "no data: as if every clip were as long and large as settings allow"
     else:
-        samples, about = _samples_of(config.data_path, config, settings)
+        samples, about = _samples_of(config, settings)
     found = forecast(plan, samples)
     text = f"{'data':14} {about}\n{report(plan, found, samples[0])}"
     if fits(plan, found):
@@ -84,28 +97,53 @@ def largest_sample(settings: ClipSettings) -> tuple[Span, ...]:
     )
 
 
+def plan_dataset(
+    config: Config, settings: ClipSettings, folder: Path
+) -> tuple[PlannedSamples, list[BadSample], str]:
+    """Plan a dataset without the model's weights.
+
+    Args:
+        config: Names the dataset.
+        settings: How a clip becomes tokens.
+        folder: Where its samples are written.
+
+    Returns:
+        The samples that can be used, the others, and how text was counted.
+    """
+    bad, store = list[BadSample](), ArchiveStore(CACHE)
+    path = folder / "samples.arrow"
+    index = read_samples(config.data_path, config, store, path, bad)
+    tokenizer, about = _tokenizer(config, index)
+    planned, unplanned = plan_samples(index, settings, tokenizer, store)
+    return planned, [*bad, *unplanned], about
+
+
 def _samples_of(
-    path: Path, config: Config, settings: ClipSettings
+    config: Config, settings: ClipSettings
 ) -> tuple[list[tuple[Span, ...]], str]:
-    """Plan the samples of a data file from the headers of its clips."""
-    samples, bad = read_samples(path)
-    folder, encode = config.model_name_or_path, _count_characters
-    about = f"text counted as a token for {CHARACTERS_PER_TOKEN} characters"
+    """Plan the samples of a dataset from the headers of its clips."""
+    with TemporaryDirectory() as folder:
+        planned, bad, about = plan_dataset(config, settings, Path(folder))
+        if not len(planned):
+            reasons = "; ".join({sample.reason for sample in bad})
+            raise ValueError(
+                f"{config.data_path} has no sample that can be used: {reasons}"
+            )
+        spans = [planned[number].spans for number in range(len(planned))]
+    return spans, f"{len(spans)} samples, {len(bad)} unusable; {about}"
+
+
+def _tokenizer(
+    config: Config, index: SampleIndex
+) -> tuple[PreTrainedTokenizerBase, str]:
+    """Give the model's tokenizer, or one that is learnt from the data."""
+    folder = config.model_name_or_path
     if folder is not None and Path(folder).is_dir():
         tokenizer = AutoTokenizer.from_pretrained(folder)
-
-        def encode(text: str) -> Sequence[int]:
-            ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-            return ids
-
-        about = "text counted by the model's tokenizer"
-    planned, unplanned = plan_samples(samples, settings, encode)
-    if not planned:
-        reasons = "; ".join({sample.reason for sample in (*bad, *unplanned)})
-        raise ValueError(f"{path} has no sample that can be used: {reasons}")
-    unusable = len(bad) + len(unplanned)
-    counts = f"{len(planned)} samples, {unusable} unusable"
-    return [sample.spans for sample in planned], f"{counts}; {about}"
+        return tokenizer, "text counted by the model's tokenizer"
+    texts = (turn.text for sample in index for turn in sample.turns)
+    learnt = train_tokenizer(texts, vocabulary_size=LEARNT_WORDS)
+    return learnt, "text counted by a tokenizer learnt from it"
 
 
 def _count_characters(text: str) -> Sequence[int]:

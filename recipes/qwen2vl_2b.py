@@ -18,7 +18,9 @@ from recipes.train import run_recipe
 QWEN2VL_2B = Config(
     model_name_or_path="Qwen/Qwen2-VL-2B-Instruct",
     output_dir=Path("runs/qwen2vl_2b"),
+    per_device_train_batch_size=1,
     gradient_accumulation_steps=8,
+    output_hidden_states=False,
     parallel=Parallel(activation_checkpointing="selective"),
 )
 """Settings of the 2B run."""

@@ -20,6 +20,7 @@ QWEN2VL_72B = Config(
     output_dir=Path("runs/qwen2vl_72b"),
     max_frames_num=8,
     tokens_per_row=8192,
+    per_device_train_batch_size=1,
     gradient_accumulation_steps=16,
     learning_rate=1e-5,
     parallel=Parallel(activation_checkpointing="full"),

@@ -19,7 +19,9 @@ from recipes.train import run_recipe
 QWEN2VL_7B = Config(
     model_name_or_path="Qwen/Qwen2-VL-7B-Instruct",
     output_dir=Path("runs/qwen2vl_7b"),
+    per_device_train_batch_size=2,
     gradient_accumulation_steps=8,
+    learning_rate=2e-5,
     parallel=Parallel(activation_checkpointing="full"),
 )
 """Settings of the 7B run."""

@@ -23,11 +23,14 @@ TINY = Config(
     max_pixels=112 * 112,
     tokens_per_row=640,
     packing_window=64,
+    per_device_train_batch_size=1,
+    gradient_accumulation_steps=1,
     learning_rate=3e-3,
     warmup_steps=20,
     max_steps=320,
     save_steps=160,
     dataloader_num_workers=0,
+    output_hidden_states=False,
     parallel=Parallel(compute="float32"),
 )
 """Settings of the tiny run, about two minutes on two cores."""

@@ -5,16 +5,15 @@ questions. A recipe is a preset of the settings that it takes.
 """
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from math import prod
 from typing import Any
 
 import torch
-import tyro
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from fastslow import (
@@ -26,10 +25,11 @@ from fastslow import (
     to_device,
 )
 from fastslow.qwen2_vl import FastSlowQwen2VL, step_flops
-from recipes.config import FREE_TO_CHANGE, Config
-from recipes.data import Data, packed_rows, plan_data
+from recipes.command_line import parse_command_line
+from recipes.config import FREE_TO_CHANGE, SETTINGS_FILE, Config, settings_before
+from recipes.data import Data, plan_data
 from recipes.edge.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from recipes.edge.dataset import BadSample
+from recipes.edge.conversations import BadSample
 from recipes.edge.devices import this_device
 from recipes.edge.distributed import (
     World,
@@ -39,7 +39,7 @@ from recipes.edge.distributed import (
 )
 from recipes.edge.export import export_pretrained
 from recipes.edge.held_out import held_out_accuracy
-from recipes.edge.loader import Row, count_rows, stream_rows
+from recipes.edge.loader import PackedRows, Row, count_rows, stream_rows
 from recipes.edge.lora import merge_adapters, reset_adapters
 from recipes.edge.metrics import RunLog
 from recipes.edge.optimization import (
@@ -51,14 +51,17 @@ from recipes.edge.optimization import (
 from recipes.edge.parallel import parallelise
 from recipes.edge.profiling import peak_memory, profiled
 from recipes.edge.quarantine import Quarantine
-from recipes.edge.samples import fingerprint
-from recipes.edge.settings import check_same_settings, settings_as_json
+from recipes.edge.settings import (
+    check_same_settings,
+    settings_as_json,
+    write_settings,
+)
 from recipes.edge.tiny import tiny_backbone
 from recipes.edge.weights import build_meta_model, load_pretrained, materialize
 from recipes.preview import preview
 
 TERMS = ("language_loss", "autoregressive_loss", "copy_loss")
-"""What is summed over the rows of a step."""
+"""What is summed over the rows of a step; the first alone without next-frame loss."""
 
 MFU = """\
 mfu is FLOPs / (seconds x {0} ranks x {1.bf16_flops:.4g}, the bf16 peak of {1.name})
@@ -67,6 +70,12 @@ mfu is FLOPs / (seconds x {0} ranks x {1.bf16_flops:.4g}, the bf16 peak of {1.na
   seconds: the whole step, waiting for data included
 """
 """How the utilisation is computed, of so many ranks on such devices."""
+
+
+NO_HIDDEN_STATES = (
+    "output_hidden_states has no effect: the next-frame loss reads the last hidden "
+    "states in the same forward pass"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +106,8 @@ class Progress:
 
 
 def run_recipe(preset: Config) -> None:
-    """Let the command line change a preset, and train or say what it would take."""
-    is_main = os.environ.get("RANK", "0") == "0"
-    config = tyro.cli(Config, default=preset, console_outputs=is_main)
+    """Let file and flags change a preset, and train or say what it would take."""
+    config = parse_command_line(preset)
     if config.dry_run:
         text, is_possible = preview(config)
         sys.stdout.write(f"{text}\n")
@@ -111,6 +119,11 @@ def run_recipe(preset: Config) -> None:
 def main(config: Config) -> None:
     """Plan, build, shard, train, save, export, and ask the held-out questions."""
     with process_group() as world:
+        before = broadcast_from_main(lambda: settings_before(config), world)
+        if before is not None:
+            check_same_settings(before, config, free=FREE_TO_CHANGE)
+        if world.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         data = broadcast_from_main(lambda: plan_data(config, world), world)
         model = build_model(config, data, world)
         run = Run(
@@ -132,6 +145,8 @@ def main(config: Config) -> None:
         )
         run.quarantine.add(data.bad)
         progress = resume(run)
+        settings_file = config.output_dir / SETTINGS_FILE
+        broadcast_from_main(lambda: write_settings(settings_file, config), world)
         with RunLog(
             output_dir=config.output_dir,
             total_steps=config.max_steps,
@@ -139,6 +154,8 @@ def main(config: Config) -> None:
             world=world,
         ) as log:
             log.message(describe(run, progress.step))
+            if config.output_hidden_states and not progress.step:
+                log.message(NO_HIDDEN_STATES)
             train(run, progress, log)
             finish(run, log)
 
@@ -149,11 +166,15 @@ def train(run: Run, progress: Progress, log: RunLog) -> None:
     batches = row_stream(run, progress.stream)
     for step in range(progress.step + 1, config.max_steps + 1):
         started = time.perf_counter()
-        rows = list(islice(batches, config.gradient_accumulation_steps))
+        rows = list(islice(batches, config.rows_per_step))
         waited = time.perf_counter() - started
         flops = sum(step_flops(run.model, row.plan).total for row in rows)
+        clips = {
+            "clips": sum(len(row.plan.layout.clips) for row in rows),
+            "clip_tokens": sum(len(row.plan.video_rows) for row in rows),
+        }
         counts = sum_over_ranks(
-            count_rows(rows) | {"waited": waited, "flops": flops}, run.world
+            count_rows(rows) | clips | {"waited": waited, "flops": flops}, run.world
         )
         if counts["skipped"]:
             run.quarantine.share(bad for row in rows for bad in row.bad)
@@ -178,13 +199,16 @@ def row_stream(run: Run, state: StreamState) -> Iterator[Row]:
     """Stream this rank's packed rows from where the run stands."""
     config, data, world = run.config, run.data, run.world
     return stream_rows(
-        packed_rows(config, data, world, data.train),
+        PackedRows(data.train, data.video_token_id),
         state,
         rank=world.rank,
         world_size=world.size,
         window=config.packing_window,
         seed=config.seed,
         num_workers=config.dataloader_num_workers,
+        pin_memory=config.dataloader_pin_memory and world.device.type == "cuda",
+        persistent_workers=config.dataloader_persistent_workers
+        and config.dataloader_num_workers > 0,
     )
 
 
@@ -192,6 +216,8 @@ def build_model(config: Config, data: Data, world: World) -> FastSlowQwen2VL:
     """Build the model, shard it, and give it its weights."""
     if data.checkpoint is not None:
         model = build_meta_model(data.checkpoint)
+        if not config.loss_weight:
+            model.drop_next_frame()
         parallelise(model, config.parallel, world)
         offload = config.parallel.cpu_offload
         materialize(model, world.device, seed=config.seed, offload=offload)
@@ -205,6 +231,8 @@ def build_model(config: Config, data: Data, world: World) -> FastSlowQwen2VL:
         vocabulary_size=data.vocabulary_size, video_token_id=data.video_token_id
     )
     model = FastSlowQwen2VL(backbone).to(world.device)
+    if not config.loss_weight:
+        model.drop_next_frame()
     parallelise(model, config.parallel, world)
     return model
 
@@ -221,7 +249,7 @@ def resume(run: Run) -> Progress:
         folder, model=run.model, optimizer=run.optimizer, world=run.world
     )
     check_same_settings(state["settings"], config, free=FREE_TO_CHANGE)
-    if state["data"] != fingerprint(run.data.train):
+    if state["data"] != run.data.train.fingerprint():
         raise ValueError(
             f"the samples differ from those that {folder} was trained on; a run goes "
             "on with the data that it began with"
@@ -239,7 +267,7 @@ def state_beside_tensors(run: Run, progress: Progress) -> dict[str, Any]:
     """Gather what a checkpoint needs beside tensors and random states."""
     return {
         "settings": settings_as_json(run.config),
-        "data": fingerprint(run.data.train),
+        "data": run.data.train.fingerprint(),
         "stream": dataclasses.asdict(progress.stream),
         "skipped": dataclasses.asdict(progress.skipped),
         "quarantine": [dataclasses.asdict(sample) for sample in run.quarantine],
@@ -256,16 +284,20 @@ def train_step(
     """Take one optimizer step; every loss is divided by its count over all ranks."""
     config, model, world = run.config, run.model, run.world
     model.train()
-    sums = torch.zeros(len(TERMS), dtype=torch.float64, device=world.device)
+    terms = TERMS if config.loss_weight else TERMS[:1]
+    sums = torch.zeros(len(terms), dtype=torch.float64, device=world.device)
     labels, pairs = max(counts["labels"], 1), max(counts["pairs"], 1)
     for row in rows:
         plan = to_device(row.plan, world.device)
-        output = model(row.patches.to(world.device), plan)
-        ahead, _ = next_frame_loss(output.predictions, output.targets)
-        copying, _ = next_frame_loss(output.copies, output.targets)
-        loss = output.language_loss / labels + config.loss_weight * ahead / pairs
+        output = model(row.patches.to(world.device, non_blocking=True), plan)
+        losses, loss = [output.language_loss], output.language_loss / labels
+        if config.loss_weight:
+            ahead, _ = next_frame_loss(output.predictions, output.targets)
+            copying, _ = next_frame_loss(output.copies, output.targets)
+            losses += [ahead, copying]
+            loss = loss + config.loss_weight * ahead / pairs
         (loss * world.size).backward()  # FSDP divides gradients by the number of ranks
-        sums += torch.stack([output.language_loss, ahead, copying]).detach()
+        sums += torch.stack(losses).detach()
     norm = clip_gradients(model, config.max_grad_norm)
     skipped = count_skipped(norm, skipped, most_in_a_row=config.max_skipped_steps)
     rate = warmup_cosine(
@@ -279,21 +311,32 @@ def train_step(
     if not skipped.in_a_row:
         run.optimizer.step()
     run.optimizer.zero_grad()
-    total = sum_over_ranks(dict(zip(TERMS, sums.tolist(), strict=True)), world)
-    language_loss = total["language_loss"] / labels
-    ahead_loss = total["autoregressive_loss"] / pairs
-    copy_loss = total["copy_loss"] / pairs
+    total = sum_over_ranks(dict(zip(terms, sums.tolist(), strict=True)), world)
     return {
-        "loss": language_loss + config.loss_weight * ahead_loss,
-        "language_loss": language_loss,
-        "autoregressive_loss": ahead_loss,
-        "weighted_autoregressive_loss": config.loss_weight * ahead_loss,
-        "copy_loss": copy_loss,
-        "skill": copy_skill(ahead_loss, copy_loss),
+        **mean_losses(total, labels, pairs, weight=config.loss_weight),
         "learning_rate": rate,
         "gradient_norm": norm,
         "skipped_steps": skipped.total,
     }, skipped
+
+
+def mean_losses(
+    total: dict[str, float], labels: float, pairs: float, *, weight: float
+) -> dict[str, float]:
+    """Divide each loss by its count; without the next-frame loss there is but one."""
+    language_loss = total["language_loss"] / labels
+    if not weight:
+        return {"loss": language_loss, "language_loss": language_loss}
+    ahead_loss = total["autoregressive_loss"] / pairs
+    copy_loss = total["copy_loss"] / pairs
+    return {
+        "loss": language_loss + weight * ahead_loss,
+        "language_loss": language_loss,
+        "autoregressive_loss": ahead_loss,
+        "weighted_autoregressive_loss": weight * ahead_loss,
+        "copy_loss": copy_loss,
+        "skill": copy_skill(ahead_loss, copy_loss),
+    }
 
 
 def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, float]:
@@ -305,6 +348,7 @@ def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, 
     return mfu | {
         "tokens_per_second": counts["tokens"] / seconds / ranks,
         "frames_per_second": counts["frames"] / seconds / ranks,
+        "tokens_per_clip": counts["clip_tokens"] / counts["clips"],
         "fill": counts["tokens"] / (counts["rows"] * run.config.tokens_per_row),
         "data_wait": counts["waited"] / seconds / ranks,
         "peak_memory_gib": peak_memory(run.world.device) / 2**30,
@@ -332,7 +376,7 @@ def finish(run: Run, log: RunLog) -> None:
 def ask_held_out(run: Run, log: RunLog) -> None:
     """Ask every held-out question, and record how many answers are right."""
     config, data, world = run.config, run.data, run.world
-    questions = packed_rows(config, data, world, data.held_out)
+    questions = PackedRows(data.held_out, data.video_token_id)
     accuracy, asked = held_out_accuracy(
         run.model, questions, world, run.quarantine.share
     )
@@ -347,9 +391,12 @@ def ask_held_out(run: Run, log: RunLog) -> None:
 def describe(run: Run, done: int) -> str:
     """Say what will be trained, on what, and from where."""
     data, world = run.data, run.world
-    first = data.train[0]
-    clip = next(span for span in first.spans if isinstance(span, VideoSpan))
-    before = clip.schedule.num_frames * clip.grid[0] * clip.grid[1]
+    clips = [span for span in data.train[0].spans if isinstance(span, VideoSpan)]
+    shown = "".join(
+        f"first clip {describe_schedule(clip.schedule, clip.grid)}, "
+        f"{clip.schedule.num_frames * prod(clip.grid)} before pooling\n"
+        for clip in clips[:1]
+    )
     weights = sum(weight.numel() for weight in run.model.parameters())
     begin = f"goes on after step {done}" if done else "begins with step 1"
     device = this_device(world.device)
@@ -357,8 +404,6 @@ def describe(run: Run, done: int) -> str:
     return (
         f"{weights:,} parameters on {world.size} ranks ({world.device.type})\n"
         f"{len(data.train)} samples to train on, {len(data.held_out)} held out, "
-        f"{len(data.bad)} unusable\n"
-        f"first clip {describe_schedule(first.schedule, clip.grid)}, {before} before "
-        f"pooling\n{mfu}"
+        f"{len(data.bad)} unusable\n{shown}{mfu}"
         f"the run {begin} and ends with step {run.config.max_steps}"
     )

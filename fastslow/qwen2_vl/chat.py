@@ -1,106 +1,152 @@
-"""Conversations about a clip in Qwen2-VL's chat format, with only answers trained."""
+"""Conversations about clips, in the model's chat format and with answers trained."""
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
 
-from fastslow.spans import Span, TextSpan, VideoSpan
+from transformers import PreTrainedTokenizerBase
 
-VIDEO_PLACEHOLDER = "<video>"
-"""Where a conversation's text stands for its clip."""
+from fastslow.qwen2_vl.timing import VISION_END, VISION_START, PlacedClip
+from fastslow.spans import Span, TextSpan
 
-SYSTEM_PROMPT = "You are a helpful assistant."
-"""What the chat templates of Qwen2-VL and Qwen2.5-VL say first."""
+PLACEHOLDER = re.compile("<(video|image)>")
+"""Where a conversation's text stands for a clip or a picture."""
 
-VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
-"""What stands around a clip, or around each frame of a clip that tells its times."""
+_RENDERED = re.compile(
+    re.escape(VISION_START) + r"<\|(?:video|image)_pad\|>" + re.escape(VISION_END)
+)
 
 
 def encode_conversation(
     turns: Sequence[tuple[str, str]],
-    clip: VideoSpan,
-    encode: Callable[[str], Sequence[int]],
-    *,
-    opening: str = VISION_START,
-    system_prompt: str | None = SYSTEM_PROMPT,
+    clips: Sequence[PlacedClip],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[Span, ...]:
     """Turn a conversation into spans.
 
-    An answer is encoded apart from the prompt before it, as generation will see it.
-    Trained are the answers and the token that ends each.
+    The tokenizer's chat template writes the text. An answer is what the template adds
+    to the prompt for it; it is encoded apart, as generation will see it. Trained are
+    the answers and the token that ends each. After a last turn that is not an answer,
+    the prompt for one follows.
 
     Args:
-        turns: ``(role, text)`` pairs; the roles are ``user`` and ``assistant``. One of
-            the user's texts holds ``<video>`` once.
-        clip: The clip that takes its place.
-        encode: Gives a text's token ids, special tokens recognised, none added.
-        opening: Text right before the clip, see ``place_clip``.
-        system_prompt: What is said first; None for nothing.
+        turns: ``(role, text)`` pairs; the roles are ``user``, ``assistant``, and
+            ``system`` for the first. The user's texts hold ``<video>`` or ``<image>``
+            for each clip.
+        clips: What takes those places, in order; a picture is a clip of one frame.
+        tokenizer: The model's, with its chat template; its end-of-sequence token ends
+            an answer.
 
     Returns:
         The spans of the sample.
 
     Raises:
-        ValueError: If a role is unknown, or ``<video>`` is not said exactly once, by
-            the user.
+        ValueError: If a role is unknown, an answer comes first, a text holds a special
+            token, there are not as many placeholders as clips, an answer has one, or
+            the template changes what it has written when turns are added.
 
     Laws:
         text_round_trip: the decoded spans read as the chat template renders the turns
         answers_only: the trained tokens are the answers, each with its end
-
-    Example:
-        >>> from fastslow import repeat_strides
-        >>> clip = VideoSpan(grid=(2, 2), schedule=repeat_strides(1, (2,)))
-        >>> turns = [("user", "<video>What?"), ("assistant", "A cat.")]
-        >>> spans = encode_conversation(turns, clip, lambda text: text.encode())
-        >>> [bytes(s.token_ids) for s in spans if s != clip and s.trained]
-        [b'A cat.<|im_end|>']
     """
-    placeholders = sum(text.count(VIDEO_PLACEHOLDER) for _, text in turns)
-    if placeholders != 1:
+    if turns and turns[0][0] == "assistant":
+        raise ValueError("the first turn is the assistant's; an answer needs a prompt")
+    messages = [_message(role, text, tokenizer) for role, text in turns]
+    found = sum(len(PLACEHOLDER.findall(text)) for _, text in turns)
+    if found != len(clips):
         raise ValueError(
-            f"the conversation holds {VIDEO_PLACEHOLDER} {placeholders} times; "
-            "it must stand there once"
+            f"the conversation has {found} places for clips but {len(clips)} clips; "
+            "each clip needs one"
         )
-    if any(VIDEO_PLACEHOLDER in text for role, text in turns if role == "assistant"):
-        raise ValueError(
-            f"an answer holds {VIDEO_PLACEHOLDER}; only the user shows a clip"
-        )
-    prompt = ""
-    if system_prompt is not None:
-        prompt = f"<|im_start|>system\n{system_prompt}<|im_end|>\n"
-    return tuple(_spans(prompt, turns, clip, encode, opening))
+    waiting = iter(clips)
+    spans, written = list[Span](), ""
+    for prompt, answered in _exchanges(messages, tokenizer):
+        if not (prompt.startswith(written) and answered.startswith(prompt)):
+            raise ValueError(
+                "the chat template changes earlier text when turns are added; answers "
+                "cannot be told from prompts"
+            )
+        spans += _prompt_spans(prompt[len(written) :], waiting, tokenizer)
+        answer, end, _ = answered[len(prompt) :].partition(str(tokenizer.eos_token))
+        if answer + end:
+            ids = _encode(answer + end, tokenizer)
+            spans.append(TextSpan(token_ids=ids, trained=True))
+        written = prompt + answer + end
+    if turns and turns[-1][0] == "assistant":
+        spans += _prompt_spans(answered[len(written) :], waiting, tokenizer)
+    return tuple(spans)
 
 
-def _spans(
-    prompt: str,
-    turns: Sequence[tuple[str, str]],
-    clip: VideoSpan,
-    encode: Callable[[str], Sequence[int]],
-    opening: str,
-) -> Iterator[Span]:
-    """Yield prompts, the clip and answers in order."""
-    for role, text in turns:
-        if role == "user":
-            prompt += f"<|im_start|>user\n{text}<|im_end|>\n"
-        elif role == "assistant":
-            prompt += "<|im_start|>assistant\n"
-            yield from _prompt_spans(prompt, clip, encode, opening)
-            answer = tuple(encode(text + "<|im_end|>"))
-            yield TextSpan(token_ids=answer, trained=True)
-            prompt = "\n"
-        else:
-            raise ValueError(f"role is {role!r}; it must be 'user' or 'assistant'")
-    yield from _prompt_spans(prompt, clip, encode, opening)
+def _message(
+    role: str, text: str, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """Check a turn, and write it as a chat template takes it."""
+    if role not in {"system", "user", "assistant"}:
+        raise ValueError(
+            f"role is {role!r}; it must be 'system', 'user' or 'assistant'"
+        )
+    special = _special_tokens(tokenizer).search(text)
+    if special:
+        raise ValueError(
+            f"a turn of the {role} holds {special[0]!r}, which the chat format reserves"
+        )
+    if role != "user" and PLACEHOLDER.search(text):
+        raise ValueError(
+            f"a turn of the {role} holds {PLACEHOLDER.findall(text)}; only the user "
+            "shows clips"
+        )
+    pieces = PLACEHOLDER.split(text)  # text, kind, text, kind, ..., text
+    content = [
+        {"type": piece} if number % 2 else {"type": "text", "text": piece}
+        for number, piece in enumerate(pieces)
+        if piece or len(pieces) == 1
+    ]
+    return {"role": role, "content": content}
+
+
+@lru_cache(maxsize=4)
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Match any special token."""
+    return re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)))
+
+
+def _exchanges(
+    messages: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[str, str]]:
+    """Yield the text up to each answer, and the text with it; without one, twice."""
+
+    def render(count: int, *, ask: bool) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages[:count]), tokenize=False, add_generation_prompt=ask
+            )
+        )
+
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            yield render(number, ask=True), render(number + 1, ask=False)
+    if messages and messages[-1]["role"] != "assistant":
+        prompt = render(len(messages), ask=True)
+        yield prompt, prompt
 
 
 def _prompt_spans(
-    prompt: str, clip: VideoSpan, encode: Callable[[str], Sequence[int]], opening: str
+    prompt: str, clips: Iterator[PlacedClip], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Span]:
-    """Yield untrained text, with the clip where its placeholder stands."""
-    before, placeholder, after = prompt.partition(VIDEO_PLACEHOLDER)
-    if placeholder:
-        yield TextSpan(token_ids=tuple(encode(before + opening)))
-        yield clip
-        after = VISION_END + after
-    else:
-        after = before
-    yield TextSpan(token_ids=tuple(encode(after)))
+    """Yield untrained text, with clips where the template put them."""
+    after = ""
+    *befores, rest = _RENDERED.split(prompt)
+    for before in befores:
+        clip = next(clips)
+        text = after + before + clip.opening
+        yield TextSpan(token_ids=_encode(text, tokenizer))
+        yield clip.span
+        after = VISION_END
+    if after + rest:
+        yield TextSpan(token_ids=_encode(after + rest, tokenizer))
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Give a text's token ids, special tokens recognised, none added."""
+    return tuple(tokenizer.encode(text, add_special_tokens=False))

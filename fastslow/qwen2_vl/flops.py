@@ -74,9 +74,8 @@ def step_flops(model: FastSlowQwen2VL, plan: RowPlan) -> StepFlops:
         language_model += flops
     seen |= _trains(language.norm)
     output = _weights(model.backbone.lm_head, len(plan.labels.rows), before=seen)
-    ahead, _ = _block(
-        model.next_frame_head, rows=len(plan.next_frame.rows), before=seen
-    )
+    predicting = len(plan.next_frame.rows) if model.predicts_next_frame else 0
+    ahead, _ = _block(model.next_frame_head, rows=predicting, before=seen)
     return StepFlops(tower=tower, language_model=language_model, heads=output + ahead)
 
 

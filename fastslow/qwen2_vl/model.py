@@ -64,6 +64,7 @@ class FastSlowQwen2VL(nn.Module):
             features.
         target_tower: The frozen copy, see ``train_tower``; None while the tower itself
             is the target.
+        predicts_next_frame: Whether the head is computed, see ``drop_next_frame``.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -94,6 +95,17 @@ class FastSlowQwen2VL(nn.Module):
             nn.Linear(hidden, features, **like),
         )
         self.target_tower: nn.Module | None = None
+        self.predicts_next_frame = True
+
+    def drop_next_frame(self) -> None:
+        """Train without the next-frame loss, at no cost.
+
+        The head stays as it is, is not computed and has no gradient; nothing is taken
+        as a target, and ``train_tower`` makes no copy. Call this before the tower is
+        frozen or trained.
+        """
+        self.predicts_next_frame = False
+        self.next_frame_head.requires_grad_(False)
 
     def freeze_tower(self) -> None:
         """Stop training the vision blocks; the mergers that follow them are trained.
@@ -114,8 +126,9 @@ class FastSlowQwen2VL(nn.Module):
         that are loaded afterwards reach the copy through ``reset_target_tower``.
         """
         tower = self.backbone.model.visual.requires_grad_(True)
-        self.target_tower = deepcopy(tower).requires_grad_(False)
-        self.target_tower.merger = nn.Identity()
+        if self.predicts_next_frame:
+            self.target_tower = deepcopy(tower).requires_grad_(False)
+            self.target_tower.merger = nn.Identity()
 
     @torch.no_grad()
     def reset_target_tower(self) -> None:
@@ -145,7 +158,8 @@ class FastSlowQwen2VL(nn.Module):
             return_logits: Whether to give the scores of the labelled rows as well.
 
         Returns:
-            The losses' terms; targets and copies carry no gradient.
+            The losses' terms; targets and copies carry no gradient. Without the
+            next-frame loss there are no predictions, targets or copies.
 
         Raises:
             ValueError: If the row holds no clip, or its clips have another number of
@@ -167,27 +181,56 @@ class FastSlowQwen2VL(nn.Module):
         known = {} if self.family.window else tower_arguments(plan.tower)
         vision = self.backbone.model.visual(patches, grid_thw=plan.grid_thw, **known)
         hidden = self._read(vision, plan)
-        seen = vision.last_hidden_state.detach()
+        head = self.backbone.lm_head
+        language_loss, _ = labelled_cross_entropy(hidden, head.weight, plan.labels)
+        logits = None
+        if return_logits:
+            logits = head(hidden.index_select(0, plan.labels.rows))
+        predictions, targets, copies = self._look_ahead(
+            hidden, vision.last_hidden_state.detach(), patches, plan
+        )
+        return FastSlowOutput(
+            language_loss=language_loss,
+            logits=logits,
+            predictions=predictions,
+            targets=targets,
+            copies=copies,
+        )
+
+    def _look_ahead(
+        self, hidden: Tensor, seen: Tensor, patches: Tensor, plan: RowPlan
+    ) -> tuple[Tensor, Ragged, Tensor]:
+        """Predict what the tower sees in the next frames.
+
+        Args:
+            hidden: The language model's last hidden states.
+            seen: What the tower saw, without gradient.
+            patches: The patches of the row's clips.
+            plan: The row's plan.
+
+        Returns:
+            Predictions, targets and copies.
+        """
+        if not self.predicts_next_frame:
+            nothing = seen[:0]
+            cu_seqlens = plan.next_frame.targets.cu_seqlens[:1]
+            return nothing, Ragged(values=nothing, cu_seqlens=cu_seqlens), nothing
         if self.target_tower is not None:
+            known = {} if self.family.window else tower_arguments(plan.tower)
             with torch.no_grad():
                 target = self.target_tower(patches, grid_thw=plan.grid_thw, **known)
             seen = target.last_hidden_state
-        merged = seen.unflatten(0, (-1, merged_patches)).mean(1)
+        merge = self.backbone.model.visual.spatial_merge_size
+        merged = seen.unflatten(0, (-1, merge**2)).mean(1)
         if self.family.window is not None:
-            sizes = [run for clip in clips for run in encoded_runs(clip)]
+            sizes = [run for clip in plan.layout.clips for run in encoded_runs(clip)]
             order = window_order(sizes, self.family.window).to(merged.device)
             merged = torch.empty_like(merged).index_copy(0, order, merged)
-        head = self.backbone.lm_head
-        language_loss, _ = labelled_cross_entropy(hidden, head.weight, plan.labels)
         predicted = self.next_frame_head(hidden.index_select(0, plan.next_frame.rows))
-        return FastSlowOutput(
-            language_loss=language_loss,
-            logits=head(hidden.index_select(0, plan.labels.rows))
-            if return_logits
-            else None,
-            predictions=pool_tokens(predicted, plan.next_frame.predictions).values,
-            targets=pool_tokens(merged, plan.next_frame.targets),
-            copies=pool_tokens(merged, plan.next_frame.copies).values,
+        return (
+            pool_tokens(predicted, plan.next_frame.predictions).values,
+            pool_tokens(merged, plan.next_frame.targets),
+            pool_tokens(merged, plan.next_frame.copies).values,
         )
 
     def _read(self, vision: Any, plan: RowPlan) -> Tensor:

@@ -8,9 +8,11 @@ import torch
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule
 from fastslow.grids import temporal_patches
-from fastslow.qwen2_vl.chat import VISION_END, VISION_START
 from fastslow.qwen2_vl.families import Family
 from fastslow.spans import VideoSpan
+
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+"""What stands around a clip, or around each frame of a clip that tells its times."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,14 @@ from fastslow import (
     fill,
     next_bin,
 )
-from fastslow.qwen2_vl import RowPlan, StepFlops, family_of, plan_row, step_flops
+from fastslow.qwen2_vl import (
+    FastSlowQwen2VL,
+    RowPlan,
+    StepFlops,
+    family_of,
+    plan_row,
+    step_flops,
+)
 from recipes.edge.devices import Device
 from recipes.edge.memory import Memory, estimate_memory
 from recipes.edge.parallel import Parallel, choose_trained
@@ -45,6 +52,7 @@ class Plan:
         rows: Packed rows of each rank in one optimizer step.
         mfu: Share of the GPU's peak that a step is supposed to reach.
         window: Samples from which a row is packed.
+        next_frame: Whether the next-frame loss is on.
     """
 
     shape: PreTrainedConfig
@@ -55,6 +63,7 @@ class Plan:
     rows: int
     mfu: float
     window: int
+    next_frame: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +121,11 @@ def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
         length=plan.tokens_per_row,
         merge_size=family_of(plan.shape).geometry.merge_size,
     )
-    model = meta_model(plan.shape)
+    model = _model(plan)
     choose_trained(model, plan.parallel)
     weights = [(p.numel(), p.requires_grad) for p in model.parameters()]
     flops = step_flops(model, row)
-    model = meta_model(plan.shape)
+    model = _model(plan)
     return Forecast(
         bins=tuple(bins),
         fill=fill(lengths, bins, plan.tokens_per_row),
@@ -204,6 +213,14 @@ def report(plan: Plan, found: Forecast, sample: Sample) -> str:
     return "\n".join(f"{name:14} {words}" for name, words in lines.items())
 
 
+def _model(plan: Plan) -> FastSlowQwen2VL:
+    """Build what a plan is about, without any memory."""
+    model = meta_model(plan.shape)
+    if not plan.next_frame:
+        model.drop_next_frame()
+    return model
+
+
 def _pack(lengths: Sequence[int], plan: Plan) -> list[tuple[int, ...]]:
     """Pack one pass over the samples, or as many rows as are worth looking at."""
     bins, state = list[tuple[int, ...]](), StreamState()
@@ -238,6 +255,7 @@ def _changes(plan: Plan, longest: int) -> Iterator[tuple[str, Plan]]:
     if shorter < plan.tokens_per_row:
         plan = replace(plan, tokens_per_row=shorter, rows=2 * plan.rows)
         flags.append(f"--tokens-per-row {shorter}")
+        flags.append("--per-device-train-batch-size 1")
         flags.append(f"--gradient-accumulation-steps {plan.rows}")
         yield " ".join(flags), plan
     if not plan.parallel.cpu_offload:

@@ -6,7 +6,7 @@ import torch
 
 from fastslow import StreamState, best_fit_decreasing, to_device
 from fastslow.qwen2_vl import FastSlowQwen2VL
-from recipes.edge.dataset import BadSample
+from recipes.edge.conversations import BadSample
 from recipes.edge.distributed import World, sum_over_ranks
 from recipes.edge.loader import PackedRows
 
@@ -33,8 +33,7 @@ def held_out_accuracy(
         Share of right answers over all ranks, and the number of questions; 0 and 0
         where there is none.
     """
-    lengths = [planned.num_tokens for planned in samples.samples]
-    bins = best_fit_decreasing(lengths, samples.settings.capacity)
+    bins = best_fit_decreasing(samples.samples.lengths, samples.settings.capacity)
     model.eval()
     asked, right, bad = 0, 0, list[BadSample]()
     for first in range(0, len(bins), world.size):

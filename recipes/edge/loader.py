@@ -1,11 +1,14 @@
 """From samples to packed rows: every integer is planned before a pixel is decoded."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from math import prod
+from threading import Thread
+from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,6 +21,7 @@ from fastslow import (
     encoded_grids,
     next_bin,
     repeat_strides,
+    stream_order,
 )
 from fastslow.qwen2_vl import (
     RowPlan,
@@ -25,12 +29,16 @@ from fastslow.qwen2_vl import (
     patchify_clip,
     plan_row,
 )
-from recipes.edge.dataset import BadSample
-from recipes.edge.samples import ClipSettings, PlannedSample, unusable
-from recipes.edge.video import (
-    VideoError,
-    decode_frames,
+from recipes.edge.archives import ArchiveError
+from recipes.edge.conversations import BadSample
+from recipes.edge.samples import (
+    ClipSettings,
+    PlannedClip,
+    PlannedSample,
+    PlannedSamples,
+    unusable,
 )
+from recipes.edge.video import VideoError, decode_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,36 +63,34 @@ class Row:
     bad: tuple[BadSample, ...]
     state: StreamState
 
+    def pin_memory(self) -> "Row":
+        """Put the patches, nearly all of a row, into page-locked memory."""
+        return replace(self, patches=self.patches.pin_memory())
+
 
 class PackedRows(Dataset[Row]):
     """Rows by bin: index it with the numbers of the samples that share one.
 
-    A clip that cannot be decoded is left out of its row and reported in ``bad``. A
-    row that is left without a clip gets a black one of a single token and no label,
-    so that every rank calls the vision tower equally often.
+    A sample whose clips cannot be decoded is left out of its row and reported in
+    ``bad``. A row without a clip gets a black one of a single token and no label, so
+    that every rank calls the vision tower equally often.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[PlannedSample],
-        settings: ClipSettings,
-        video_token_id: int,
-    ) -> None:
+    def __init__(self, samples: PlannedSamples, video_token_id: int) -> None:
         """Keep what is needed to decode and plan rows."""
         self.samples = samples
-        self.settings = settings
+        self.settings = samples.settings
         self.video_token_id = video_token_id
 
     def __getitem__(self, request: tuple[tuple[int, ...], StreamState]) -> Row:
         """Decode the clips of one bin, and plan the row of those that decode."""
         chosen, state = request
-        clips, kept, bad = [], list[PlannedSample](), []
+        clips, kept, bad = list[Tensor](), list[PlannedSample](), list[BadSample]()
         geometry = self.settings.family.geometry
         for planned in (self.samples[number] for number in chosen):
             try:
-                frames = decode_frames(planned.sample.video, planned.frame_indices)
-                clips.append(_patchify_as_planned(frames, planned, geometry))
-            except VideoError as error:
+                clips += [self._decode(each) for each in planned.clips]
+            except (VideoError, ArchiveError) as error:
                 bad.append(unusable(planned.sample, error))
             else:
                 kept.append(planned)
@@ -103,10 +109,27 @@ class PackedRows(Dataset[Row]):
             patches=torch.cat(clips),
             sample_ids=tuple(planned.sample.sample_id for planned in kept),
             num_tokens=sum(planned.num_tokens for planned in kept),
-            num_frames=sum(len(planned.frame_indices) for planned in kept),
+            num_frames=sum(
+                len(clip.frame_indices) for planned in kept for clip in planned.clips
+            ),
             bad=tuple(bad),
             state=state,
         )
+
+    def _decode(self, planned: PlannedClip) -> Tensor:
+        """Decode a clip, and check that the file kept what its header said."""
+        file = planned.clip.file(self.samples.store)
+        frames = decode_frames(file, planned.frame_indices)
+        geometry = self.settings.family.geometry
+        patches = patchify_clip(frames, geometry, planned.span.schedule.scales)
+        grids = encoded_grids(planned.span.grid, planned.span.schedule)
+        expected = geometry.merge_size**2 * sum(map(prod, grids))
+        if len(patches) != expected:
+            raise VideoError(
+                f"{file} decodes to {len(patches)} patches but its header promised "
+                f"{expected}"
+            )
+        return patches
 
 
 def stream_rows(
@@ -118,6 +141,7 @@ def stream_rows(
     window: int,
     seed: int,
     num_workers: int,
+    **loading: Any,
 ) -> Iterator[Row]:
     """Deal an endless stream of bins to ranks, and decode this rank's.
 
@@ -132,20 +156,29 @@ def stream_rows(
         window: Samples from which a bin is packed.
         seed: Shuffles the samples.
         num_workers: Processes that decode ahead; 0 decodes in this one.
+        **loading: ``pin_memory`` and ``persistent_workers`` of torch's ``DataLoader``;
+            the first needs a GPU, the second processes.
 
     Yields:
         This rank's rows.
     """
-    lengths = [planned.num_tokens for planned in dataset.samples]
-    capacity = dataset.settings.capacity
+    samples = dataset.samples
 
     def requests() -> Iterator[tuple[tuple[int, ...], StreamState]]:
-        now = state
+        now, ahead = state, _Ahead(samples, seed)
         while True:
             dealt = []
             for _ in range(world_size):
-                chosen, now = next_bin(lengths, capacity, now, window=window, seed=seed)
+                chosen, now = next_bin(
+                    samples.lengths,
+                    samples.settings.capacity,
+                    now,
+                    window=window,
+                    seed=seed,
+                    groups=samples.groups,
+                )
                 dealt.append(chosen)
+            ahead.look(now)
             yield dealt[rank], now
 
     yield from DataLoader(
@@ -153,8 +186,39 @@ def stream_rows(
         batch_size=None,
         sampler=requests(),
         num_workers=num_workers,
+        **loading,
         generator=torch.Generator(),
     )
+
+
+class _Ahead:
+    """Fetches the archive that comes next while the one at hand is read."""
+
+    def __init__(self, samples: PlannedSamples, seed: int) -> None:
+        self._samples, self._seed = samples, seed
+        self._seen: tuple[int, str] | None = None
+
+    def look(self, state: StreamState) -> None:
+        """Fetch in the background what follows the archive where the stream stands."""
+        groups = self._samples.groups
+        if groups is None or state.position == len(groups):
+            return
+        order = stream_order(
+            len(groups), seed=self._seed, epoch=state.epoch, groups=groups
+        )
+        here = groups[order[state.position]]
+        if self._seen == (state.epoch, self._samples.archives[here]):
+            return
+        self._seen = state.epoch, self._samples.archives[here]
+        later = (groups[item] for item in order[state.position :])
+        following = next((group for group in later if group != here), None)
+        if following is not None and self._samples.archives[following]:
+            archive = self._samples.archives[following]
+            Thread(target=self._fetch, args=(archive,), daemon=True).start()
+
+    def _fetch(self, archive: str) -> None:
+        with suppress(ArchiveError, OSError):  # whoever reads it will say so
+            self._samples.store.open(archive)
 
 
 def count_rows(rows: Sequence[Row]) -> dict[str, float]:
@@ -175,27 +239,6 @@ def count_rows(rows: Sequence[Row]) -> dict[str, float]:
         "rows": len(rows),
         "skipped": sum(len(row.bad) for row in rows),
     }
-
-
-def _patchify_as_planned(
-    frames: UInt8[Tensor, "frames 3 height width"],
-    planned: PlannedSample,
-    geometry: VisionGeometry,
-) -> Float[Tensor, "patches pixels"]:
-    """Cut a clip into patches, and check that the file kept what its header said."""
-    patches = patchify_clip(frames, geometry, planned.schedule.scales)
-    expected = geometry.merge_size**2 * sum(
-        prod(grid)
-        for span in planned.spans
-        if isinstance(span, VideoSpan)
-        for grid in encoded_grids(span.grid, span.schedule)
-    )
-    if len(patches) != expected:
-        raise VideoError(
-            f"{planned.sample.video} decodes to {len(patches)} patches but its header "
-            f"promised {expected}"
-        )
-    return patches
 
 
 def _row_length(

@@ -148,11 +148,15 @@ def step_bytes(
         gathered_by_turns(model, births, shards=shards, replicas=replicas),
     ):
         output = model(patches, on_meta)
-        ahead, _ = next_frame_loss(output.predictions, output.targets)
-        copying, _ = next_frame_loss(output.copies, output.targets)
-        loss = output.language_loss + ahead
+        terms = [output.language_loss]
+        if model.predicts_next_frame:
+            terms += [
+                next_frame_loss(features, output.targets)[0]
+                for features in (output.predictions, output.copies)
+            ]
+        loss = torch.stack(terms[:2]).sum()
         loss.backward()
-        del output, ahead, copying, loss
+        del output, terms, loss
     gathered, activations = births.at_most
     return gathered, int(inputs + activations)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from recipes.edge.dataset import BadSample
+from recipes.edge.conversations import BadSample
 from recipes.edge.distributed import World, gather_from_ranks
 
 
@@ -62,7 +62,7 @@ class Quarantine:
         Raises:
             ValueError: If too large a share of all samples is left out.
         """
-        self._samples |= {sample.sample_id: sample for sample in bad}
+        self._samples |= {sample.source: sample for sample in bad}
         if self._world.is_main:
             lines = (
                 json.dumps(dataclasses.asdict(sample))

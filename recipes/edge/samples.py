@@ -1,33 +1,40 @@
 """Samples whose every token is planned from metadata, their pixels still on disk."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
 
 from fastslow import (
     FrameSchedule,
     Grid,
     Span,
-    build_schedule,
+    VideoSpan,
     count_tokens,
     merged_grid,
     merged_stride,
+    repeat_strides,
     scale_fast_frames,
 )
 from fastslow.layouts import Attention
 from fastslow.qwen2_vl import (
     Family,
+    PlacedClip,
     clip_grid,
     encode_conversation,
     place_clip,
 )
-from fastslow.schedules import Strategy
-from recipes.edge.dataset import BadSample, Sample
-from recipes.edge.video import (
-    VideoError,
-    probe_video,
-    sample_frame_indices,
-)
+from fastslow.qwen2_vl.timing import VISION_START
+from recipes.edge.archives import ArchiveStore
+from recipes.edge.conversations import BadSample
+from recipes.edge.index import Clip, Sample, SampleIndex
+from recipes.edge.strategies import schedule_frames
+from recipes.edge.video import sample_frame_indices
+
+FEW = 10_000
+"""Samples that are planned before other processes would have started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,10 @@ class ClipSettings:
     Attributes:
         family: How pixels become patches, and how the backbone tells the time.
         max_frames: Raw frames sampled from a clip at most.
+        video_fps: Raw frames sampled from each second; 0 spreads ``max_frames`` over
+            the clip, whatever its length.
+        add_time_instruction: Whether the text after a clip says how long it is, and
+            when its frames were taken.
         strategy: Which frames are slow.
         slow_ratio: Share of slow frames.
         slow_stride: Pooling stride of slow frames, in patches; fast frames use twice
@@ -50,7 +61,9 @@ class ClipSettings:
 
     family: Family
     max_frames: int
-    strategy: Strategy
+    video_fps: float = 0.0
+    add_time_instruction: bool = False
+    strategy: str
     slow_ratio: float
     slow_stride: int
     fast_scale: int
@@ -60,47 +73,114 @@ class ClipSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedClip:
+    """What will be decoded of a clip.
+
+    Attributes:
+        clip: Where it is.
+        frame_indices: Raw frames to decode.
+        span: The tokens that they become.
+    """
+
+    clip: Clip
+    frame_indices: tuple[int, ...]
+    span: VideoSpan
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannedSample:
     """A sample whose every token is known, its pixels still on disk.
 
     Attributes:
         sample: Where it comes from.
-        frame_indices: Raw frames that will be decoded.
-        schedule: Which of the frames that they make are slow.
-        spans: Its text and its clip.
+        clips: What will be decoded, in order.
+        spans: Its text and its clips.
         num_tokens: Its length in a packed row.
     """
 
     sample: Sample
-    frame_indices: tuple[int, ...]
-    schedule: FrameSchedule
+    clips: tuple[PlannedClip, ...]
     spans: tuple[Span, ...]
     num_tokens: int
 
 
-def plan_samples(
-    samples: Sequence[Sample],
-    settings: ClipSettings,
-    encode: Callable[[str], Sequence[int]],
-) -> tuple[list[PlannedSample], list[BadSample]]:
-    """Read each clip's metadata and plan its tokens.
+def plan_sample(
+    sample: Sample, settings: ClipSettings, tokenizer: PreTrainedTokenizerBase
+) -> PlannedSample:
+    """Plan every token of a sample from the headers of its clips.
 
     Args:
-        samples: Conversations about clips.
+        sample: A conversation about clips.
         settings: How a clip becomes tokens.
-        encode: Gives a text's token ids.
+        tokenizer: The model's.
 
     Returns:
-        The samples that can be trained on, and those that cannot, each with its
-        reason.
+        The plan.
+
+    Raises:
+        ValueError: If the sample does not fit a row, or its text has no place in the
+            chat format.
     """
-    planned, bad = [], []
-    for sample in samples:
-        try:
-            planned.append(_plan_sample(sample, settings, encode))
-        except (VideoError, ValueError) as error:
-            bad.append(unusable(sample, error))
-    return planned, bad
+    planned, placed, said = [], [], list[str]()
+    for clip in sample.clips:
+        indices = choose_frames(clip, settings)
+        seconds = clip.info.seconds_at(indices)
+        size = clip.info.height, clip.info.width
+        if clip.kind == "image":
+            place = place_image(size, settings)
+        else:
+            grid, schedule = schedule_clip(len(indices), size, settings)
+            place = place_clip(
+                grid,
+                schedule,
+                seconds,
+                family=settings.family,
+                encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
+            )
+            said.append(time_instruction(clip, seconds))
+        placed.append(place)
+        planned.append(PlannedClip(clip=clip, frame_indices=indices, span=place.span))
+    spans = encode_conversation(
+        list(_turns(sample, said if settings.add_time_instruction else [])),
+        placed,
+        tokenizer,
+    )
+    num_tokens = count_tokens(spans)
+    if num_tokens > settings.capacity:
+        raise ValueError(
+            f"the sample has {num_tokens} tokens; a row holds {settings.capacity}"
+        )
+    return PlannedSample(
+        sample=sample, clips=tuple(planned), spans=spans, num_tokens=num_tokens
+    )
+
+
+def choose_frames(clip: Clip, settings: ClipSettings) -> tuple[int, ...]:
+    """Choose the raw frames of a clip.
+
+    With a rate, the first frame of every ``1 / video_fps`` seconds is taken; where that
+    gives too many, they are thinned out evenly.
+
+    Args:
+        clip: A video or a picture.
+        settings: How many frames there may be, and how dense.
+
+    Returns:
+        Strictly increasing indices, at most ``max_frames`` of them.
+
+    Laws:
+        dense: with room for all, no two frames are of the same ``1 / video_fps``
+            seconds, and none of these that has a frame is left out
+        bounded: there are never more than ``max_frames``
+    """
+    wanted = list(range(clip.info.num_frames))
+    if settings.video_fps:
+        first = dict[int, int]()
+        for number, seconds in enumerate(clip.info.seconds_at(wanted)):
+            first.setdefault(int(seconds * settings.video_fps + 1e-6), number)
+        wanted = list(first.values())
+    chosen = sample_frame_indices(len(wanted), settings.max_frames)
+    return tuple(wanted[number] for number in chosen)
 
 
 def schedule_clip(
@@ -119,8 +199,10 @@ def schedule_clip(
     geometry = settings.family.geometry
     frames, height, width = clip_grid(num_frames, *size, geometry)
     stride = merged_stride(settings.slow_stride, merge_size=geometry.merge_size)
-    schedule = build_schedule(
+    grid = merged_grid((height, width), merge_size=geometry.merge_size)
+    schedule = schedule_frames(
         frames,
+        grid=grid,
         strategy=settings.strategy,
         slow_ratio=settings.slow_ratio,
         slow_stride=stride,
@@ -128,42 +210,160 @@ def schedule_clip(
     )
     if settings.fast_scale > 1:
         schedule = scale_fast_frames(schedule, settings.fast_scale)
-    return merged_grid((height, width), merge_size=geometry.merge_size), schedule
+    return grid, schedule
+
+
+def place_image(size: tuple[int, int], settings: ClipSettings) -> PlacedClip:
+    """Lay out a picture: one frame that is not pooled.
+
+    Args:
+        size: Height and width, in pixels.
+        settings: How a clip becomes tokens.
+
+    Returns:
+        The picture as a clip.
+    """
+    geometry = settings.family.geometry
+    _, height, width = clip_grid(1, *size, geometry)
+    grid = merged_grid((height, width), merge_size=geometry.merge_size)
+    span = VideoSpan(grid=grid, schedule=repeat_strides(1, (1,)))
+    return PlacedClip(span=span, opening=VISION_START)
+
+
+def time_instruction(clip: Clip, seconds: Sequence[float]) -> str:
+    """Say in words how long a clip is, and when its frames were taken."""
+    info = clip.info
+    length = info.seconds_at([info.num_frames - 1])[0] + 1 / info.fps
+    times = ", ".join(f"{each:.2f}" for each in seconds)
+    return (
+        f"The video is {length:.2f} seconds long. You see {len(seconds)} of its "
+        f"frames, taken at these seconds: {times}."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedSamples:
+    """The samples of a run, each planned when it is asked for.
+
+    Attributes:
+        index: What is on disk.
+        numbers: The samples there that can be used.
+        lengths: Tokens of each of these.
+        groups: Number of the archive that each is in; None where archives stay on disk.
+        archives: The archives, by number; files of their own are in none, named "".
+        settings: How clips become tokens.
+        tokenizer: The model's.
+        store: Where archives are.
+    """
+
+    index: SampleIndex
+    numbers: tuple[int, ...]
+    lengths: tuple[int, ...]
+    groups: tuple[int, ...] | None = None
+    archives: tuple[str, ...] = ()
+    settings: ClipSettings
+    tokenizer: PreTrainedTokenizerBase
+    store: ArchiveStore
+
+    def __len__(self) -> int:
+        """Count the samples that can be used."""
+        return len(self.numbers)
+
+    def __getitem__(self, number: int) -> PlannedSample:
+        """Plan a sample."""
+        sample = self.index[self.numbers[number]]
+        return plan_sample(sample, self.settings, self.tokenizer)
+
+    def fingerprint(self) -> str:
+        """Sum up which samples there are, in which order and how long."""
+        ids = self.index.sample_ids()
+        known = [ids[number] for number in self.numbers], self.lengths
+        return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+def plan_samples(
+    index: SampleIndex,
+    settings: ClipSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    store: ArchiveStore,
+    *,
+    num_workers: int = 0,
+) -> tuple[PlannedSamples, list[BadSample]]:
+    """Find out which samples can be used, and how long they are.
+
+    Args:
+        index: All samples.
+        settings: How a clip becomes tokens.
+        tokenizer: The model's.
+        store: Where archives are.
+        num_workers: Processes that plan, where there are more than ``FEW`` samples.
+
+    Returns:
+        The samples that can be used, and those that cannot, each with its reason.
+    """
+    every = PlannedSamples(
+        index=index,
+        numbers=tuple(range(len(index))),
+        lengths=(),
+        settings=settings,
+        tokenizer=tokenizer,
+        store=store,
+    )
+    lengths, bad = dict[int, int](), list[BadSample]()
+    archives, groups = dict[str, int](), list[int]()
+    workers = num_workers if len(index) > FEW else 0
+    found = DataLoader(_Lengths(every), batch_size=None, num_workers=workers)
+    for number, entry in enumerate(found):
+        if isinstance(entry, BadSample):
+            bad.append(entry)
+        else:
+            lengths[number], archive = entry
+            groups.append(archives.setdefault(archive, len(archives)))
+    usable = replace(
+        every,
+        numbers=tuple(lengths),
+        lengths=tuple(lengths.values()),
+        groups=None if store.most is None else tuple(groups),
+        archives=tuple(archives),
+    )
+    return usable, bad
+
+
+class _Lengths(Dataset[tuple[int, str] | BadSample]):
+    """The length of each sample and its first clip's archive, or why it has none."""
+
+    def __init__(self, samples: PlannedSamples) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, number: int) -> tuple[int, str] | BadSample:
+        try:
+            planned = self._samples[number]
+            clip = next(iter(planned.sample.clips), None)
+            archive = clip.source if clip is not None and clip.name else ""
+            return planned.num_tokens, archive
+        except ValueError as error:
+            return unusable(self._samples.index[number], error)
 
 
 def unusable(sample: Sample, error: Exception) -> BadSample:
-    """Name a sample whose clip cannot be used."""
+    """Name a sample that cannot be used."""
     return BadSample(
-        sample_id=sample.sample_id, source=str(sample.video), reason=str(error)
+        sample_id=sample.sample_id, source=sample.source, reason=str(error)
     )
 
 
-def _plan_sample(
-    sample: Sample, settings: ClipSettings, encode: Callable[[str], Sequence[int]]
-) -> PlannedSample:
-    """Plan one sample from its clip's metadata."""
-    info = probe_video(sample.video)
-    indices = sample_frame_indices(info.num_frames, settings.max_frames)
-    grid, schedule = schedule_clip(len(indices), (info.height, info.width), settings)
-    turns = [(turn.role, turn.text) for turn in sample.turns]
-    seconds = [index / info.fps for index in indices]
-    clip = place_clip(grid, schedule, seconds, family=settings.family, encode=encode)
-    spans = encode_conversation(turns, clip.span, encode, opening=clip.opening)
-    num_tokens = count_tokens(spans)
-    if num_tokens > settings.capacity:
-        raise ValueError(
-            f"the sample has {num_tokens} tokens; a row holds {settings.capacity}"
+def _turns(sample: Sample, said: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Give a sample's turns, with what is said of each video right after it."""
+    waiting = iter(said)
+    for turn in sample.turns:
+        first, *others = turn.text.split("<video>")
+        text = first + "".join(
+            f"<video>\n{words}{other}"
+            if (words := next(waiting, ""))
+            else f"<video>{other}"
+            for other in others
         )
-    return PlannedSample(
-        sample=sample,
-        frame_indices=indices,
-        schedule=schedule,
-        spans=spans,
-        num_tokens=num_tokens,
-    )
-
-
-def fingerprint(samples: Sequence[PlannedSample]) -> str:
-    """Sum up which samples there are, in which order and how long."""
-    planned = [(each.sample.sample_id, each.num_tokens) for each in samples]
-    return hashlib.sha256(repr(planned).encode()).hexdigest()
+        yield turn.role, text

@@ -1,9 +1,120 @@
-"""Settings of a run: written beside its checkpoints, compared when it goes on."""
+"""Settings of a run: read from YAML, written beside its checkpoints, compared."""
 
 import dataclasses
+import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+from recipes.edge.values import convert, nearest
+
+_Settings = TypeVar("_Settings")
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Read a YAML file of settings.
+
+    Plain words are read by the core schema of YAML 1.2: ``2e-5`` is a number, and
+    ``yes``, ``010`` and ``1:30`` are not more than they look like.
+
+    Args:
+        file: A mapping of settings; a file without any changes nothing.
+
+    Returns:
+        The mapping.
+
+    Raises:
+        ValueError: If the file is no YAML, no mapping, or has a key twice.
+    """
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"it is no YAML that can be read: {error}") from error
+    return check_mapping("the file", {} if content is None else content)
+
+
+def write_settings(file: Path, config: Any) -> None:
+    """Write a dataclass of settings, so that it is complete as soon as it is there.
+
+    Args:
+        file: Where to.
+        config: A dataclass of numbers, words, paths and such dataclasses.
+    """
+    text = yaml.dump(settings_as_json(config), Dumper=_Dumper, sort_keys=False)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def fill_settings(
+    config: _Settings, settings: Mapping[str, Any], *, within: str = ""
+) -> _Settings:
+    """Change some fields of a dataclass by name.
+
+    Args:
+        config: A frozen dataclass, whose fields may be such dataclasses.
+        settings: Values by name, as YAML gives them.
+        within: Name of the settings that it is part of.
+
+    Returns:
+        The changed dataclass.
+
+    Raises:
+        ValueError: If a name is unknown or a value is of another type.
+    """
+    kinds = get_type_hints(type(config))
+    check_known(settings, setting_names(type(config)), within=within)
+    changes: dict[str, Any] = {}
+    for name, value in settings.items():
+        whole = f"{within}.{name}" if within else name
+        if dataclasses.is_dataclass(kinds[name]):
+            inner = check_mapping(whole, value)
+            changes[name] = fill_settings(getattr(config, name), inner, within=whole)
+        else:
+            changes[name] = convert(whole, value, kinds[name])
+    changed: _Settings = dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    return changed
+
+
+def setting_names(kind: Any) -> tuple[str, ...]:
+    """Give the names of the settings that a dataclass has."""
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def check_mapping(name: str, value: Any) -> dict[str, Any]:
+    """Refuse what is no mapping.
+
+    Raises:
+        ValueError: If ``value`` is none.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {value!r}; it must be a mapping of settings")
+    return dict(value)
+
+
+def check_known(
+    settings: Mapping[Any, Any], known: Collection[str], *, within: str = ""
+) -> None:
+    """Refuse names that nothing reads.
+
+    Args:
+        settings: Values by name.
+        known: The names that there are.
+        within: Name of the settings that they are part of.
+
+    Raises:
+        ValueError: If a name is unknown; the message names the nearest known one.
+    """
+    for name in settings:
+        if name not in known:
+            where = f"{within}." if within else ""
+            raise ValueError(
+                f"{where}{name} is no setting; the nearest one is "
+                f"{where}{nearest(str(name), known)}"
+            )
 
 
 def settings_as_json(config: Any) -> dict[str, Any]:
@@ -13,12 +124,12 @@ def settings_as_json(config: Any) -> dict[str, Any]:
         config: A dataclass of numbers, words and paths.
 
     Returns:
-        Its fields by name; paths become text.
+        Its fields by name; paths become text, and tuples lists.
     """
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(config).items()
-    }
+    settings: dict[str, Any] = json.loads(
+        json.dumps(dataclasses.asdict(config), default=str)
+    )
+    return settings
 
 
 def check_same_settings(
@@ -40,3 +151,50 @@ def check_same_settings(
                 f"{name} is {now!r} but the run began with {before.get(name)!r}; it "
                 "goes on with the settings that it began with, or in another output_dir"
             )
+
+
+_CORE_SCHEMA = (
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+)
+"""What plain words stand for in YAML 1.2: tag, form and first characters."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain data, no objects, by the core schema, and no key twice."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Read a mapping; refuse a key that stands twice."""
+        seen = list[Any]()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} stands twice", key_node.start_mark
+                )
+            seen.append(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes plain data; quotes what either version of YAML takes for no text."""
+
+
+for _tag, _form, _first in _CORE_SCHEMA:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}",
+            re.compile(rf"(?:{_form})\Z", re.ASCII),
+            [*_first, *([""] if _tag == "null" else [])],
+        )
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int", lambda loader, node: int(str(node.value))
+)

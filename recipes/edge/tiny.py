@@ -10,8 +10,6 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from fastslow.qwen2_vl.chat import SYSTEM_PROMPT
-
 END_OF_TURN = "<|im_end|>"
 VIDEO_TOKEN = "<|video_pad|>"
 SPECIAL_TOKENS = (
@@ -25,6 +23,29 @@ SPECIAL_TOKENS = (
 )
 """Qwen2-VL's special tokens, under its own names."""
 
+CHAT_TEMPLATE = """\
+{%- if messages[0].role != "system" -%}
+{{ "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" }}
+{%- endif -%}
+{%- for message in messages -%}
+{{ "<|im_start|>" + message.role + "\n" }}
+{%- for part in message.content -%}
+{%- if part.type == "text" -%}
+{{ part.text }}
+{%- else -%}
+{{ "<|vision_start|><|" + part.type + "_pad|><|vision_end|>" }}
+{%- endif -%}
+{%- endfor -%}
+{{ "<|im_end|>\n" }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ "<|im_start|>assistant\n" }}
+{%- endif -%}
+"""
+"""Qwen2-VL's chat format."""
+
+_FORMAT_WORDS = ("system\nYou are a helpful assistant.\n", "user\n", "assistant\n")
+
 
 def train_tokenizer(
     texts: Iterable[str], *, vocabulary_size: int
@@ -36,7 +57,7 @@ def train_tokenizer(
         vocabulary_size: Most tokens, special tokens and all 256 bytes included.
 
     Returns:
-        A tokenizer with Qwen2-VL's special tokens.
+        A tokenizer with Qwen2-VL's special tokens and chat format.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -47,12 +68,12 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    format_words = (f"system\n{SYSTEM_PROMPT}\n", "user\n", "assistant\n")
-    tokenizer.train_from_iterator(chain(texts, format_words), trainer)
+    tokenizer.train_from_iterator(chain(texts, _FORMAT_WORDS), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TURN,
         pad_token=SPECIAL_TOKENS[0],
+        chat_template=CHAT_TEMPLATE,
         extra_special_tokens=list(SPECIAL_TOKENS[1:]),
     )
 

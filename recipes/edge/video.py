@@ -1,11 +1,11 @@
-"""Video files: what their container promises, and the frames that are wanted."""
+"""Videos and pictures: what their container promises, and their frames."""
 
 import itertools
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import av
 import torch
@@ -15,6 +15,14 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from torch import Tensor
+
+from recipes.edge.media import MediaFile
+
+MOST_PIXELS = 2**26
+"""Pixels of a frame at most, 8192 x 8192; more are refused before they are decoded."""
+
+DECODE_SECONDS = 120.0
+"""Time that the frames of one clip may take to decode."""
 
 
 class VideoError(Exception):
@@ -30,22 +38,32 @@ class VideoInfo:
         fps: Average frame rate, in frames per second.
         height: Height of a frame as stored, in pixels; rotation flags are not applied.
         width: Width of a frame as stored, in pixels.
+        seconds: When each frame is shown, from 0 on, where the frames do not come at an
+            even rate; empty where they do.
     """
 
     num_frames: int
     fps: float
     height: int
     width: int
+    seconds: tuple[float, ...] = ()
+
+    def seconds_at(self, indices: Sequence[int]) -> list[float]:
+        """Tell when frames are shown, in seconds after the first."""
+        if self.seconds:
+            return [self.seconds[index] for index in indices]
+        return [index / self.fps for index in indices]
 
 
-def probe_video(path: Path) -> VideoInfo:
+def probe_video(file: MediaFile) -> VideoInfo:
     """Read the size and the frame count of a video without decoding its frames.
 
     A container that states no count, such as Matroska, is read once packet by packet.
-    Frames that an edit list hides are not counted, because the decoder skips them.
+    Frames that an edit list hides are not counted, because the decoder skips them. A
+    picture is a video of one frame.
 
     Args:
-        path: A video file.
+        file: A video or a picture.
 
     Returns:
         What the container states about its video stream.
@@ -54,21 +72,30 @@ def probe_video(path: Path) -> VideoInfo:
         VideoError: If the file is missing, empty, a folder or not a video, or if its
             video stream is missing, has no decoder, no frame, no size or no rate.
     """
-    with _open_video(path) as (container, stream):
-        num_frames = _count_frames(path, container, stream)
+    with _open_video(file) as (container, stream):
+        num_frames, seconds = _frame_times(file, container, stream)
         if num_frames < 1:
-            raise VideoError(f"{path} has a video stream with zero frames")
+            raise VideoError(f"{file} has a video stream with zero frames")
         height, width = stream.height, stream.width
         if min(height, width) < 1:
             raise VideoError(
-                f"{path} states a frame size of {height} x {width}; both sides must "
+                f"{file} states a frame size of {height} x {width}; both sides must "
                 "be at least 1"
             )
+        if height * width > MOST_PIXELS:
+            raise VideoError(
+                f"{file} states a frame size of {height} x {width}; a frame may have "
+                f"{MOST_PIXELS:,} pixels"
+            )
         rate = stream.average_rate or stream.guessed_rate
-        if rate is None:
-            raise VideoError(f"{path} states no frame rate")
+        if not rate:
+            raise VideoError(f"{file} states no frame rate")
         return VideoInfo(
-            num_frames=num_frames, fps=float(rate), height=height, width=width
+            num_frames=num_frames,
+            fps=float(rate),
+            height=height,
+            width=width,
+            seconds=_uneven(seconds, float(rate)),
         )
 
 
@@ -111,7 +138,7 @@ def sample_frame_indices(num_frames: int, max_frames: int) -> tuple[int, ...]:
 
 
 def decode_frames(
-    path: Path, indices: Sequence[int]
+    file: MediaFile, indices: Sequence[int]
 ) -> UInt8[Tensor, "frames channels height width"]:
     """Decode the wanted frames of a video as RGB.
 
@@ -121,7 +148,7 @@ def decode_frames(
     frames after it are predicted from it.
 
     Args:
-        path: A video file.
+        file: A video or a picture.
         indices: Wanted frames, 0-based, strictly increasing, at least one.
 
     Returns:
@@ -130,7 +157,8 @@ def decode_frames(
     Raises:
         ValueError: If ``indices`` is empty, negative or not strictly increasing.
         VideoError: If the file cannot be opened, breaks before the last wanted
-            frame, ends before it, or changes its frame size.
+            frame, ends before it, changes its frame size, or takes longer than
+            ``DECODE_SECONDS``.
     """
     if not indices:
         raise ValueError("indices is empty; it must name at least one frame")
@@ -141,73 +169,116 @@ def decode_frames(
             raise ValueError(
                 f"indices has {after} after {before}; it must be strictly increasing"
             )
-    with _open_video(path) as (container, stream):
+    with _open_video(file) as (container, stream):
         stream.codec_context.thread_count = 1
-        return torch.stack(list(_wanted_frames(path, container, stream, indices)))
+        return torch.stack(list(_wanted_frames(file, container, stream, indices)))
 
 
 @contextmanager
-def _open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _open_video(file: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file at its best video stream and close it in every case."""
+    _check_file(file)
     try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise VideoError(f"{path} cannot be opened: {reason}") from error
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise VideoError(f"{path} is {kind}; it must be a video file")
-    if status.st_size == 0:
-        raise VideoError(f"{path} is an empty file; it must be a video file")
-    try:
-        container = av.open(str(path.absolute()))
+        source = file.open()
+        container = av.open(source, "r")
     except av.FFmpegError as error:
         raise VideoError(
-            f"{path} cannot be opened as a video: {error.strerror}"
+            f"{file} cannot be opened as a video: {error.strerror}"
         ) from error
     with container:
-        yield container, _video_stream(path, container)
+        yield container, _video_stream(file, container)
 
 
-def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+def _check_file(file: MediaFile) -> None:
+    """Refuse what is no file, or has no bytes."""
+    try:
+        status = file.path.stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(f"{file} cannot be opened: {reason}") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise VideoError(f"{file} is {kind}; it must be a video file")
+    size = status.st_size if file.size is None else file.size
+    if size == 0:
+        raise VideoError(f"{file} is an empty file; it must be a video file")
+
+
+def _video_stream(file: MediaFile, container: InputContainer) -> VideoStream:
     """Give the main video stream; a cover picture is none."""
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or (
         stream.disposition & Disposition.attached_pic
     ):
-        raise VideoError(f"{path} has no video stream")
+        raise VideoError(f"{file} has no video stream")
     if stream.codec_context is None:
-        raise VideoError(f"{path} has a video stream that no decoder here can read")
+        raise VideoError(f"{file} has a video stream that no decoder here can read")
     return stream
 
 
-def _count_frames(path: Path, container: InputContainer, stream: VideoStream) -> int:
-    """Count the frames that decoding will give, from metadata where it is stated."""
+def _frame_times(
+    file: MediaFile, container: InputContainer, stream: VideoStream
+) -> tuple[int, list[float]]:
+    """Count the frames that decoding will give, and tell when each is shown.
+
+    Containers with an index say so there, unless frames come unevenly: an index tells
+    when frames are decoded. Then, as without an index, packets are read one by one.
+    """
+    base, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
     if stream.frames:
-        return stream.frames - sum(entry.is_discard for entry in stream.index_entries)
+        entries = [each for each in stream.index_entries if not each.is_discard]
+        count = stream.frames - len(stream.index_entries) + len(entries)
+        decoded = _from_first([base * each.timestamp for each in entries])
+        if not rate or not _uneven(decoded, rate):
+            return count, []
     try:
-        packets = container.demux(stream)
-        return sum(packet.size > 0 and not packet.is_discard for packet in packets)
+        packets = [
+            packet.pts
+            for packet in container.demux(stream)
+            if packet.size > 0 and not packet.is_discard
+        ]
     except av.FFmpegError as error:
         raise VideoError(
-            f"{path} breaks while its frames are counted: {error.strerror}"
+            f"{file} breaks while its frames are counted: {error.strerror}"
         ) from error
+    known = [base * pts for pts in packets if pts is not None]
+    return len(packets), _from_first(known) if len(known) == len(packets) else []
+
+
+def _from_first(seconds: list[float]) -> list[float]:
+    """Count times from the first frame, in the order in which frames are shown."""
+    ordered = sorted(seconds)
+    return [each - ordered[0] for each in ordered]
+
+
+def _uneven(seconds: list[float], fps: float) -> tuple[float, ...]:
+    """Give the times of frames where they do not come at an even rate."""
+    off = max((abs(t - i / fps) for i, t in enumerate(seconds)), default=0.0)
+    return tuple(round(each, 4) for each in seconds) if off > 0.5 / fps else ()
 
 
 def _wanted_frames(
-    path: Path, container: InputContainer, stream: VideoStream, indices: Sequence[int]
+    file: MediaFile,
+    container: InputContainer,
+    stream: VideoStream,
+    indices: Sequence[int],
 ) -> Iterator[UInt8[Tensor, "channels height width"]]:
     """Yield the frames at ``indices``, in order."""
     size = (stream.height, stream.width)
     frames = container.decode(stream)
-    count = 0
+    count, started = 0, time.monotonic()
     for index in indices:
         while count <= index:
-            frame = _next_frame(path, frames, index, count)
+            frame = _next_frame(file, frames, index, count)
             count += 1
+            if time.monotonic() - started > DECODE_SECONDS:
+                raise VideoError(
+                    f"{file} takes longer than {DECODE_SECONDS:.0f} s to decode; it "
+                    f"was stopped before frame {index}, after {count} decoded frames"
+                )
         if (frame.height, frame.width) != size:
             raise VideoError(
-                f"{path} has frame {index} of size {frame.height} x {frame.width}; "
+                f"{file} has frame {index} of size {frame.height} x {frame.width}; "
                 f"the container states {size[0]} x {size[1]}"
             )
         pixels = frame.to_ndarray(format="rgb24", threads=1)
@@ -215,23 +286,23 @@ def _wanted_frames(
 
 
 def _next_frame(
-    path: Path, frames: Iterator[VideoFrame], index: int, count: int
+    file: MediaFile, frames: Iterator[VideoFrame], index: int, count: int
 ) -> VideoFrame:
     """Take one frame off the decoder, on the way from ``count`` to ``index``."""
     try:
         frame = next(frames, None)
     except av.FFmpegError as error:
         raise VideoError(
-            f"{path} breaks before frame {index}, after {count} decoded frames: "
+            f"{file} breaks before frame {index}, after {count} decoded frames: "
             f"{error.strerror}"
         ) from error
     if frame is None:
         raise VideoError(
-            f"{path} has no frame {index}; it ends after {count} decoded frames"
+            f"{file} has no frame {index}; it ends after {count} decoded frames"
         )
     if frame.is_corrupt:
         raise VideoError(
-            f"{path} breaks before frame {index}, after {count} decoded frames: the "
+            f"{file} breaks before frame {index}, after {count} decoded frames: the "
             "next one is corrupt"
         )
     return frame

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
@@ -66,10 +67,19 @@ def steps(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
 
 
-def test_five_steps_and_five_more_are_ten(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--gradient-accumulation-steps", "2"),
+        ("--loss-weight", "0", "--parallel.tower", "trained"),
+    ],
+    ids=["two rows", "answers alone"],
+)
+def test_five_steps_and_five_more_are_ten(
+    tmp_path: Path, flags: tuple[str, ...]
+) -> None:
     data = tmp_path / "clips"
     make_clips(data, num_clips=12, held_out=0, seed=0, num_frames=6, size=(56, 84))
-    flags = ("--gradient-accumulation-steps", "2")
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train(whole, data / "train.jsonl", *flags)
     shutil.copytree(whole, resumed)
@@ -94,3 +104,4 @@ def test_five_steps_and_five_more_are_ten(tmp_path: Path) -> None:
     for state in states:
         del state["state"]["settings"]["output_dir"]
     assert states[0] == states[1]
+    assert ("autoregressive_loss" in steps(whole)[0]) == (flags[0] != "--loss-weight")

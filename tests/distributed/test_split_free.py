@@ -16,7 +16,7 @@ import torch
 
 from fastslow import StreamState
 from recipes.config import Config
-from recipes.data import packed_rows, plan_data
+from recipes.data import plan_data
 from recipes.edge.clips import make_clips
 from recipes.edge.distributed import (
     World,
@@ -24,7 +24,7 @@ from recipes.edge.distributed import (
     process_group,
     sum_over_ranks,
 )
-from recipes.edge.loader import count_rows
+from recipes.edge.loader import PackedRows, count_rows
 from recipes.edge.optimization import SkippedSteps
 from recipes.edge.quarantine import Quarantine
 from recipes.qwen2vl_tiny import TINY
@@ -58,7 +58,7 @@ def one_step(config: Config, cut: Cut, world: World) -> dict[str, Any]:
     data = broadcast_from_main(lambda: plan_data(config, world), world)
     model = build_model(config, data, world)
     before = {name: w.full_tensor().clone() for name, w in model.named_parameters()}
-    samples = packed_rows(config, data, world, data.train)
+    samples = PackedRows(data.train, data.video_token_id)
     rows = [samples[chosen, StreamState()] for chosen in cut[world.rank]]
     counts = sum_over_ranks(count_rows(rows), world)
     optimizer: Any = torch.optim.SGD(w for w in model.parameters() if w.requires_grad)
@@ -85,7 +85,7 @@ def work(folder: Path) -> None:
     config = replace(
         TINY,
         output_dir=folder / "run",
-        data_path=folder / "clips" / "train.jsonl",
+        data_path=str(folder / "clips" / "train.jsonl"),
         learning_rate=1.0,
     )
     with process_group() as world:

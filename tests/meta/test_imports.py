@@ -42,7 +42,7 @@ EFFECTS = {
 SHARED = {"fastslow._fits", "fastslow._plans", "fastslow._typing"}
 INTEGERS = SHARED | {
     f"fastslow.{name}"
-    for name in ("balancing", "buckets", "grids", "packing", "ragged")
+    for name in ("balancing", "buckets", "grids", "online_packing", "packing", "ragged")
 }
 SCHEDULES = INTEGERS | {
     f"fastslow.{name}"

@@ -1,5 +1,7 @@
 """Conversations read as Qwen2-VL's chat template renders them."""
 
+import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,30 +10,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from fastslow import Span, TextSpan, VideoSpan, schedule_from_strides
-from fastslow.qwen2_vl import encode_conversation
+from fastslow.qwen2_vl import PlacedClip, encode_conversation
 from recipes.edge.tiny import VIDEO_TOKEN, train_tokenizer
 
-TEMPLATE = """
-{%- if messages[0].role != "system" -%}
-{{ "<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n" }}
-{%- endif -%}
-{%- for message in messages -%}
-{{ "<|im_start|>" + message.role + "\\n" }}
-{%- for part in message.content -%}
-{%- if part.type == "video" -%}
-{{ "<|vision_start|><|video_pad|><|vision_end|>" }}
-{%- else -%}
-{{ part.text }}
-{%- endif -%}
-{%- endfor -%}
-{{ "<|im_end|>\\n" }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{ "<|im_start|>assistant\\n" }}
-{%- endif -%}
-"""
-
 CLIP = VideoSpan(grid=(2, 3), schedule=schedule_from_strides((1, 2)))
+PLACED = PlacedClip(span=CLIP, opening="<|vision_start|>")
 Turns = list[tuple[str, str]]
 
 EXAMPLES: list[Turns] = [
@@ -59,21 +42,20 @@ def conversations(draw: st.DrawFn) -> Turns:
     before = draw(st.lists(st.tuples(roles, texts), max_size=3))
     after = draw(st.lists(st.tuples(roles, texts), max_size=3))
     asked = ("user", draw(texts) + "<video>" + draw(texts))
-    return [*before, asked, *after]
+    first = [("user", draw(texts))] if before else []
+    return [*first, *before, asked, *after]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     words = ["What moves?", "A red square.", "Which way?", "Left.", "Right."]
-    trained = train_tokenizer(words, vocabulary_size=330)
-    trained.chat_template = TEMPLATE
-    return trained
+    return train_tokenizer(words, vocabulary_size=330)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, turns: Turns) -> tuple[Span, ...]:
-    return encode_conversation(
-        turns, CLIP, lambda text: tokenizer.encode(text, add_special_tokens=False)
-    )
+def encode(
+    tokenizer: PreTrainedTokenizerFast, turns: Turns, clips: int = 1
+) -> tuple[Span, ...]:
+    return encode_conversation(turns, [PLACED] * clips, tokenizer)
 
 
 def messages(turns: Turns) -> list[dict[str, Any]]:
@@ -100,7 +82,11 @@ def ids(tokenizer: PreTrainedTokenizerFast, spans: tuple[Span, ...]) -> list[int
 
 def check_text(tokenizer: PreTrainedTokenizerFast, turns: Turns) -> None:
     spans = encode(tokenizer, turns)
-    rendered = tokenizer.apply_chat_template(messages(turns), tokenize=False)
+    rendered = tokenizer.apply_chat_template(
+        messages(turns),
+        tokenize=False,
+        add_generation_prompt=turns[-1][0] != "assistant",
+    )
     assert tokenizer.decode(ids(tokenizer, spans)) == rendered
     assert [span for span in spans if isinstance(span, VideoSpan)] == [CLIP]
 
@@ -141,7 +127,7 @@ def test_answers_only(tokenizer: PreTrainedTokenizerFast, turns: Turns) -> None:
     check_answers(tokenizer, turns)
 
 
-@given(turns=conversations().filter(lambda turns: turns[0][0] == "user"))
+@given(turns=conversations())
 @settings(max_examples=60, deadline=None)
 @example(turns=[("user", "<video>"), ("assistant", "a"), ("assistant", "b")])
 def test_answers_only_of_any_conversation(
@@ -165,33 +151,84 @@ def test_special_tokens_are_single_tokens(tokenizer: PreTrainedTokenizerFast) ->
     assert [s.trained for s in (before, after, answer, end)] == [0, 0, 1, 0]
 
 
+def test_several_clips_and_none(tokenizer: PreTrainedTokenizerFast) -> None:
+    wide = PlacedClip(span=replace(CLIP, grid=(4, 4)), opening="<|vision_start|>")
+    turns = [
+        ("system", "Be brief."),
+        ("user", "<video> and <image>?"),
+        ("assistant", "Both."),
+        ("user", "<video>"),
+    ]
+    spans = encode_conversation(turns, [PLACED, wide, PLACED], tokenizer)
+    found = [span for span in spans if isinstance(span, VideoSpan)]
+    assert found == [CLIP, wide.span, CLIP]
+    text = tokenizer.decode(ids(tokenizer, spans))
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user")
+    assert text.endswith("<|vision_end|><|im_end|>\n<|im_start|>assistant\n")
+    alone = encode(tokenizer, [("user", "Hello."), ("assistant", "Hi!")], clips=0)
+    assert not any(isinstance(span, VideoSpan) for span in alone)
+
+
+def test_a_template_that_trims_is_followed(tokenizer: PreTrainedTokenizerFast) -> None:
+    trims = copy.deepcopy(tokenizer)
+    trims.chat_template = trims.chat_template.replace("part.text", "part.text | trim")
+    spans = encode_conversation(
+        [("user", " Hello. "), ("assistant", " Hi! ")], [], trims
+    )
+    (answer,) = [s for s in spans if isinstance(s, TextSpan) and s.trained]
+    assert tokenizer.decode(answer.token_ids) == "Hi!<|im_end|>"
+
+
+def test_a_template_that_rewrites_is_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    counts = copy.deepcopy(tokenizer)
+    counts.chat_template = "{{ messages | length }}" + str(counts.chat_template)
+    with pytest.raises(ValueError, match=r"^the chat template changes earlier text"):
+        encode_conversation([("user", "Hello."), ("assistant", "Hi!")], [], counts)
+
+
 @pytest.mark.parametrize(
     ("turns", "count"),
     [
         ([], 0),
         ([("user", "What?"), ("assistant", "This.")], 0),
         ([("user", "<video><video>")], 2),
-        ([("user", "<video>"), ("user", "<video>")], 2),
+        ([("user", "<video>"), ("user", "<image>")], 2),
     ],
 )
-def test_other_than_one_clip_is_refused(
+def test_every_clip_needs_a_place(
     tokenizer: PreTrainedTokenizerFast, turns: Turns, count: int
 ) -> None:
-    said = f"^the conversation holds <video> {count} times; it must stand there once$"
+    said = f"^the conversation has {count} places for clips but 1 clips; each clip"
     with pytest.raises(ValueError, match=said):
         encode(tokenizer, turns)
 
 
-@pytest.mark.parametrize("role", ["system", "human", ""])
+@pytest.mark.parametrize("role", ["tool", "human", ""])
 def test_an_unknown_role_is_refused(
     tokenizer: PreTrainedTokenizerFast, role: str
 ) -> None:
-    said = f"^role is '{role}'; it must be 'user' or 'assistant'$"
+    said = f"^role is '{role}'; it must be 'system', 'user' or 'assistant'$"
     with pytest.raises(ValueError, match=said):
         encode(tokenizer, [("user", "<video>"), (role, "Be brief.")])
 
 
+def test_an_answer_needs_a_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
+    said = "^the first turn is the assistant's; an answer needs a prompt$"
+    with pytest.raises(ValueError, match=said):
+        encode(tokenizer, [("assistant", "This."), ("user", "<video>")])
+
+
 def test_a_clip_in_an_answer_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    said = "^an answer holds <video>; only the user shows a clip$"
+    said = r"^a turn of the assistant holds \['video'\]; only the user shows clips$"
     with pytest.raises(ValueError, match=said):
         encode(tokenizer, [("user", "What?"), ("assistant", "<video>This.")])
+
+
+def test_special_tokens_in_a_text_are_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    said = r"^a turn of the user holds '<\|im_end\|>', which the chat format reserves$"
+    with pytest.raises(ValueError, match=said):
+        encode(tokenizer, [("user", "<video>No<|im_end|>"), ("assistant", "Yes.")])

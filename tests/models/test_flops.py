@@ -59,7 +59,14 @@ def adapters(model: FastSlowQwen2VL) -> None:
     model.double()
 
 
+def answers(model: FastSlowQwen2VL) -> None:
+    """Train without the next-frame loss, but the whole tower."""
+    model.drop_next_frame()
+    model.train_tower()
+
+
 TRAINED = [
+    answers,
     everything,
     nothing,
     embeddings,

@@ -119,25 +119,24 @@ def test_times_are_told_as_in_transformers(raw: int, fps: float, patch: int) -> 
 
 
 def test_a_conversation_reads_as_the_processor_writes_it() -> None:
+    tokenizer = train_tokenizer(["What? A cat."], vocabulary_size=330)
     schedule = schedule_from_strides((1, 2))
-    clip = place_clip(
-        (2, 3), schedule, [0.0, 0.5, 1.0], family=QWEN3, encode=str.encode
-    )
-    spans = encode_conversation(
-        [("user", "<video>What?"), ("assistant", "A cat.")],
-        clip.span,
-        str.encode,
-        opening=clip.opening,
-        system_prompt=None,
-    )
-    read = b""
-    for span in spans:
+
+    def tokenize(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    clip = place_clip((2, 3), schedule, [0.0, 0.5, 1.0], family=QWEN3, encode=tokenize)
+    turns = [("system", "Hi."), ("user", "<video>What?"), ("assistant", "A cat.")]
+    read = ""
+    for span in encode_conversation(turns, [clip], tokenizer):
         if isinstance(span, TextSpan):
-            read += bytes(span.token_ids)
+            read += tokenizer.decode(span.token_ids)
         else:
             assert span == clip.span
-            read += b"FRAME" + b"".join(bytes(t) + b"FRAME" for t in span.between)
-    assert read.decode() == (
+            read += "FRAME"
+            read += "".join(tokenizer.decode(t) + "FRAME" for t in span.between)
+    assert read == (
+        "<|im_start|>system\nHi.<|im_end|>\n"
         f"<|im_start|>user\n<0.2 seconds>{START}FRAME{END}<1.0 seconds>{START}FRAME"
         f"{END}What?<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n"
     )
@@ -154,7 +153,7 @@ def test_a_prompt_is_tokenized_as_a_whole(asked: str) -> None:
         (1, 1), repeat_strides(3, (1,)), range(6), family=QWEN3, encode=tokenize
     )
     turns = [("user", asked), ("assistant", "A cat.")]
-    spans = encode_conversation(turns, clip.span, tokenize, opening=clip.opening)
+    spans = encode_conversation(turns, [clip], tokenizer)
     told = "".join(
         f"<{time} seconds>{START}{VIDEO_TOKEN}{END}" for time in (0.5, 2.5, 4.5)
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastslow import TextSpan, VideoSpan, next_frame_loss, schedule_from_strides
 from fastslow.qwen2_vl import FastSlowOutput, FastSlowQwen2VL, RowPlan
@@ -120,3 +121,47 @@ def test_without_a_copy_there_is_nothing_to_reset(
     with pytest.raises(ValueError) as caught:
         make_model().reset_target_tower()
     assert str(caught.value) == "target_tower is None; train_tower makes it"
+
+
+@pytest.mark.parametrize("trained", ["train_tower", "freeze_tower"])
+def test_without_the_next_frame_nothing_of_it_is_computed(
+    make_model: Callable[..., FastSlowQwen2VL],
+    lay: Callable[..., RowPlan],
+    make_patches: Callable[..., Tensor],
+    trained: str,
+) -> None:
+    plan = lay([SAMPLE, SAMPLE])
+    patches = make_patches(plan)
+    models = make_model(), make_model()
+    models[1].drop_next_frame()
+    losses, flops, calls = [], [], []
+    for model in models:
+        getattr(model, trained)()
+        heard = list[object]()
+        for part in (model.next_frame_head, model.target_tower):
+            if part is not None:
+                part.register_forward_hook(lambda *each, to=heard: to.append(each[0]))
+        with FlopCounterMode(display=False) as counter:
+            output = model(patches, plan)
+            output.language_loss.backward()
+        losses.append(output.language_loss)
+        flops.append(counter.get_total_flops())
+        calls.append(len(heard))
+    assert calls == [1 + (trained == "train_tower"), 0]
+    assert torch.equal(*losses)
+    for (name, with_it), without in zip(
+        models[0].named_parameters(), models[1].parameters(), strict=False
+    ):
+        if with_it.grad is not None:
+            assert torch.equal(with_it.grad, without.grad), name
+    assert models[1].target_tower is None
+    assert all(weight.grad is None for weight in models[1].next_frame_head.parameters())
+    assert (len(output.predictions), len(output.copies)) == (0, 0)
+    assert output.targets.cu_seqlens.tolist() == [0]
+    weights = [
+        each.weight for each in models[0].next_frame_head if hasattr(each, "weight")
+    ]
+    head = 2 * len(plan.next_frame.rows) * sum(each.numel() for each in weights)
+    assert flops[0] - flops[1] >= head
+    if trained == "freeze_tower":
+        assert flops[0] - flops[1] == head

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from recipes.edge import clips
+from recipes.edge.archives import ArchiveStore
 from recipes.edge.clips import COLOURS, DIRECTIONS, make_clips, render_clip, write_clip
-from recipes.edge.dataset import read_samples
+from recipes.edge.conversations import BadSample
+from recipes.edge.data_files import list_subsets
+from recipes.edge.index import join_samples
+from recipes.edge.media import MediaFile
 from recipes.edge.video import VideoInfo, decode_frames, probe_video
 
 BACKGROUND = torch.tensor([16, 16, 20])
@@ -126,10 +130,12 @@ def test_written_frames_come_back(tmp_path: Path) -> None:
     for colour, direction in itertools.product(COLOURS, DIRECTIONS):
         frames = render_clip(colour, direction, generator=generator(5))
         write_clip(path, frames)
-        assert probe_video(path) == VideoInfo(
+        assert probe_video(MediaFile(path=path)) == VideoInfo(
             num_frames=16, fps=8.0, height=112, width=112
         )
-        error = (decode_frames(path, range(16)).float() - frames.float()).abs()
+        error = (
+            decode_frames(MediaFile(path=path), range(16)).float() - frames.float()
+        ).abs()
         assert error.mean() < 2
         core = shows(frames, colour).float()
         core = -torch.nn.functional.max_pool2d(-core, 5, stride=1, padding=2)
@@ -140,7 +146,7 @@ def test_written_frames_come_back(tmp_path: Path) -> None:
 def test_frame_rate_is_kept(tmp_path: Path) -> None:
     frames = torch.zeros(5, 3, 32, 48, dtype=torch.uint8)
     write_clip(tmp_path / "clip.mp4", frames, fps=3)
-    assert probe_video(tmp_path / "clip.mp4") == VideoInfo(
+    assert probe_video(MediaFile(path=tmp_path / "clip.mp4")) == VideoInfo(
         num_frames=5, fps=3.0, height=32, width=48
     )
 
@@ -199,9 +205,13 @@ def test_made_rows_are_balanced_and_readable(tmp_path: Path) -> None:
         for column, names in ((0, COLOURS), (1, DIRECTIONS)):
             parts = [pair[column] for pair in pairs]
             assert {parts.count(part) - count // 4 for part in names} <= {0, 1}
-        samples, bad = read_samples(folder / name)
+        bad = list[BadSample]()
+        store = ArchiveStore(tmp_path / "cache")
+        subsets = list_subsets(str(folder / name))
+        samples = list(join_samples(subsets, store, bad.append))
         assert (len(samples), bad) == (count, [])
-        assert {probe_video(sample.video).num_frames for sample in samples} == {4}
+        shown = [clip.info.num_frames for sample in samples for clip in sample.clips]
+        assert shown == [4] * count
     first = json.loads((folder / "train.jsonl").read_text().splitlines()[0])
     assert first["id"] == "00000"
     assert first["video"] == "videos/00000.mp4"
@@ -218,7 +228,7 @@ def test_answers_are_shuffled_and_true(tmp_path: Path) -> None:
     assert pairs != answers(tmp_path / "clips" / "held_out.jsonl")
     for number, (colour, direction) in enumerate(pairs):
         video = tmp_path / "clips" / "videos" / f"{number:05d}.mp4"
-        frames = decode_frames(video, range(4)).float()
+        frames = decode_frames(MediaFile(path=video), range(4)).float()
         rgb = torch.tensor(COLOURS[colour])[:, None, None]
         mask = (frames - rgb).abs().amax(dim=1) < 40
         path = centres(mask)

@@ -5,15 +5,28 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 
-from fastslow import StreamState, VideoSpan
+from fastslow import StreamState, TextSpan
 from fastslow.qwen2_vl import Family, VisionGeometry
+from recipes.edge.archives import ArchiveStore
 from recipes.edge.clips import write_clip
-from recipes.edge.dataset import Sample, Turn
+from recipes.edge.conversations import Turn
+from recipes.edge.index import Clip, Sample, write_index
 from recipes.edge.loader import PackedRows, count_rows, stream_rows
-from recipes.edge.samples import ClipSettings, PlannedSample, fingerprint, plan_samples
+from recipes.edge.media import MediaFile
+from recipes.edge.samples import (
+    ClipSettings,
+    PlannedSamples,
+    choose_frames,
+    plan_sample,
+    plan_samples,
+)
+from recipes.edge.tiny import SPECIAL_TOKENS, VIDEO_TOKEN, train_tokenizer
+from recipes.edge.video import VideoInfo, probe_video
 
 SETTINGS = ClipSettings(
     family=Family(geometry=VisionGeometry(min_pixels=28 * 28, max_pixels=196 * 196)),
@@ -28,11 +41,9 @@ SETTINGS = ClipSettings(
 )
 SIZES = [(56, 56), (140, 196), (84, 56), (28, 140), (112, 84)]
 """Height and width of the clips; 140 x 196 has 5 x 7 merged tokens."""
-VIDEO_TOKEN_ID = 300
-
-
-def encode(text: str) -> list[int]:
-    return list(text.encode())
+VIDEO_TOKEN_ID = SPECIAL_TOKENS.index(VIDEO_TOKEN)
+TOKENIZER = train_tokenizer((), vocabulary_size=300)
+STORE = ArchiveStore(Path("unused"))
 
 
 def turns(answer: str) -> tuple[Turn, ...]:
@@ -52,14 +63,30 @@ def make_samples(folder: Path, count: int = 5) -> list[Sample]:
         )
         path = folder / f"{number}.mp4"
         write_clip(path, frames.to(torch.uint8))
-        sample = Sample(sample_id=str(number), video=path, turns=turns("yes" * number))
-        samples.append(sample)
+        samples.append(
+            Sample(
+                sample_id=str(number),
+                source=f"rows:{number}",
+                turns=turns("yes" * number),
+                clips=(clip_of(path),),
+            )
+        )
     return samples
 
 
+def clip_of(path: Path) -> Clip:
+    info = probe_video(MediaFile(path=path))
+    return Clip(kind="video", source=str(path), info=info)
+
+
+def path_of(planned: PlannedSamples, number: int) -> Path:
+    return Path(planned[number].sample.clips[0].source)
+
+
 @pytest.fixture
-def planned(tmp_path: Path) -> list[PlannedSample]:
-    found, bad = plan_samples(make_samples(tmp_path), SETTINGS, encode)
+def planned(tmp_path: Path) -> PlannedSamples:
+    index = write_index(tmp_path / "index.arrow", make_samples(tmp_path))
+    found, bad = plan_samples(index, SETTINGS, TOKENIZER, STORE)
     assert bad == []
     return found
 
@@ -72,13 +99,13 @@ def break_pixels(path: Path) -> None:
     path.write_bytes(content[:start] + bytes(end - start) + content[end:])
 
 
-def rows_of(planned: list[PlannedSample]) -> PackedRows:
-    return PackedRows(planned, SETTINGS, VIDEO_TOKEN_ID)
+def rows_of(planned: PlannedSamples) -> PackedRows:
+    return PackedRows(planned, VIDEO_TOKEN_ID)
 
 
-def test_the_plan_is_what_decoding_gives(planned: list[PlannedSample]) -> None:
+def test_the_plan_is_what_decoding_gives(planned: PlannedSamples) -> None:
     row = rows_of(planned)[(0, 1, 2, 3, 4), StreamState()]
-    assert row.num_tokens == sum(each.num_tokens for each in planned)
+    assert row.num_tokens == sum(planned.lengths)
     assert row.num_tokens == len(row.plan.layout.input_ids)
     assert row.num_frames == 3 + 4 + 5 + 6 + 6
     assert len(row.patches) == int(row.plan.grid_thw.prod(1).sum())
@@ -97,20 +124,28 @@ def test_the_plan_is_what_decoding_gives(planned: list[PlannedSample]) -> None:
     assert int(placeholders.sum()) == int(row.plan.pool.cu_seqlens[-1])
 
 
-def test_planning_reads_no_pixel(tmp_path: Path, planned: list[PlannedSample]) -> None:
-    for each in planned:
-        break_pixels(each.sample.video)
-    again, bad = plan_samples([each.sample for each in planned], SETTINGS, encode)
-    assert (again, bad) == (planned, [])
+def test_planning_reads_no_pixel(planned: PlannedSamples) -> None:
+    for number in range(len(planned)):
+        path_of(planned, number).unlink()
+    again, bad = plan_samples(planned.index, SETTINGS, TOKENIZER, STORE)
+    assert (again.lengths, bad) == (planned.lengths, [])
 
 
-def test_a_clip_that_breaks_is_left_out(planned: list[PlannedSample]) -> None:
+def test_processes_plan_the_same(
+    planned: PlannedSamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.edge.samples.FEW", 0)
+    wide, _ = plan_samples(planned.index, SETTINGS, TOKENIZER, STORE, num_workers=2)
+    assert (wide.numbers, wide.lengths) == (planned.numbers, planned.lengths)
+
+
+def test_a_clip_that_breaks_is_left_out(planned: PlannedSamples) -> None:
     rows = rows_of(planned)
     expected = rows[(0, 2), StreamState()]
-    break_pixels(planned[1].sample.video)
+    break_pixels(path_of(planned, 1))
     row = rows[(0, 1, 2), StreamState(position=3)]
     assert [each.sample_id for each in row.bad] == ["1"]
-    assert str(planned[1].sample.video) in row.bad[0].reason
+    assert str(path_of(planned, 1)) in row.bad[0].reason
     assert row.sample_ids == ("0", "2")
     assert row.state == StreamState(position=3)
     assert torch.equal(row.patches, expected.patches)
@@ -119,7 +154,7 @@ def test_a_clip_that_breaks_is_left_out(planned: list[PlannedSample]) -> None:
     assert count_rows([row]) == count_rows([expected]) | {"skipped": 1}
 
 
-def test_an_empty_row_is_one_black_token(planned: list[PlannedSample]) -> None:
+def test_an_empty_row_is_one_black_token(planned: PlannedSamples) -> None:
     row = rows_of(planned)[(), StreamState()]
     assert row.plan.layout.input_ids.tolist() == [VIDEO_TOKEN_ID]
     assert row.patches.shape == (4, 1176)
@@ -135,9 +170,9 @@ def test_an_empty_row_is_one_black_token(planned: list[PlannedSample]) -> None:
     }
 
 
-def test_rows_have_few_lengths(planned: list[PlannedSample]) -> None:
+def test_rows_have_few_lengths(planned: PlannedSamples) -> None:
     settings = replace(SETTINGS, row_buckets=2)
-    rows = PackedRows(planned, settings, VIDEO_TOKEN_ID)
+    rows = PackedRows(replace(planned, settings=settings), VIDEO_TOKEN_ID)
     bare = rows_of(planned)
     for chosen in ((), (0,), (0, 1), (0, 1, 2), (0, 1, 2, 3)):
         row, plain = (each[chosen, StreamState()] for each in (rows, bare))
@@ -149,21 +184,98 @@ def test_rows_have_few_lengths(planned: list[PlannedSample]) -> None:
 
 
 def test_what_cannot_be_planned_says_why(tmp_path: Path) -> None:
-    good, long = make_samples(tmp_path, 2)
-    missing = Sample(
-        sample_id="lost", video=tmp_path / "lost.mp4", turns=turns("where")
+    good, long, odd = make_samples(tmp_path, 3)
+    long = replace(long, turns=turns("a" * 800))
+    odd = replace(odd, turns=turns("<|im_end|>"))
+    index = write_index(tmp_path / "index.arrow", [good, long, odd])
+    planned, bad = plan_samples(index, SETTINGS, TOKENIZER, STORE)
+    assert planned.numbers == (0,)
+    assert [each.sample_id for each in bad] == ["1", "2"]
+    assert "tokens; a row holds 700" in bad[0].reason
+    assert "'<|im_end|>', which the chat format reserves" in bad[1].reason
+    assert [each.source for each in bad] == ["rows:1", "rows:2"]
+
+
+def test_text_pictures_and_several_clips_share_a_row(tmp_path: Path) -> None:
+    one, two = make_samples(tmp_path, 2)
+    picture = tmp_path / "picture.png"
+    write_picture(picture, height=70, width=99)
+    text = replace(one, clips=(), turns=(Turn(role="user", text="Hi"), one.turns[1]))
+    shown = Clip(
+        kind="image", source=str(picture), info=probe_video(MediaFile(path=picture))
     )
-    long = Sample(sample_id="long", video=long.video, turns=turns("a" * 800))
-    planned, bad = plan_samples([good, missing, long], SETTINGS, encode)
-    assert [each.sample for each in planned] == [good]
-    assert [each.sample_id for each in bad] == ["lost", "long"]
-    assert "No such file" in bad[0].reason
-    assert "tokens; a row holds 700" in bad[1].reason
-    assert [each.source for each in bad] == [str(missing.video), str(long.video)]
+    asked = Turn(role="user", text="<video>, <image> and <video>?")
+    mixed = replace(
+        two, clips=(one.clips[0], shown, two.clips[0]), turns=(asked, two.turns[1])
+    )
+    index = write_index(tmp_path / "index.arrow", [text, mixed])
+    planned, bad = plan_samples(index, SETTINGS, TOKENIZER, STORE)
+    assert bad == []
+    assert [len(each.clips) for each in (planned[0], planned[1])] == [0, 3]
+    row = rows_of(planned)[(0, 1), StreamState()]
+    clips = row.plan.layout.clips
+    assert [clip.grid for clip in clips] == [(2, 2), (2, 4), (5, 7)]
+    assert clips[1].schedule.strides == (1,)
+    assert len(row.patches) == int(row.plan.grid_thw.prod(1).sum())
+    assert row.num_frames == 3 + 1 + 4
+    alone = rows_of(planned)[(0,), StreamState()]
+    assert not alone.patches.any()
+    assert len(alone.plan.labels.rows) == len(TOKENIZER.encode("<|im_end|>"))
+
+
+def write_picture(path: Path, *, height: int, width: int) -> None:
+    """Write a grey picture."""
+    with av.open(str(path), "w", format="image2") as container:
+        stream = container.add_stream("png", rate=1)
+        stream.height, stream.width, stream.pix_fmt = height, width, "rgb24"
+        grey = np.full((height, width, 3), 99, dtype=np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize(
+    ("fps", "most", "expected"),
+    [
+        (0.0, 4, (0, 8, 15, 23)),
+        (2.0, 16, (0, 4, 8, 12, 16, 20)),
+        (2.0, 3, (0, 12, 20)),
+        (8.0, 99, tuple(range(24))),
+        (100.0, 99, tuple(range(24))),
+        (0.1, 5, (0,)),
+    ],
+)
+def test_frames_by_rate(fps: float, most: int, expected: tuple[int, ...]) -> None:
+    info = VideoInfo(num_frames=24, fps=8.0, height=56, width=56)
+    clip = Clip(kind="video", source="a.mp4", info=info)
+    settings = replace(SETTINGS, video_fps=fps, max_frames=most)
+    assert choose_frames(clip, settings) == expected
+
+
+def test_frames_by_rate_of_an_uneven_clip() -> None:
+    shown = (0.0, 0.1, 0.2, 3.0, 3.4, 3.6)
+    info = VideoInfo(num_frames=6, fps=2.0, height=56, width=56, seconds=shown)
+    clip = Clip(kind="video", source="a.mp4", info=info)
+    settings = replace(SETTINGS, video_fps=2.0)
+    assert choose_frames(clip, settings) == (0, 3, 5)
+
+
+def test_times_are_said_after_the_clip(tmp_path: Path) -> None:
+    (sample,) = make_samples(tmp_path, 1)
+    settings = replace(SETTINGS, add_time_instruction=True)
+    planned = plan_sample(sample, settings, TOKENIZER)
+    said = "".join(
+        TOKENIZER.decode(span.token_ids)
+        for span in planned.spans
+        if isinstance(span, TextSpan)
+    )
+    assert (
+        "<|vision_start|><|vision_end|>\nThe video is 0.38 seconds long. You see 3 of "
+        "its frames, taken at these seconds: 0.00, 0.12, 0.25.\nWhat?<|im_end|>" in said
+    )
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_ranks_share_every_pass(planned: list[PlannedSample], world_size: int) -> None:
+def test_ranks_share_every_pass(planned: PlannedSamples, world_size: int) -> None:
     streams = [
         stream_rows(
             rows_of(planned),
@@ -190,7 +302,7 @@ def test_ranks_share_every_pass(planned: list[PlannedSample], world_size: int) -
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_any_state_resumes_the_stream(
-    planned: list[PlannedSample], num_workers: int
+    planned: PlannedSamples, num_workers: int
 ) -> None:
     def stream(state: StreamState, workers: int) -> list[tuple[str, ...]]:
         rows = stream_rows(
@@ -211,20 +323,45 @@ def test_any_state_resumes_the_stream(
     assert stream(states[0], num_workers)[:3] == whole[3:]
 
 
-def test_the_fingerprint_tells_data_apart(planned: list[PlannedSample]) -> None:
-    assert fingerprint(planned) == fingerprint(list(planned))
-    assert fingerprint(planned) != fingerprint(planned[::-1])
-    assert fingerprint(planned) != fingerprint(planned[:-1])
+def test_the_fingerprint_tells_data_apart(planned: PlannedSamples) -> None:
+    assert planned.fingerprint() == replace(planned).fingerprint()
+    fewer = replace(planned, numbers=planned.numbers[1:], lengths=planned.lengths[1:])
+    longer = replace(planned, lengths=(9, *planned.lengths[1:]))
+    prints = {each.fingerprint() for each in (planned, fewer, longer)}
+    assert len(prints) == 3
 
 
-def test_a_header_that_lies_is_found_out(planned: list[PlannedSample]) -> None:
-    (other,) = [span for span in planned[1].spans if isinstance(span, VideoSpan)]
-    wrong = PlannedSample(
-        sample=planned[0].sample,
-        frame_indices=planned[0].frame_indices,
-        schedule=planned[0].schedule,
-        spans=(other,),
-        num_tokens=10,
+def test_options_reach_torch(planned: PlannedSamples) -> None:
+    """torch refuses processes that persist where there are none."""
+    with pytest.raises(ValueError, match="persistent_workers option needs num_workers"):
+        next(
+            stream_rows(
+                rows_of(planned),
+                StreamState(),
+                rank=0,
+                world_size=1,
+                window=3,
+                seed=5,
+                num_workers=0,
+                persistent_workers=True,
+            )
+        )
+
+
+def test_a_header_that_lies_is_found_out(
+    tmp_path: Path, planned: PlannedSamples
+) -> None:
+    first, second = (planned[number].sample for number in (0, 1))
+    info = second.clips[0].info
+    wrong = replace(first, clips=(replace(first.clips[0], info=info),))
+    index = write_index(tmp_path / "wrong.arrow", [wrong])
+    lied, _ = plan_samples(index, SETTINGS, TOKENIZER, STORE)
+    (bad,) = rows_of(lied)[(0,), StreamState()].bad
+    assert "has no frame 3; it ends after 3 decoded frames" in bad.reason
+    wrong = replace(
+        first, clips=(replace(wrong.clips[0], info=replace(info, num_frames=3)),)
     )
-    row = rows_of([wrong])[(0,), StreamState()]
-    assert "decodes to 32 patches but its header promised 280" in row.bad[0].reason
+    index = write_index(tmp_path / "wrong2.arrow", [wrong])
+    lied, _ = plan_samples(index, SETTINGS, TOKENIZER, STORE)
+    (bad,) = rows_of(lied)[(0,), StreamState()].bad
+    assert "decodes to 32 patches but its header promised 280" in bad.reason

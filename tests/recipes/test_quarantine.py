@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.edge.dataset import BadSample
+from recipes.edge.conversations import BadSample
 from recipes.edge.distributed import process_group
 from recipes.edge.quarantine import Quarantine
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from recipes.config import load_config
 from recipes.edge.clips import make_clips
 from recipes.edge.devices import this_device
 from recipes.qwen2vl_tiny import TINY
@@ -47,7 +49,7 @@ def train(output_dir: Path, data_path: Path, **changes: Any) -> None:
         "warmup_steps": 1,
         **changes,
     }
-    main(replace(TINY, output_dir=output_dir, data_path=data_path, **settings))
+    main(replace(TINY, output_dir=output_dir, data_path=str(data_path), **settings))
 
 
 def metrics(output_dir: Path) -> list[dict[str, Any]]:
@@ -62,7 +64,7 @@ def quarantined(output_dir: Path) -> dict[str, str]:
 
 def test_the_files_of_a_run(clips: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train(run, clips / "train.jsonl", eval_data_path=clips / "held_out.jsonl")
+    train(run, clips / "train.jsonl", eval_data_path=str(clips / "held_out.jsonl"))
     log = (run / "train.log").read_text().splitlines()
     for step in (1, 2):
         (line,) = [line for line in log if f" step {step}/2 " in line]
@@ -106,6 +108,65 @@ def test_a_finished_run_is_left_alone(clips: Path, tmp_path: Path) -> None:
     assert metrics(tmp_path)[:2] == before
 
 
+def test_the_settings_of_a_run_make_the_same_run(clips: Path, tmp_path: Path) -> None:
+    train(tmp_path / "a", clips / "train.jsonl", seed=5)
+    config = load_config(tmp_path / "a" / "settings.yaml", TINY)
+    assert (config.seed, config.output_dir) == (5, tmp_path / "a")
+    main(replace(config, output_dir=tmp_path / "b"))
+    losses = [[row["loss"] for row in metrics(tmp_path / name)] for name in "ab"]
+    assert losses[0] == losses[1]
+    train(tmp_path / "a", clips / "train.jsonl", seed=5, max_steps=3)
+    assert load_config(tmp_path / "a" / "settings.yaml", TINY).max_steps == 3
+
+
+def test_the_settings_of_another_run_are_kept(clips: Path, tmp_path: Path) -> None:
+    train(tmp_path, clips / "train.jsonl", max_steps=1)
+    shutil.rmtree(tmp_path / "checkpoint-1")
+    before = (tmp_path / "settings.yaml").read_bytes()
+    with pytest.raises(ValueError, match="seed is 3 but the run began with 0; it goes"):
+        train(tmp_path, clips / "train.jsonl", max_steps=1, seed=3)
+    assert (tmp_path / "settings.yaml").read_bytes() == before
+
+
+def test_a_loss_weight_of_0_leaves_one_loss(clips: Path, tmp_path: Path) -> None:
+    train(tmp_path / "off", clips / "train.jsonl", loss_weight=0)
+    train(tmp_path / "on", clips / "train.jsonl")
+    off, on = (metrics(tmp_path / name) for name in ("off", "on"))
+    gone = {"autoregressive_loss", "weighted_autoregressive_loss", "copy_loss", "skill"}
+    assert on[0].keys() - off[0].keys() == gone
+    assert off[0]["loss"] == off[0]["language_loss"] == on[0]["language_loss"]
+    assert (tmp_path / "off" / "model-2" / "next_frame_head.safetensors").is_file()
+    train(tmp_path / "off", clips / "train.jsonl", loss_weight=0, max_steps=3)
+    assert [row["step"] for row in metrics(tmp_path / "off")] == [1, 2, 3]
+
+
+def test_rows_of_a_step_are_a_product(clips: Path, tmp_path: Path) -> None:
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    losses = []
+    for sizes in ((1, 4), (2, 2), (4, 1)):
+        run = tmp_path / str(sizes[0])
+        train(run, clips / "train.jsonl", **dict(zip(names, sizes, strict=True)))
+        losses.append([row["loss"] for row in metrics(run)])
+    assert losses[0] == losses[1] == losses[2]
+    train(tmp_path / "fewer", clips / "train.jsonl")
+    assert [row["loss"] for row in metrics(tmp_path / "fewer")] != losses[0]
+
+
+def test_hidden_states_are_spoken_of_once(clips: Path, tmp_path: Path) -> None:
+    for asked in (True, False):
+        run = tmp_path / str(asked)
+        for steps in (1, 2):
+            train(
+                run,
+                clips / "train.jsonl",
+                output_hidden_states=asked,
+                max_steps=steps,
+                save_steps=1,
+            )
+        said = (run / "train.log").read_text().count("output_hidden_states has no ")
+        assert said == asked
+
+
 @pytest.mark.parametrize("kind", ["json", "jsonl", "parquet", "folder"])
 def test_every_form_of_data_trains_alike(
     clips: Path, tmp_path: Path, kind: str
@@ -146,7 +207,7 @@ def test_bad_samples_are_left_out_and_named(clips: Path, tmp_path: Path) -> None
     assert reasons.keys() == {"00001", "00002", "00003"}
     assert str(broken) in reasons["00001"]
     assert "No such file" in reasons["00002"]
-    assert reasons["00003"] == "the row has no video"
+    assert reasons["00003"].startswith("the row has 1 placeholders but names 0 videos")
     assert sum(row["skipped"] for row in metrics(tmp_path / "run")) >= 1
     state = json.loads((tmp_path / "run" / "checkpoint-3" / "state.json").read_text())
     assert len(state["state"]["quarantine"]) == 3
@@ -189,7 +250,7 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
 
 def test_data_without_a_usable_sample(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", [{"id": "a"}, {"id": "b"}])
-    message = "has no sample that can be used: the row has no video; every rank"
+    message = "has no sample that can be used: the row has no conversation; it needs"
     with pytest.raises(RuntimeError, match=message):
         train(tmp_path / "run", data)
 
@@ -198,9 +259,13 @@ def test_data_without_a_usable_sample(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"max_steps": 0}, "max_steps is 0; it must be at least 1"),
+        ({"archives_on_disk": 2}, "archives_on_disk is 2; it must be 0 or at least 3"),
         ({"packing_window": 0}, "packing_window is 0; it must be at least 1"),
         ({"max_bad_share": 2}, "max_bad_share is 2; it must lie between 0 and 1"),
         ({"slow_frame_ratio": -0.1}, "slow_frame_ratio is -0.1; it must lie between"),
+        ({"max_grad_norm": math.inf}, "max_grad_norm is inf; it must be finite"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0; it mu"),
+        ({"frame_sampling_strategy": "slow"}, "the nearest known one is 'last_slow'"),
         ({"learning_rate": math.nan}, "learning_rate is nan; it must be at least 0"),
         ({"mm_spatial_pool_stride": 3}, "mm_spatial_pool_stride is 3; it must be even"),
         (

@@ -2,7 +2,8 @@
 
 import itertools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,6 +13,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from recipes.edge.media import MediaFile
 from recipes.edge.video import (
     VideoError,
     VideoInfo,
@@ -94,17 +96,17 @@ def test_probe_equals_what_was_written(
     path = tmp_path / "clip"
     write_video(path, container=container, options=options)
     expected = VideoInfo(num_frames=FRAMES, fps=float(FPS), height=HEIGHT, width=WIDTH)
-    assert probe_video(path) == expected
-    assert len(decode_frames(path, range(FRAMES))) == FRAMES
+    assert probe_video(MediaFile(path=path)) == expected
+    assert len(decode_frames(MediaFile(path=path), range(FRAMES))) == FRAMES
 
 
 def test_probe_of_a_single_frame(tmp_path: Path) -> None:
     write_video(tmp_path / "one.mp4", num_frames=1)
-    assert probe_video(tmp_path / "one.mp4").num_frames == 1
+    assert probe_video(MediaFile(path=tmp_path / "one.mp4")).num_frames == 1
 
 
 def test_probe_reads_only_the_header(cut_video: Path) -> None:
-    assert probe_video(cut_video).num_frames == FRAMES
+    assert probe_video(MediaFile(path=cut_video)).num_frames == FRAMES
 
 
 def test_frames_hidden_by_an_edit_list_are_not_promised(
@@ -112,8 +114,8 @@ def test_frames_hidden_by_an_edit_list_are_not_promised(
 ) -> None:
     trimmed = tmp_path / "trimmed.mp4"
     cut_by_edit_list(video, trimmed, hidden=5)
-    assert probe_video(trimmed).num_frames == FRAMES - 5
-    frames = decode_frames(trimmed, [0, FRAMES - 6])
+    assert probe_video(MediaFile(path=trimmed)).num_frames == FRAMES - 5
+    frames = decode_frames(MediaFile(path=trimmed), [0, FRAMES - 6])
     assert abs(frames[0].float().mean() - grey_level(5)) < 3
     assert abs(frames[1].float().mean() - grey_level(FRAMES - 1)) < 3
 
@@ -123,30 +125,30 @@ def test_a_name_with_a_colon_is_a_file_and_no_protocol(
 ) -> None:
     monkeypatch.chdir(video.parent)
     renamed = video.rename("pipe:clip.mp4")
-    assert probe_video(renamed).num_frames == FRAMES
+    assert probe_video(MediaFile(path=renamed)).num_frames == FRAMES
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"none\.mp4 cannot be opened: No such file"):
-        probe_video(tmp_path / "none.mp4")
+        probe_video(MediaFile(path=tmp_path / "none.mp4"))
 
 
 @pytest.mark.parametrize("name", ["a\0b.mp4", "\ud800.mp4", "x" * 300 + ".mp4"])
 def test_impossible_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(VideoError, match="cannot be opened"):
-        probe_video(tmp_path / name)
+        probe_video(MediaFile(path=tmp_path / name))
 
 
 def test_a_folder(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="is a folder; it must be a video file"):
-        probe_video(tmp_path)
+        probe_video(MediaFile(path=tmp_path))
 
 
-@pytest.mark.parametrize("read", [probe_video, lambda path: decode_frames(path, [0])])
-def test_empty_file(tmp_path: Path, read: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize("read", [probe_video, lambda file: decode_frames(file, [0])])
+def test_empty_file(tmp_path: Path, read: Callable[[MediaFile], object]) -> None:
     (tmp_path / "empty.mp4").touch()
     with pytest.raises(VideoError, match=r"empty\.mp4 is an empty file"):
-        read(tmp_path / "empty.mp4")
+        read(MediaFile(path=tmp_path / "empty.mp4"))
 
 
 def test_text_file(tmp_path: Path) -> None:
@@ -154,7 +156,7 @@ def test_text_file(tmp_path: Path) -> None:
     with pytest.raises(
         VideoError, match=r"text\.mp4 cannot be opened as a video: Invalid data"
     ) as caught:
-        probe_video(tmp_path / "text.mp4")
+        probe_video(MediaFile(path=tmp_path / "text.mp4"))
     assert isinstance(caught.value.__cause__, av.FFmpegError)
 
 
@@ -163,7 +165,7 @@ def test_file_cut_before_its_index(video: Path, share: float) -> None:
     data = video.read_bytes()
     video.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(VideoError, match=r"clip\.mp4 cannot be opened as a video"):
-        probe_video(video)
+        probe_video(MediaFile(path=video))
 
 
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:
@@ -176,7 +178,7 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         output.mux(stream.encode(frame))
         output.mux(stream.encode())
     with pytest.raises(VideoError, match=r"sound\.mp4 has no video stream"):
-        probe_video(path)
+        probe_video(MediaFile(path=path))
 
 
 def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
@@ -190,13 +192,13 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
     with av.open(str(path)) as check:
         assert check.streams.video[0].disposition == cover.disposition
     with pytest.raises(VideoError, match=r"song\.mp4 has no video stream"):
-        probe_video(path)
+        probe_video(MediaFile(path=path))
 
 
 def test_unknown_codec(video: Path) -> None:
     video.write_bytes(video.read_bytes().replace(b"avc1", b"zzzz"))
     with pytest.raises(VideoError, match="no decoder here can read"):
-        probe_video(video)
+        probe_video(MediaFile(path=video))
 
 
 def test_zero_frames(tmp_path: Path) -> None:
@@ -205,7 +207,7 @@ def test_zero_frames(tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: data.index(b"moof") - 4])
     with pytest.raises(VideoError, match=r"header\.mp4 has .* with zero frames"):
-        probe_video(path)
+        probe_video(MediaFile(path=path))
 
 
 def test_zero_size(tmp_path: Path) -> None:
@@ -220,7 +222,7 @@ def test_zero_size(tmp_path: Path) -> None:
     assert data.count(stored) == 1
     path.write_bytes(data.replace(stored, struct.pack("<Iii", 40, WIDTH, 0)))
     with pytest.raises(VideoError, match=r"frame size of 0 x 0; both sides must be"):
-        probe_video(path)
+        probe_video(MediaFile(path=path))
 
 
 @given(st.integers(1, 300), st.integers(1, 80))
@@ -251,7 +253,7 @@ def test_sampling_needs_frames(num_frames: int, max_frames: int, message: str) -
 
 def test_decoded_frames_are_the_wanted_ones(video: Path) -> None:
     indices = [0, 3, 4, 9, 11]
-    frames = decode_frames(video, indices)
+    frames = decode_frames(MediaFile(path=video), indices)
     assert frames.shape == (len(indices), 3, HEIGHT, WIDTH)
     assert frames.dtype == torch.uint8
     assert frames.is_contiguous()
@@ -262,17 +264,17 @@ def test_decoded_frames_are_the_wanted_ones(video: Path) -> None:
 def test_any_choice_equals_the_same_frames_of_all(tmp_path: Path) -> None:
     path = tmp_path / "noise.mp4"
     write_video(path, noise=True)
-    every = decode_frames(path, range(FRAMES))
+    every = decode_frames(MediaFile(path=path), range(FRAMES))
     for indices in ([0], [11], [2, 5], [1, 2, 3, 10]):
-        assert torch.equal(decode_frames(path, indices), every[indices])
+        assert torch.equal(decode_frames(MediaFile(path=path), indices), every[indices])
 
 
 def test_decoding_stops_after_the_last_wanted_frame(cut_video: Path) -> None:
-    assert len(decode_frames(cut_video, [0, 1])) == 2
+    assert len(decode_frames(MediaFile(path=cut_video), [0, 1])) == 2
     with pytest.raises(
         VideoError, match=r"cut\.mp4 breaks before frame 11, after \d+ decoded frames"
     ) as caught:
-        decode_frames(cut_video, [0, 11])
+        decode_frames(MediaFile(path=cut_video), [0, 11])
     assert isinstance(caught.value.__cause__, av.FFmpegError)
 
 
@@ -281,7 +283,7 @@ def test_fewer_frames_than_wanted(video: Path) -> None:
         VideoError,
         match=rf"clip\.mp4 has no frame {FRAMES}; it ends after {FRAMES} decoded",
     ):
-        decode_frames(video, [0, FRAMES])
+        decode_frames(MediaFile(path=video), [0, FRAMES])
 
 
 def test_concealed_damage_is_an_error(tmp_path: Path) -> None:
@@ -291,9 +293,9 @@ def test_concealed_damage_is_an_error(tmp_path: Path) -> None:
     middle = len(data) // 2
     data[middle : middle + 2000] = b"\x55" * 2000
     path.write_bytes(data)
-    assert probe_video(path).num_frames == FRAMES
+    assert probe_video(MediaFile(path=path)).num_frames == FRAMES
     with pytest.raises(VideoError, match=r"damaged\.mp4 breaks before frame 11"):
-        decode_frames(path, [0, 11])
+        decode_frames(MediaFile(path=path), [0, 11])
 
 
 def test_a_frame_size_that_changes(tmp_path: Path) -> None:
@@ -308,10 +310,10 @@ def test_a_frame_size_that_changes(tmp_path: Path) -> None:
                     output.mux(stream.encode(av.VideoFrame(width, 64, "yuv420p")))
                 output.mux(stream.encode())
             joined.write(part.read_bytes())
-    assert probe_video(path).width == 64
-    assert decode_frames(path, [0]).shape == (1, 3, 64, 64)
+    assert probe_video(MediaFile(path=path)).width == 64
+    assert decode_frames(MediaFile(path=path), [0]).shape == (1, 3, 64, 64)
     with pytest.raises(VideoError, match=r"frame \d of size 64 x 96; the container"):
-        decode_frames(path, range(8))
+        decode_frames(MediaFile(path=path), range(8))
 
 
 @pytest.mark.parametrize(
@@ -325,4 +327,50 @@ def test_a_frame_size_that_changes(tmp_path: Path) -> None:
 )
 def test_indices_must_increase(video: Path, indices: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        decode_frames(video, indices)
+        decode_frames(MediaFile(path=video), indices)
+
+
+def write_at(path: Path, ticks: Sequence[int], *, rate: int = 100) -> Path:
+    """Write a frame at each of these times, in parts of a second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, rate)
+        for tick in ticks:
+            grey = np.full((HEIGHT, WIDTH, 3), 90, dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
+            frame.pts, frame.time_base = tick, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_uneven_times_are_the_frames_own(tmp_path: Path, suffix: str) -> None:
+    ticks = (0, 4, 8, 12, 150, 154, 400, 404)
+    info = probe_video(MediaFile(path=write_at(tmp_path / f"clip{suffix}", ticks)))
+    expected = [tick / 100 for tick in ticks]
+    assert info.num_frames == len(ticks)
+    assert info.seconds_at(range(8)) == pytest.approx(expected, abs=0.05)
+
+
+def test_even_times_follow_from_the_rate(video: Path) -> None:
+    info = probe_video(MediaFile(path=video))
+    assert info.seconds == ()
+    assert info.seconds_at([0, 6]) == [0, 1]
+
+
+def test_a_frame_of_more_pixels_is_refused(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.edge.video.MOST_PIXELS", HEIGHT * WIDTH - 1)
+    said = r"states a frame size of 48 x 64; a frame may have 3,071 pixels$"
+    with pytest.raises(VideoError, match=said):
+        probe_video(MediaFile(path=video))
+
+
+def test_a_slow_clip_is_stopped(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recipes.edge.video.DECODE_SECONDS", 0.0)
+    said = r"takes longer than 0 s to decode; it was stopped before frame 5, after 1 "
+    with pytest.raises(VideoError, match=said):
+        decode_frames(MediaFile(path=video), [5])

@@ -9,14 +9,43 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.edge.dataset import BadSample, Sample, Turn, read_samples
+from recipes.edge.conversations import (
+    BadSample,
+    Conversation,
+    Media,
+    RowError,
+    Turn,
+    parse_row,
+    row_id,
+)
+from recipes.edge.data_files import list_subsets, read_rows
 
+VIDEO = Media(kind="video", name="v/a.mp4")
 HUMAN = {"from": "human", "value": "What is it?"}
 GPT = {"from": "gpt", "value": "A cat."}
 
 
 def row(**changes: Any) -> dict[str, Any]:
     return {"id": "a", "video": "v/a.mp4", "conversations": [HUMAN, GPT]} | changes
+
+
+def read_samples(data_path: Path) -> tuple[list[Conversation], list[BadSample]]:
+    """Read every row of a dataset in one folder."""
+    samples, bad = [], []
+    (subset,) = list_subsets(str(data_path))
+    for file in map(Path, subset.files):
+        for number, content in read_rows(file):
+            default = f"{file.name}:{number}"
+            try:
+                samples.append(parse_row(content, default))
+            except RowError as error:
+                try:
+                    name = row_id(content, default)
+                except RowError:
+                    name = default
+                source = f"{file}:{number}"
+                bad.append(BadSample(sample_id=name, source=source, reason=str(error)))
+    return samples, bad
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
@@ -44,7 +73,7 @@ WRITERS = {".json": write_json, ".jsonl": write_jsonl, ".parquet": write_parquet
 
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_every_format_gives_the_same(tmp_path: Path, suffix: str) -> None:
-    rows = [row(), row(id=None, video="/abs/b.mp4"), row(id="c", video=None)]
+    rows = [row(), row(id=None, video="/abs/b.mp4"), row(id="c", video="../b.mp4")]
     file = WRITERS[suffix](tmp_path / f"rows{suffix}", rows)
     said = (
         Turn(role="user", text="<video>\nWhat is it?"),
@@ -52,12 +81,16 @@ def test_every_format_gives_the_same(tmp_path: Path, suffix: str) -> None:
     )
     samples, bad = read_samples(file)
     assert samples == [
-        Sample(sample_id="a", video=tmp_path / "v/a.mp4", turns=said),
-        Sample(sample_id=f"rows{suffix}:2", video=Path("/abs/b.mp4"), turns=said),
+        Conversation(sample_id="a", category="", media=(VIDEO,), turns=said),
+        Conversation(
+            sample_id=f"rows{suffix}:2",
+            category="",
+            media=(Media(kind="video", name="/abs/b.mp4"),),
+            turns=said,
+        ),
     ]
-    assert bad == [
-        BadSample(sample_id="c", source=f"{file}:3", reason="the row has no video")
-    ]
+    reason = "video is '../b.mp4'; it must name a file without '..'"
+    assert bad == [BadSample(sample_id="c", source=f"{file}:3", reason=reason)]
 
 
 def test_messages_layout(tmp_path: Path) -> None:
@@ -101,8 +134,12 @@ BAD_ROWS = {
     "the row is an array; it must be an object": [1, 2],
     "the row is a string; it must be an object": "a.mp4",
     "the row is null; it must be an object": None,
-    "the row has no video": {"id": "a", "conversations": [HUMAN, GPT]},
-    "video is an array; it must be a string": row(video=["a.mp4"]),
+    "video is an array; it must be a string": row(video=[["a.mp4"]]),
+    "the row has 1 placeholders but names 0 videos and pictures; each needs one of its "
+    "kind": row(video=None, conversations=turns("<image>?", "b")),
+    "the row has 2 placeholders but names 2 videos and pictures; each needs one of its "
+    "kind": row(image="b.png", conversations=turns("<video><video>", "b")),
+    "the row has 257 turns; it may have 256": row(conversations=[HUMAN] * 257),
     "video is a number; it must be a string": row(video=7),
     "video is a boolean; it must be a string": row(video=True),
     "id is an object; it must be a string": row(id={}),
@@ -111,10 +148,9 @@ BAD_ROWS = {
     ),
     "conversations is a string; it must be a list of turns": row(conversations="hi"),
     "turn 2 is a string; it must be an object": row(conversations=[HUMAN, "hi"]),
-    "turn 2 has from 'system'; it must be one of human, user, gpt, assistant": row(
-        conversations=[HUMAN, {"from": "system", "value": "hi"}]
-    ),
-    "turn 1 has from None; it must be one of human, user, gpt, assistant": row(
+    "turn 2 has from 'robot'; it must be one of human, user, gpt, assistant, "
+    "system": row(conversations=[HUMAN, {"from": "robot", "value": "hi"}]),
+    "turn 1 has from None; it must be one of human, user, gpt, assistant, system": row(
         conversations=[{"role": "user", "content": "hi"}, GPT]
     ),
     "value of turn 2 is null; it must be a string": row(
@@ -125,13 +161,13 @@ BAD_ROWS = {
     "turn 2 is the user's; user and assistant must alternate, beginning with the "
     "user": row(conversations=[HUMAN, HUMAN, GPT]),
     "the row has no assistant turn": row(conversations=[HUMAN]),
+    "turn 3 is the user's; user and assistant must alternate, beginning with the "
+    "user": row(conversations=[{"from": "system", "value": "Hi."}, HUMAN, HUMAN]),
     "turn 4 is an empty answer": row(conversations=turns("a", "b", "c", " \n")),
-    "the row has 2 placeholders; it must have at most one <image> or <video>": row(
-        conversations=turns("<image> and <video>", "b")
-    ),
-    "turn 2 is an answer with a placeholder; the clip belongs in a user turn": row(
-        conversations=turns("a", "<image>")
-    ),
+    "the row has 2 placeholders but names 1 videos and pictures; each needs one of its "
+    "kind": row(conversations=turns("<image> and <video>", "b")),
+    "turn 2 is the assistant's and has a placeholder; what is shown belongs in a user "
+    "turn": row(conversations=turns("a", "<image>")),
     "video has half of a surrogate pair at character 1; it must be valid Unicode": row(
         video="a\ud800.mp4"
     ),
@@ -149,13 +185,39 @@ def test_bad_rows(tmp_path: Path, suffix: str, reason: str) -> None:
 
 
 def test_ids(tmp_path: Path) -> None:
-    rows = [row(id=7), row(id="7"), row(id=""), row(id="b", video=None), row(id="b")]
+    rows = [row(id=7), row(id="7"), row(id=""), row(id="b", video=7), row(id=True)]
     samples, bad = read_samples(write_json(tmp_path / "rows.json", rows))
-    assert [sample.sample_id for sample in samples] == ["7", "rows.json:3", "b"]
+    assert [sample.sample_id for sample in samples] == ["7", "7", "rows.json:3"]
     assert [(one.sample_id, one.reason) for one in bad] == [
-        ("7", "id '7' was used before; ids are unique"),
-        ("b", "the row has no video"),
+        ("b", "video is a number; it must be a string"),
+        ("rows.json:5", "id is a boolean; it must be a string"),
     ]
+
+
+def test_what_is_shown_is_in_the_order_of_its_placeholders() -> None:
+    shown = parse_row(
+        row(
+            video=["a.mp4", "b.mp4"],
+            image="c.png",
+            conversations=turns("<video> <image>", "x", "<video>", "y"),
+            question_type="counting",
+        ),
+        "1",
+    )
+    assert [media.name for media in shown.media] == ["a.mp4", "c.png", "b.mp4"]
+    assert shown.category == "counting"
+    ahead = parse_row(
+        row(video="a.mp4", image="c.png", conversations=turns("What?", "x")), "1"
+    )
+    assert ahead.turns[0].text == "<video>\n<image>\nWhat?"
+
+
+def test_text_alone_and_a_system_turn() -> None:
+    said = [{"from": "system", "value": "Be brief."}, HUMAN, GPT]
+    read = parse_row(row(video=None, conversations=said), "1")
+    assert read.media == ()
+    assert [turn.role for turn in read.turns] == ["system", "user", "assistant"]
+    assert read.turns[1].text == "What is it?"
 
 
 def test_broken_lines_are_bad_rows(tmp_path: Path) -> None:
@@ -188,9 +250,8 @@ def test_a_folder_is_read_by_name_and_not_deeper(tmp_path: Path) -> None:
     (tmp_path / "deeper.json").mkdir()
     write_json(tmp_path / "deeper.json" / "d.json", [row(id="d")])
     samples, bad = read_samples(tmp_path)
-    assert [sample.sample_id for sample in samples] == ["a", "b", "c"]
-    assert samples[1].video == tmp_path / "b.mp4"
-    assert [one.source for one in bad] == [f"{tmp_path / 'c.jsonl'}:2"]
+    assert [sample.sample_id for sample in samples] == ["a", "b", "c", "a"]
+    assert bad == []
 
 
 def test_parquet_beside_names_that_look_like_patterns(tmp_path: Path) -> None:
@@ -276,21 +337,3 @@ def test_json_without_an_array(tmp_path: Path) -> None:
         ValueError, match=r"rows\.json holds an object; it must hold an array of rows"
     ):
         read_samples(tmp_path / "rows.json")
-
-
-def test_missing_path(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"data_path is .*none, which does not"):
-        read_samples(tmp_path / "none")
-
-
-def test_folder_without_data(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="a folder without data files"):
-        read_samples(tmp_path)
-
-
-def test_unsupported_suffix(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("id,video\n")
-    with pytest.raises(
-        ValueError, match=r"rows\.csv; a data file must end in one of \.json, \.jsonl"
-    ):
-        read_samples(tmp_path / "rows.csv")

@@ -1,0 +1,187 @@
+"""Run a grid of settings with several seeds, and write one table and one figure.
+
+    python recipes/ablate.py recipes/configs/ablation.yaml --jobs 4
+
+Every run is a run of a recipe in a folder of its own. The same command, given again,
+leaves finished runs alone and goes on with the others from their checkpoints.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from recipes.ablation import (
+    Result,
+    Variant,
+    markdown_table,
+    plan_ablation,
+    result_of,
+    summarise,
+)
+from recipes.config import FREE_TO_CHANGE, SETTINGS_FILE, Config, settings_before
+from recipes.edge.ablation_figure import draw_ablation
+from recipes.edge.settings import check_same_settings, read_settings, write_settings
+
+RECIPE = Path(__file__).with_name("qwen2vl_tiny.py")
+"""What is started; a settings file names every setting, so any recipe would do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """What the command line says."""
+
+    settings: tyro.conf.Positional[Path]
+    """YAML file with base, grid and seeds."""
+    output_dir: Path = Path("runs/ablation")
+    """Where the runs go, each in a folder of its own, and table and figure."""
+    jobs: int = 1
+    """Runs at a time. Speeds compare only where the machine has room for all."""
+    ranks: int = 1
+    """Processes of each run."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("jobs", "ranks"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be at least 1"
+                )
+
+
+class Runner:
+    """Runs that are under way, so that they can be ended together."""
+
+    def __init__(self, ranks: int, jobs: int) -> None:
+        """Start nothing yet."""
+        self.ranks = ranks
+        threads = max(1, (os.cpu_count() or 1) // (ranks * jobs))
+        self.environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+        self._lock = threading.Lock()
+        self._running = set[subprocess.Popen[bytes]]()
+        self._ended = False
+
+    def run(self, config: Config) -> int:
+        """Run a recipe to its end; give its exit status.
+
+        Args:
+            config: Its settings. Its words go to ``console.log`` of its folder.
+        """
+        folder = config.output_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        write_settings(folder / SETTINGS_FILE, config)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(self.ranks), str(RECIPE)]
+        command += ["--config", str(folder / SETTINGS_FILE)]
+        with (folder / "console.log").open("ab") as console:
+            with self._lock:
+                if self._ended:
+                    return 1
+                process = subprocess.Popen(
+                    command, stdout=console, stderr=console, env=self.environment
+                )
+                self._running.add(process)
+            status = process.wait()
+            with self._lock:
+                self._running.discard(process)
+        return status
+
+    def end(self) -> None:
+        """Ask all runs to end, and start no other; they go on another time."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                with suppress(ProcessLookupError):
+                    process.terminate()
+
+
+def main(asked: Ablation) -> int:
+    """Do the runs that are left, and write what all of them came to.
+
+    Returns:
+        The exit status: 1 where a run failed.
+    """
+    settings = read_settings(asked.settings)
+    variants = plan_ablation(settings, asked.output_dir)
+    configs = list({c.output_dir: c for v in variants for c in v.configs}.values())
+    for config in configs:
+        refuse_other_run(config)
+    left = [config for config in configs if not is_finished(config)]
+    say(f"{len(configs)} runs, {len(configs) - len(left)} of them finished")
+    runner = Runner(asked.ranks, asked.jobs)
+    failed = 0
+
+    def do(config: Config) -> int:
+        status = runner.run(config)
+        name = config.output_dir.name
+        say(f"{name}: {'finished' if is_finished(config) else f'ended with {status}'}")
+        return not is_finished(config)
+
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        try:
+            failed = sum(pool.map(do, left))
+        except BaseException:
+            runner.end()
+            raise
+    results = {c.output_dir: result_of(c.output_dir) for c in configs if is_finished(c)}
+    write_report(asked.output_dir, variants, results)
+    return int(failed > 0)
+
+
+def is_finished(config: Config) -> bool:
+    """Tell whether a run has written all that it writes.
+
+    Its last act are the weights of its last step, shown by a rename.
+    """
+    return (config.output_dir / f"model-{config.max_steps}").exists()
+
+
+def refuse_other_run(config: Config) -> None:
+    """Refuse a folder in which a run with other settings was begun.
+
+    Raises:
+        ValueError: If there is one; also where it only ends at another step, since its
+            learning rate would then not be that of a run with these settings.
+    """
+    before = settings_before(config)
+    if before is not None:
+        free = FREE_TO_CHANGE - {"max_steps"}
+        try:
+            check_same_settings(before, config, free=free)
+        except ValueError as error:
+            raise ValueError(f"{config.output_dir}: {error}") from error
+
+
+def write_report(
+    folder: Path, variants: Sequence[Variant], results: dict[Path, Result]
+) -> None:
+    """Write ``ablation.md``, ``ablation.json`` and ``ablation.svg``."""
+    rows = summarise(variants, results)
+    (folder / "ablation.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (folder / "ablation.md").write_text(markdown_table(rows))
+    draw_ablation(rows, folder / "ablation.svg")
+    say(f"{markdown_table(rows)}\n{folder / 'ablation.md'}, .json and .svg are written")
+
+
+def say(text: str) -> None:
+    """Write to standard output at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    # Ended from outside, it ends its runs, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main(tyro.cli(Ablation, description=__doc__)))
+    except (OSError, ValueError) as problem:
+        sys.exit(f"error: {problem}")

@@ -1,0 +1,299 @@
+"""An ablation in plain values: which runs a grid asks for, and what they add up to."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from recipes.config import Config, with_settings
+from recipes.edge.settings import check_known, check_mapping, settings_as_json
+from recipes.edge.values import convert, nearest
+
+PRESETS = {
+    "tiny": ("recipes.qwen2vl_tiny", "TINY"),
+    "2b": ("recipes.qwen2vl_2b", "QWEN2VL_2B"),
+    "7b": ("recipes.qwen2vl_7b", "QWEN2VL_7B"),
+    "72b": ("recipes.qwen2vl_72b", "QWEN2VL_72B"),
+}
+"""Where the settings of each recipe are."""
+
+LAST_SHARE = 0.1
+"""Share of a run's steps, at its end, over which losses are averaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One point of an axis.
+
+    Attributes:
+        axis: Name of the axis.
+        label: What it changes.
+        is_base: Whether it changes nothing.
+        configs: Settings of its runs, one for each seed.
+    """
+
+    axis: str
+    label: str
+    is_base: bool
+    configs: tuple[Config, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one run came to. What it did not measure is None.
+
+    Attributes:
+        loss: What was minimised, over the last steps, as all losses.
+        language_loss: Cross entropy for each trained token.
+        autoregressive_loss: The next-frame loss for each pair of frames.
+        skill: How far below the loss of copying that is.
+        accuracy: Share of the held-out questions that were answered.
+        chance: Share that the most common answer would have answered.
+        tokens_per_clip: Video tokens that are left of a clip.
+        tokens_per_second: Of each rank, median over the steps.
+        frames_per_second: Raw frames, in the same way.
+    """
+
+    loss: float | None
+    language_loss: float | None
+    autoregressive_loss: float | None
+    skill: float | None
+    accuracy: float | None
+    chance: float | None
+    tokens_per_clip: float | None
+    tokens_per_second: float | None
+    frames_per_second: float | None
+
+
+def plan_ablation(settings: Mapping[str, Any], output_dir: Path) -> list[Variant]:
+    """Read which runs are asked for.
+
+    Args:
+        settings: ``base``, the name of a recipe or its settings with a ``preset``;
+            ``grid``, a list of axes, each a ``name`` and either one setting with the
+            list of its values or ``variants``, a list of settings; and ``seeds``.
+        output_dir: Folder of the runs, each in one of its own. Equal settings are the
+            same run, whatever axis they stand on.
+
+    Returns:
+        The variants, axis by axis.
+
+    Raises:
+        ValueError: If a key is unknown or missing, or settings break a rule.
+    """
+    known = ("base", "grid", "seeds")
+    check_known(settings, known)
+    for name in known:
+        if name not in settings:
+            raise ValueError(f"{name} is missing; an ablation has {', '.join(known)}")
+    seeds = _whole_list("seeds", settings["seeds"])
+    if len({convert("seeds", seed, int) for seed in seeds}) < len(seeds):
+        raise ValueError(f"seeds is {seeds!r}; each stands once")
+    base = _base(settings["base"])
+    variants = []
+    for number, axis in enumerate(_whole_list("grid", settings["grid"])):
+        name, points = _axis(f"grid[{number}]", axis)
+        for point in points:
+            config = with_settings(base, point)
+            variants.append(
+                Variant(
+                    axis=name,
+                    label=", ".join(f"{k} {_text(v)}" for k, v in point.items()),
+                    is_base=config == base,
+                    configs=tuple(
+                        _placed(config, base, seed, output_dir) for seed in seeds
+                    ),
+                )
+            )
+    return variants
+
+
+def result_of(output_dir: Path) -> Result:
+    """Sum up a run from its ``metrics.jsonl``.
+
+    Args:
+        output_dir: Folder of a finished run.
+
+    Returns:
+        Its result.
+    """
+    lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    steps = [row for row in rows if "event" not in row]
+    asked: dict[str, Any] = next((r for r in reversed(rows) if "event" in r), {})
+    last = steps[-max(1, round(LAST_SHARE * len(steps))) :]
+
+    def mean(name: str, of: Sequence[Mapping[str, Any]]) -> float | None:
+        values = [row[name] for row in of if row.get(name) is not None]
+        return fmean(values) if values else None
+
+    def typical(name: str) -> float | None:
+        values = [row[name] for row in steps if row.get(name) is not None]
+        return median(values) if values else None
+
+    return Result(
+        loss=mean("loss", last),
+        language_loss=mean("language_loss", last),
+        autoregressive_loss=mean("autoregressive_loss", last),
+        skill=mean("skill", last),
+        accuracy=asked.get("accuracy"),
+        chance=asked.get("chance"),
+        tokens_per_clip=mean("tokens_per_clip", steps),
+        tokens_per_second=typical("tokens_per_second"),
+        frames_per_second=typical("frames_per_second"),
+    )
+
+
+def summarise(
+    variants: Sequence[Variant], results: Mapping[Path, Result]
+) -> list[dict[str, Any]]:
+    """Put the results of the seeds of each variant together.
+
+    Args:
+        variants: The variants.
+        results: Results by the folder of the run, of those that are finished.
+
+    Returns:
+        For each variant its axis, label and seeds, and for each number of ``Result``
+        its ``mean``, ``deviation`` (of a sample; None of one run) and ``values``.
+    """
+    rows = []
+    for variant in variants:
+        done = [each for each in variant.configs if each.output_dir in results]
+        found = [asdict(results[each.output_dir]) for each in done]
+        numbers = {}
+        for name in Result.__dataclass_fields__:
+            values = [each[name] for each in found if each[name] is not None]
+            numbers[name] = {
+                "mean": fmean(values) if values else None,
+                "deviation": stdev(values) if len(values) > 1 else None,
+                "values": values,
+            }
+        rows.append(
+            {
+                "axis": variant.axis,
+                "variant": variant.label,
+                "is_base": variant.is_base,
+                "seeds": [each.seed for each in done],
+                "missing": len(variant.configs) - len(done),
+                "runs": [each.output_dir.name for each in done],
+                **numbers,
+            }
+        )
+    return rows
+
+
+COLUMNS = (
+    ("loss", "loss", "{:.3f}"),
+    ("language loss", "language_loss", "{:.4f}"),
+    ("next-frame loss", "autoregressive_loss", "{:.4f}"),
+    ("skill", "skill", "{:.3f}"),
+    ("tokens per clip", "tokens_per_clip", "{:.1f}"),
+    ("tokens/s", "tokens_per_second", "{:.0f}"),
+    ("raw frames/s", "frames_per_second", "{:.0f}"),
+)
+"""Heading, number and form of each column behind that of the accuracy."""
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write a summary as a table.
+
+    Args:
+        rows: What ``summarise`` gave.
+
+    Returns:
+        Markdown: means over seeds; the accuracy with its lowest and its highest.
+    """
+    heads = ["", "variant", "seeds", "held-out accuracy", *(c[0] for c in COLUMNS)]
+    lines = [heads, ["---"] * len(heads)]
+    axis = None
+    for row in rows:
+        accuracy = row["accuracy"]["values"]
+        spread = "-"
+        if accuracy:
+            least, most = min(accuracy), max(accuracy)
+            spread = f"{row['accuracy']['mean']:.3f} ({least:.3f} to {most:.3f})"
+        lines.append(
+            [
+                "" if row["axis"] == axis else f"**{row['axis']}**",
+                f"{row['variant']}{' (base)' if row['is_base'] else ''}",
+                str(len(row["seeds"]))
+                + (f", {row['missing']} missing" * bool(row["missing"])),
+                spread,
+                *(_cell(row[name]["mean"], form) for _, name, form in COLUMNS),
+            ]
+        )
+        axis = row["axis"]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _base(base: Any) -> Config:
+    """Read what every run has in common."""
+    settings = (
+        {"preset": base} if isinstance(base, str) else check_mapping("base", base)
+    )
+    name = settings.pop("preset", "tiny")
+    if name not in PRESETS:
+        raise ValueError(
+            f"preset is {name!r}; the nearest known one is "
+            f"{nearest(str(name), PRESETS)!r}"
+        )
+    for own in ("seed", "output_dir", "dry_run"):
+        if own in settings:
+            raise ValueError(f"base names {own}; the ablation sets it for every run")
+    module, constant = PRESETS[name]
+    preset: Config = getattr(import_module(module), constant)
+    return with_settings(preset, settings)
+
+
+def _axis(where: str, axis: Any) -> tuple[str, list[dict[str, Any]]]:
+    """Read an axis: its name, and the settings of each of its points."""
+    content = check_mapping(where, axis)
+    name = convert(f"{where}.name", content.pop("name", None), str)
+    if len(content) != 1:
+        raise ValueError(
+            f"{where} has {', '.join(content) or 'nothing'} beside its name; it takes "
+            "one setting with a list of values, or variants"
+        )
+    ((key, values),) = content.items()
+    points = _whole_list(f"{where}.{key}", values)
+    if key == "variants":
+        return name, [check_mapping(f"{where}.variants", point) for point in points]
+    return name, [{key: value} for value in points]
+
+
+def _placed(config: Config, base: Config, seed: int, output_dir: Path) -> Config:
+    """Give a run its seed, and a folder whose name says what differs from the base."""
+    before = settings_as_json(base)
+    changes = {
+        name: value
+        for name, value in settings_as_json(config).items()
+        if value != before[name]
+    }
+    plain = ",".join(f"{name}={_text(value)}" for name, value in changes.items())
+    name = re.sub(r"[^\w.,=-]+", "_", plain, flags=re.ASCII)[:100] or "base"
+    if plain and name != plain:
+        name = f"{name}-{sha256(plain.encode()).hexdigest()[:8]}"
+    return replace(config, seed=seed, output_dir=output_dir / f"{name},seed={seed}")
+
+
+def _whole_list(name: str, value: Any) -> list[Any]:
+    """Refuse what is no list with something in it."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{name} is {value!r}; it must be a list, not empty")
+    return value
+
+
+def _text(value: Any) -> str:
+    """Write a value as YAML and JSON do."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _cell(value: float | None, form: str) -> str:
+    """Write a number, or that there is none."""
+    return "-" if value is None else form.format(value)

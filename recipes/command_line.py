@@ -1,0 +1,78 @@
+"""The command line of a recipe: a preset, changed by a file, changed by flags."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from recipes.config import ALIASES, Config, load_config, with_settings
+from recipes.edge.settings import setting_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandLine(Config):
+    """Settings as flags, and what stands for settings."""
+
+    config: Path | None = None
+    """YAML file of settings that replace those of the recipe; flags replace both."""
+    bf16: bool | None = None
+    """Another name for ``--parallel.compute``: bfloat16 if true, else float32."""
+    fp16: bool | None = None
+    """Refused if true: losses are not scaled, and bfloat16 needs no scaling."""
+    gradient_checkpointing: bool | None = None
+    """Another name for ``--parallel.activation-checkpointing``: none if false; if true
+    it stays as it is, or becomes full where it is none."""
+
+
+def parse_command_line(
+    preset: Config, arguments: Sequence[str] | None = None
+) -> Config:
+    """Let a settings file and flags change a preset.
+
+    Ends the process with a message if they cannot, or if help is asked for. Of several
+    ranks the main one speaks.
+
+    Args:
+        preset: The settings of the recipe.
+        arguments: Of the command line; those of this process by default.
+
+    Returns:
+        The settings of the run.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    is_main = os.environ.get("RANK", "0") == "0"
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    file = first.parse_known_args(words)[0].config
+    try:
+        filled = preset if file is None else load_config(file, preset)
+        flags = tyro.cli(
+            CommandLine,
+            args=words,
+            default=CommandLine(**vars(filled), config=file),
+            description="Settings of the run. A file replaces those of the recipe, "
+            "and flags replace both.",
+            console_outputs=is_main,
+        )
+        return _config_of(flags, words)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}" if is_main else 2)
+
+
+def _config_of(flags: CommandLine, words: Sequence[str]) -> Config:
+    """Give the settings that flags say, other names resolved."""
+    values = {name: getattr(flags, name) for name in setting_names(Config)}
+    given = {
+        name: value for name in ALIASES if (value := getattr(flags, name)) is not None
+    }
+    written = {word.split("=")[0].replace("_", "-") for word in words}
+    parallel = {
+        name: value
+        for name, value in vars(flags.parallel).items()
+        if f"--parallel.{name}".replace("_", "-") in written
+    }
+    return with_settings(Config(**values), given | {"parallel": parallel})

@@ -1,0 +1,184 @@
+"""Clips inside tar archives, read in place."""
+
+import fcntl
+import gzip
+import hashlib
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from recipes.edge.data_files import fetch
+from recipes.edge.media import MediaFile
+
+_T = TypeVar("_T")
+
+
+class ArchiveError(Exception):
+    """An archive cannot be used; the message names it and the reason."""
+
+
+class ArchiveStore:
+    """Archives that can be read at any place, which those of gzip cannot.
+
+    A .tar is read where it lies. Any other is unzipped once, into the cache; clips are
+    compressed already, so that takes as much room as the archive. Any number of
+    processes may share the cache.
+
+    Args:
+        cache_dir: Where unzipped archives go.
+        most: Unzipped archives to keep; the one that was opened longest ago goes
+            first. None keeps all.
+    """
+
+    def __init__(self, cache_dir: Path, *, most: int | None = None) -> None:
+        """Keep where archives go; nothing is written yet."""
+        self.cache_dir = cache_dir
+        self.most = most
+
+    def open(self, archive: str) -> Path:
+        """Give the .tar of an archive, fetched and unzipped if it is not there.
+
+        Args:
+            archive: A path, or the address of a file on the hub.
+
+        Returns:
+            Path of the .tar.
+
+        Raises:
+            ArchiveError: If the archive is missing or broken.
+        """
+        if archive.endswith(".tar") and Path(archive).exists():
+            return Path(archive)
+        digest = hashlib.sha256(identity(archive).encode()).hexdigest()[:32]
+        plain = self.cache_dir / f"{digest}.tar"
+        if not plain.exists():
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            with _locked(plain.with_suffix(".lock")):
+                if not plain.exists():
+                    self._unzip(archive, plain)
+        os.utime(plain)
+        return plain
+
+    def _unzip(self, archive: str, plain: Path) -> None:
+        """Write the .tar of an archive aside, and show it by a rename."""
+        partial = plain.with_suffix(".partial")
+        downloads = self.cache_dir / "downloads"
+        source = fetch(archive, downloads)
+        opener = open if source.suffix == ".tar" else gzip.open
+        try:
+            with opener(source, "rb") as packed, partial.open("wb") as file:
+                shutil.copyfileobj(packed, file, 2**20)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ArchiveError(f"{archive} cannot be unpacked: {error}") from error
+        partial.rename(plain)
+        if downloads in source.parents:
+            source.unlink()
+        self._make_room(plain)
+
+    def _make_room(self, newest: Path) -> None:
+        """Remove what was opened longest ago; who reads it still can."""
+        if self.most is None:
+            return
+        kept = [each for each in self.cache_dir.glob("*.tar") if each != newest]
+        kept.sort(key=lambda each: each.stat().st_mtime)
+        for each in kept[: max(len(kept) + 1 - self.most, 0)]:
+            each.unlink(missing_ok=True)
+
+
+def list_members(archive: str, plain: Path) -> Iterator[MediaFile]:
+    """List the files in an archive; links, folders and devices are passed over.
+
+    Args:
+        archive: Its name, for messages.
+        plain: Its .tar.
+
+    Yields:
+        Where each lies.
+
+    Raises:
+        ArchiveError: If the archive is broken.
+    """
+    try:
+        with tarfile.open(plain, "r:") as members:
+            for member in members:
+                if member.isreg():
+                    yield MediaFile(
+                        path=plain,
+                        name=member.name,
+                        offset=member.offset_data,
+                        size=member.size,
+                    )
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise ArchiveError(f"{archive} is no readable tar archive: {error}") from error
+
+
+def match_members(
+    wanted: Iterable[str], members: Iterable[tuple[str, _T]]
+) -> dict[str, _T]:
+    """Find wanted files among the members of archives.
+
+    Archives are packed from other folders than the rows were written for. So a member
+    is the wanted one if the names are equal; else if one ends with the other; else if
+    the last parts are equal and no second member has the same.
+
+    Args:
+        wanted: Names in rows.
+        members: Name of each member, and what is known of it.
+
+    Returns:
+        What is known of each wanted file that was found, by its name.
+    """
+    by_last = dict[str, list[str]]()
+    for name in wanted:
+        by_last.setdefault(PurePosixPath(name).name, []).append(name)
+    found = dict[str, tuple[int, list[_T]]]()
+    for member, known in members:
+        for name in by_last.get(PurePosixPath(member).name, ()):
+            rank = _likeness(name, member)
+            best, places = found.get(name, (-1, []))
+            if rank > best:
+                found[name] = rank, [known]
+            elif rank == best:
+                places.append(known)
+    return {
+        name: places[0]
+        for name, (rank, places) in found.items()
+        if rank > 0 or len(places) == 1
+    }
+
+
+def _likeness(name: str, member: str) -> int:
+    """Tell how alike two paths are whose last parts are equal."""
+    name, member = name.removeprefix("./"), member.removeprefix("./")
+    if name == member:
+        return 2
+    return int(name.endswith(f"/{member}") or member.endswith(f"/{name}"))
+
+
+def identity(archive: str) -> str:
+    """Name an archive so that another file in its place has another name.
+
+    Args:
+        archive: A path, or the address of a file on the hub.
+
+    Returns:
+        A text that changes when the file does.
+    """
+    path = Path(archive)
+    if not path.exists():
+        return archive
+    status = path.stat()
+    return f"{path.absolute()} {status.st_size} {status.st_mtime_ns}"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time do what is inside."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

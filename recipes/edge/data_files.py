@@ -1,0 +1,244 @@
+"""Where the rows of a dataset are: local files, or a repository of the hub."""
+
+import fnmatch
+import glob
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, hf_hub_download
+
+from recipes.edge.conversations import RowError, name_type
+
+DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+_HUB = "hf://datasets/"
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_SPLITS = {"cap": "caption", "oe": "open_ended", "mc": "multi_choice"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """Data files that lie in one folder, with the archives of their clips.
+
+    Attributes:
+        name: The folder's name; empty where the dataset is one folder.
+        files: Data files, as paths or as ``hf://datasets/OWNER/NAME/PATH``.
+        archives: Archives beside them, in the same form.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    archives: tuple[str, ...]
+
+
+def list_subsets(data_path: str, patterns: Sequence[str] = ()) -> list[Subset]:
+    """Find the data files and archives of a dataset.
+
+    A dataset is a file; a folder with data files directly inside; a folder of such
+    folders, as LLaVA-Video-178K is once it is downloaded; or the name of such a
+    repository on the hub.
+
+    Args:
+        data_path: Path or ``OWNER/NAME``.
+        patterns: Which files to take, by ``SUBSET/SPLIT`` or ``SUBSET``, with ``*`` for
+            any text; all where there is no pattern. A file whose name says ``cap``,
+            ``oe`` or ``mc`` is of the split ``caption``, ``open_ended`` or
+            ``multi_choice``; any other is of a split of its own name.
+
+    Returns:
+        The subsets, ordered by name, as are their files.
+
+    Raises:
+        FileNotFoundError: If there is no such path and no repository can have that
+            name, or nothing to read in it.
+        ValueError: If a file has another suffix, or a pattern takes nothing.
+    """
+    subsets = [
+        Subset(
+            name=name,
+            files=tuple(file for file in files if file.endswith(DATA_SUFFIXES)),
+            archives=tuple(file for file in files if file.endswith(ARCHIVE_SUFFIXES)),
+        )
+        for name, files in _files_by_folder(data_path)
+    ]
+    if not patterns:
+        return subsets
+    for pattern in patterns:
+        if not any(
+            _takes(pattern, each, file) for each in subsets for file in each.files
+        ):
+            known = sorted({each.name for each in subsets})
+            raise ValueError(
+                f"data_subsets has {pattern!r}, which takes no file; the subsets of "
+                f"{data_path} are {', '.join(known)}"
+            )
+    chosen = [
+        Subset(
+            name=each.name,
+            files=tuple(
+                file
+                for file in each.files
+                if any(_takes(pattern, each, file) for pattern in patterns)
+            ),
+            archives=each.archives,
+        )
+        for each in subsets
+    ]
+    return [each for each in chosen if each.files]
+
+
+def fetch(file: str, folder: Path | None = None) -> Path:
+    """Give the local path of a file, downloading it if it is on the hub.
+
+    Args:
+        file: A path, or ``hf://datasets/OWNER/NAME/PATH``.
+        folder: Where a download goes; by default, where the hub's own cache is.
+
+    Returns:
+        The path.
+    """
+    if not file.startswith(_HUB):
+        return Path(file)
+    owner, name, path = file.removeprefix(_HUB).split("/", 2)
+    return Path(
+        hf_hub_download(f"{owner}/{name}", path, repo_type="dataset", local_dir=folder)
+    )
+
+
+def read_rows(file: Path) -> Iterator[tuple[int, object]]:
+    """Read the rows of a data file.
+
+    Args:
+        file: A .json file that holds an array, a .jsonl or a .parquet file.
+
+    Yields:
+        Number and content of each row, counted from 1; those of a .jsonl file are its
+        lines, of which blank ones are skipped and broken ones are a ``RowError``.
+
+    Raises:
+        ValueError: If the file is broken as a whole.
+    """
+    if file.suffix == ".json":
+        yield from enumerate(_read_json(file), start=1)
+    elif file.suffix == ".jsonl":
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, _read_line(line.strip())
+    else:
+        yield from enumerate(_read_parquet(file), start=1)
+
+
+def _files_by_folder(data_path: str) -> list[tuple[str, list[str]]]:
+    """List the files of every folder that has data files, under the folder's name."""
+    path = Path(data_path)
+    if path.is_file():
+        if path.suffix not in DATA_SUFFIXES:
+            raise ValueError(
+                f"data_path is {data_path}; a data file must end in one of "
+                f"{', '.join(DATA_SUFFIXES)}"
+            )
+        beside = [file for file in _inside(path.parent) if not _is_data(file)]
+        return [("", sorted([str(path), *beside]))]
+    if path.is_dir():
+        files = _inside(path)
+        folders = [("", files)]
+        if not any(map(_is_data, files)):
+            inner = sorted(each for each in path.iterdir() if each.is_dir())
+            folders = [(each.name, _inside(each)) for each in inner]
+    elif _REPOSITORY.fullmatch(data_path):
+        folders = _group(_HUB + data_path, _on_hub(data_path))
+    else:
+        raise FileNotFoundError(
+            f"data_path is {data_path}, which does not exist; it must be a file "
+            f"({', '.join(DATA_SUFFIXES)}), a folder of such files, or the name of a "
+            "dataset on the hub"
+        )
+    found = [(name, files) for name, files in folders if any(map(_is_data, files))]
+    if not found:
+        raise FileNotFoundError(
+            f"data_path is {data_path}, which has no data files; it or its folders "
+            f"must hold at least one ({', '.join(DATA_SUFFIXES)})"
+        )
+    return found
+
+
+def _inside(folder: Path) -> list[str]:
+    """List the files directly inside a folder, by name."""
+    return sorted(str(file) for file in folder.iterdir() if file.is_file())
+
+
+def _on_hub(repository: str) -> list[str]:
+    """List the files of a dataset on the hub."""
+    return HfApi().list_repo_files(repository, repo_type="dataset")
+
+
+def _group(root: str, files: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Sort files that have a path inside a repository by their folder."""
+    folders = dict[str, list[str]]()
+    for file in sorted(files):
+        folder = str(PurePosixPath(file).parent)
+        name = "" if folder == "." else folder
+        folders.setdefault(name, []).append(f"{root}/{file}")
+    return sorted(folders.items())
+
+
+def _is_data(file: str) -> bool:
+    """Tell whether a file may hold rows."""
+    return file.endswith(DATA_SUFFIXES)
+
+
+def _takes(pattern: str, subset: Subset, file: str) -> bool:
+    """Tell whether a pattern takes a data file."""
+    stem = PurePosixPath(file).stem
+    words = set(re.split(r"[^a-z]+", stem.lower()))
+    split = next((name for word, name in _SPLITS.items() if word in words), stem)
+    names = (subset.name, f"{subset.name}/{split}")
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def _read_json(file: Path) -> list[object]:
+    """Read a .json file, which must hold an array."""
+    try:
+        rows: object = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not readable as JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise ValueError(
+            f"{file} holds {name_type(rows)}; it must hold an array of rows"
+        )
+    return rows
+
+
+def _read_line(line: bytes) -> object:
+    """Read a line of a .jsonl file."""
+    try:
+        row: object = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return RowError(f"the line is not readable as JSON: {error}")
+    return row
+
+
+def _read_parquet(file: Path) -> Iterator[object]:
+    """Yield the rows of a .parquet file, without decoding media columns.
+
+    By default ``datasets`` reports every ``load_dataset`` to its makers over the
+    network; that is switched off, since the file is local.
+    """
+    import datasets  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield from datasets.load_dataset(
+            "parquet",
+            data_files=glob.escape(str(file.absolute())),
+            split="train",
+            streaming=True,
+            batch_size=1000,
+        ).decode(False)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file} is not a readable parquet file: {error}") from error

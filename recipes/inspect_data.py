@@ -1,0 +1,186 @@
+"""Tell what is in a dataset before a run, and draw one of its samples.
+
+    python recipes/inspect_data.py DATA
+    python recipes/inspect_data.py DATA --config recipes/configs/qwen2vl_7b.yaml
+    python recipes/inspect_data.py DATA --show ID --output sample.png
+    python recipes/inspect_data.py --help
+
+DATA is what ``--data-path`` of a recipe takes. Only what is drawn is decoded.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import torch
+import tyro
+
+from fastslow import best_fit_decreasing, describe_schedule, fill
+from fastslow.qwen2_vl import family_of
+from recipes.config import load_config
+from recipes.data import clip_settings
+from recipes.edge.conversations import BadSample
+from recipes.edge.index import Clip
+from recipes.edge.published import model_config
+from recipes.edge.sample_picture import draw_sample
+from recipes.edge.samples import PlannedSample, PlannedSamples
+from recipes.preview import plan_dataset
+from recipes.qwen2vl_7b import QWEN2VL_7B
+
+BARS, WIDTH = 8, 40
+"""Bars of the histogram, and characters of the longest."""
+
+MOST_LINES = 5
+"""Sizes, categories and reasons that are listed, the most frequent first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to look at."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """A file, a folder, or a name on the hub, as --data-path of a recipe."""
+    config: Path | None = None
+    """YAML file of settings; those of the 7B recipe without it."""
+    show: str | None = None
+    """Id of a sample to draw."""
+    output: Path = Path("sample.png")
+    """File of the drawing, .png or .svg."""
+
+
+def main() -> None:
+    """Report on a dataset, and draw a sample if one is asked for."""
+    options = tyro.cli(Options, description=__doc__)
+    config = replace(QWEN2VL_7B, data_path=options.data)
+    try:
+        if options.config is not None:
+            config = replace(
+                load_config(options.config, QWEN2VL_7B), data_path=options.data
+            )
+        family = family_of(model_config(config.model_name_or_path))
+        settings = clip_settings(config, family, torch.device("cuda"))
+        with TemporaryDirectory() as folder:
+            planned, bad, about = plan_dataset(config, settings, Path(folder))
+            sys.stdout.write(f"{report(planned, bad)}\n{'':13}{about}\n")
+            if options.show is not None:
+                draw_sample(find_sample(planned, options.show), planned, options.output)
+                sys.stdout.write(f"{'drawn':13}{options.output}\n")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def report(planned: PlannedSamples, bad: Sequence[BadSample]) -> str:
+    """Say what a dataset holds, and what becomes of it under the settings.
+
+    Args:
+        planned: The samples that can be used.
+        bad: The others.
+
+    Returns:
+        Lines of text.
+    """
+    lines = [("data", f"{len(planned):,} samples, {len(bad):,} unusable")]
+    if len(planned):
+        lines += _contents(planned)
+    reasons = Counter(_kind_of(sample) for sample in bad)
+    first = {_kind_of(sample): sample for sample in reversed(bad)}
+    lines += [
+        ("unusable", f"{count:,} like {first[kind].source}: {first[kind].reason}")
+        for kind, count in reasons.most_common(MOST_LINES)
+    ]
+    return "\n".join(f"{name:13}{words}" for name, words in lines)
+
+
+def find_sample(planned: PlannedSamples, sample_id: str) -> PlannedSample:
+    """Give a sample by its id.
+
+    Raises:
+        ValueError: If no usable sample has that id.
+    """
+    ids = planned.index.sample_ids()
+    for place, number in enumerate(planned.numbers):
+        if ids[number] == sample_id:
+            return planned[place]
+    raise ValueError(f"no usable sample has the id {sample_id!r}")
+
+
+def _contents(planned: PlannedSamples) -> list[tuple[str, str]]:
+    """Describe samples that can be used."""
+    sizes, categories, kinds = Counter[str](), Counter[str](), Counter[str]()
+    seconds = list[float]()
+    for number in planned.numbers:
+        sample = planned.index[number]
+        categories[sample.category or "none"] += 1
+        kinds.update(clip.kind for clip in sample.clips)
+        kinds["text alone"] += not sample.clips
+        for clip in sample.clips:
+            sizes[f"{clip.info.width} x {clip.info.height}"] += 1
+            seconds += _seconds(clip)
+    schedules = [
+        describe_schedule(clip.span.schedule, clip.span.grid)
+        for clip in planned[0].clips
+    ]
+    capacity = planned.settings.capacity
+    bins = best_fit_decreasing(planned.lengths, capacity)
+    full = fill(planned.lengths, bins, capacity)
+    lines = [
+        ("shown", _most_common(kinds)),
+        ("categories", _most_common(categories)),
+        ("sizes", _most_common(sizes)),
+        ("seconds", _spread(seconds, "{:.1f}")),
+        ("tokens", f"{_spread(planned.lengths)}; {sum(planned.lengths):,} in all"),
+        ("rows", f"{len(bins):,} of {capacity:,} tokens, {full:.1%} full"),
+        ("first clip", ", ".join(schedules) or "none"),
+    ]
+    return lines + [("", bar) for bar in _histogram(planned.lengths)]
+
+
+def _seconds(clip: Clip) -> list[float]:
+    """Give the length of a video."""
+    last = clip.info.seconds_at([clip.info.num_frames - 1])[0]
+    return [last + 1 / clip.info.fps] if clip.kind == "video" else []
+
+
+def _kind_of(sample: BadSample) -> str:
+    """Give what a reason has in common with others: its words without names."""
+    words = sample.reason.split()
+    return " ".join(w for w in words if not any(c in w for c in "/.'\"0123456789"))
+
+
+def _most_common(counts: Counter[str]) -> str:
+    """List what there is most of."""
+    named = [f"{name} {count:,}" for name, count in counts.most_common() if count]
+    more = len(named) - MOST_LINES
+    return ", ".join(named[:MOST_LINES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _spread(values: Iterable[float], form: str = "{:,.0f}") -> str:
+    """Say where values lie."""
+    known = sorted(values)
+    if not known:
+        return "none"
+    least, middle, most = known[0], median(known), known[-1]
+    words = [form.format(each) for each in (least, most, middle)]
+    return f"{words[0]} to {words[1]}, half of them below {words[2]}"
+
+
+def _histogram(lengths: Sequence[int]) -> list[str]:
+    """Draw how many samples have how many tokens."""
+    least = min(lengths)
+    step = (max(lengths) - least) // BARS + 1
+    counts = Counter((length - least) // step for length in lengths)
+    most = max(counts.values())
+    return [
+        f"{least + number * step:>7,} to {least + (number + 1) * step - 1:>7,} "
+        f"{'#' * -(-counts[number] * WIDTH // most):{WIDTH}} {counts[number]:,}"
+        for number in range(max(counts) + 1)
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""A grid of runs: which there are, that each is done once, and what they add up to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.ablate import Ablation, is_finished, refuse_other_run
+from recipes.ablation import (
+    Result,
+    markdown_table,
+    plan_ablation,
+    result_of,
+    summarise,
+)
+from recipes.config import load_config
+from recipes.edge.ablation_figure import draw_ablation
+from recipes.edge.clips import make_clips
+from recipes.edge.settings import read_settings
+from recipes.qwen2vl_tiny import TINY
+
+ROOT = Path(__file__).parents[2]
+OUT = Path("out")
+RESULT = Result(
+    loss=2.0,
+    language_loss=1.5,
+    autoregressive_loss=0.5,
+    skill=0.25,
+    accuracy=0.5,
+    chance=0.25,
+    tokens_per_clip=40.0,
+    tokens_per_second=1000.0,
+    frames_per_second=200.0,
+)
+
+
+def grid(*axes: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {"base": "tiny", "grid": list(axes), "seeds": [0, 3], **changes}
+
+
+RATIOS = {"name": "ratio", "slow_frame_ratio": [0, 0.5]}
+LOSSES = {"name": "loss", "variants": [{"loss_weight": 0.15}, {"loss_weight": 0}]}
+
+
+def test_equal_settings_are_one_run() -> None:
+    variants = plan_ablation(grid(RATIOS, LOSSES), OUT)
+    assert [(each.axis, each.label, each.is_base) for each in variants] == [
+        ("ratio", "slow_frame_ratio 0", False),
+        ("ratio", "slow_frame_ratio 0.5", True),
+        ("loss", "loss_weight 0.15", True),
+        ("loss", "loss_weight 0", False),
+    ]
+    assert variants[1].configs == variants[2].configs
+    assert [each.seed for each in variants[0].configs] == [0, 3]
+    folders = {each.output_dir for v in variants for each in v.configs}
+    assert folders == {
+        OUT / f"{name},seed={seed}"
+        for name in ("base", "slow_frame_ratio=0.0", "loss_weight=0.0")
+        for seed in (0, 3)
+    }
+    (config,) = {replace(c, seed=0, output_dir=OUT) for c in variants[1].configs}
+    assert config == replace(TINY, output_dir=OUT)
+
+
+def test_every_setting_can_be_an_axis() -> None:
+    strategy = {"name": "repeat_strides", "pattern": [2, 4, 4]}
+    axes = [
+        {"name": "a", "frame_sampling_strategy": ["uniform", strategy]},
+        {"name": "b", "parallel": [{"tower": "trained"}, {"lora_rank": 2}]},
+        {"name": "c", "variants": [{"bf16": True, "max_steps": 5}]},
+        {"name": "d", "autoregressive_config": [{"loss_weight": 0.2}]},
+    ]
+    base = {"preset": "2b", "loss_weight": 0.3, "data_path": "x.json"}
+    variants = plan_ablation(grid(*axes, base=base), OUT)
+    assert len(variants) == 6
+    folders = [each.configs[0].output_dir for each in variants]
+    assert folders[4].name == "max_steps=5,seed=0"
+    assert len(set(folders)) == 6
+    assert {each.configs[0].loss_weight for each in variants} == {0.3, 0.2}
+    assert all("/" not in f.name and len(f.name) < 140 for f in folders)
+    assert variants[3].configs[0].parallel.lora_rank == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base": "tiny"}, "grid is missing; an ablation has base, grid, seeds"),
+        (grid(RATIOS, sedes=[1]), "sedes is no setting; the nearest one is seeds"),
+        (grid(RATIOS, seeds=[]), "seeds is []; it must be a list, not empty"),
+        (grid(RATIOS, seeds=[1, 1]), "seeds is [1, 1]; each stands once"),
+        (grid(RATIOS, seeds=["a"]), "seeds is 'a'; it must be a whole number"),
+        (grid(), "grid is []; it must be a list, not empty"),
+        (
+            grid(RATIOS, base="tyni"),
+            "preset is 'tyni'; the nearest known one is 'tiny'",
+        ),
+        (
+            grid(RATIOS, base={"seed": 3}),
+            "base names seed; the ablation sets it for every run",
+        ),
+        (grid({"slow_frame_ratio": [1]}), "grid[0].name is None; it must be text"),
+        (
+            grid({"name": "a"}),
+            (
+                "grid[0] has nothing beside its name; it takes one setting with a list "
+                "of values, or variants"
+            ),
+        ),
+        (
+            grid({"name": "a", "loss_weight": 0.1}),
+            "grid[0].loss_weight is 0.1; it must be a list, not empty",
+        ),
+        (
+            grid({"name": "a", "loss_wieght": [0.1]}),
+            "loss_wieght is no setting; the nearest one is loss_weight",
+        ),
+    ],
+)
+def test_a_grid_that_cannot_be_meant(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        plan_ablation(settings, OUT)
+    assert str(caught.value) == message
+
+
+def test_the_grid_of_the_docs() -> None:
+    variants = plan_ablation(read_settings(ROOT / "recipes/configs/ablation.yaml"), OUT)
+    folders = {each.output_dir for v in variants for each in v.configs}
+    assert (len(variants), len(folders)) == (16, 36)
+    assert sum(each.is_base for each in variants) == 5
+
+
+def test_a_run_is_summed_up_by_its_end(tmp_path: Path) -> None:
+    steps = [
+        {"step": n, "loss": n, "skill": None, "tokens_per_second": 2**n}
+        for n in range(1, 21)
+    ]
+    asked = [
+        {"step": 20, "event": "evaluation", "accuracy": a, "chance": 0.1}
+        for a in (0, 0.75)
+    ]
+    lines = [json.dumps(each) for each in [*steps, *asked]]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    found = result_of(tmp_path)
+    assert (found.loss, found.accuracy, found.chance) == (19.5, 0.75, 0.1)
+    assert found.tokens_per_second == (2**10 + 2**11) / 2
+    assert (found.skill, found.autoregressive_loss) == (None, None)
+
+
+def test_the_table_has_means_and_spread(tmp_path: Path) -> None:
+    variants = plan_ablation(grid(RATIOS), OUT)
+    (first, second), (third, missing) = (each.configs for each in variants)
+    results = {
+        first.output_dir: RESULT,
+        second.output_dir: replace(RESULT, accuracy=0.75, loss=3.0),
+        third.output_dir: replace(RESULT, accuracy=None, autoregressive_loss=None),
+    }
+    rows = summarise(variants, results)
+    assert rows[0]["accuracy"] == {
+        "mean": 0.625,
+        "deviation": pytest.approx(0.1767767),
+        "values": [0.5, 0.75],
+    }
+    assert (rows[0]["seeds"], rows[0]["missing"]) == ([0, 3], 0)
+    assert (rows[1]["seeds"], rows[1]["missing"]) == ([0], 1)
+    assert missing.output_dir.name not in rows[1]["runs"]
+    assert markdown_table(rows).splitlines()[2:] == [
+        (
+            "| **ratio** | slow_frame_ratio 0 | 2 | 0.625 (0.500 to 0.750) | 2.500 | "
+            "1.5000 | 0.5000 | 0.250 | 40.0 | 1000 | 200 |"
+        ),
+        (
+            "|  | slow_frame_ratio 0.5 (base) | 1, 1 missing | - | 2.000 | 1.5000 | - "
+            "| 0.250 | 40.0 | 1000 | 200 |"
+        ),
+    ]
+    draw_ablation(rows, tmp_path / "a.svg")
+    draw_ablation(rows, tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert "<svg" in (tmp_path / "a.svg").read_text()
+
+
+def write_grid(folder: Path, base: dict[str, Any]) -> None:
+    """JSON is YAML."""
+    axis = {"name": "loss", "loss_weight": [0.15, 0]}
+    settings = {"base": base, "grid": [axis], "seeds": [0]}
+    (folder / "ablation.yaml").write_text(json.dumps(settings))
+
+
+def start(folder: Path, *flags: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "recipes/ablate.py", str(folder / "ablation.yaml")]
+    return subprocess.Popen(
+        [*command, "--output-dir", str(folder / "out"), *flags],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_an_ablation_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    make_clips(clips, num_clips=8, held_out=4, seed=0, num_frames=4, size=(56, 84))
+    base = {
+        "data_path": str(clips / "train.jsonl"),
+        "eval_data_path": str(clips / "held_out.jsonl"),
+        "tokens_per_row": 300,
+        "max_steps": 3,
+        "save_steps": 1,
+    }
+    write_grid(tmp_path, base)
+    out = tmp_path / "out"
+    first = start(tmp_path)
+    # The runs are done one after the other; the second is ended once it has begun.
+    second_run = out / "loss_weight=0.0,seed=0"
+    deadline = time.monotonic() + 120
+    while not (second_run / "checkpoint-1").exists():
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.02)
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    assert first.returncode != 0
+    one, two = (
+        load_config(f / "settings.yaml", TINY)
+        for f in (out / "base,seed=0", second_run)
+    )
+    assert is_finished(one)
+    is_left = not is_finished(two)
+    kept = {f: f.stat().st_mtime_ns for f in one.output_dir.rglob("*") if f.is_file()}
+
+    again = start(tmp_path, "--jobs", "2")
+    words, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, words
+    assert f"2 runs, {2 - is_left} of them finished" in words
+    assert kept == {
+        f: f.stat().st_mtime_ns for f in one.output_dir.rglob("*") if f.is_file()
+    }
+    lines = (second_run / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 3]
+    log = (second_run / "train.log").read_text()
+    assert "goes on after step" in log or not is_left
+    rows = json.loads((out / "ablation.json").read_text())
+    assert [row["seeds"] for row in rows] == [[0], [0]]
+    assert rows[0]["autoregressive_loss"]["mean"] > 0
+    assert rows[1]["autoregressive_loss"]["values"] == []
+    assert rows[0]["tokens_per_clip"]["mean"] > 1
+    assert (out / "ablation.md").read_text() in words
+    assert (out / "ablation.svg").is_file()
+
+    with pytest.raises(ValueError) as caught:
+        refuse_other_run(replace(one, max_steps=4))
+    assert str(caught.value) == (
+        f"{one.output_dir}: max_steps is 4 but the run began with 3; it goes on with "
+        "the settings that it began with, or in another output_dir"
+    )
+    refuse_other_run(replace(one, dataloader_num_workers=4))
+    refuse_other_run(replace(one, output_dir=out / "new", max_steps=4))
+
+
+def test_a_run_that_fails_is_missing(tmp_path: Path) -> None:
+    write_grid(tmp_path, {"data_path": str(tmp_path / "none.json")})
+    done = start(tmp_path, "--jobs", "2")
+    words, _ = done.communicate(timeout=120)
+    assert done.returncode == 1
+    assert "base,seed=0: ended with 1" in words
+    console = tmp_path / "out" / "base,seed=0" / "console.log"
+    assert "none.json, which does not exist" in console.read_text()
+    rows = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert [(row["seeds"], row["missing"]) for row in rows] == [([], 1), ([], 1)]
+
+
+@pytest.mark.parametrize("name", ["jobs", "ranks"])
+def test_nothing_runs_on_nothing(name: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Ablation(settings=OUT, **{name: 0})
+    assert str(caught.value) == f"{name} is 0; it must be at least 1"

@@ -1,0 +1,159 @@
+"""Clips in archives, read in place."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.edge.archives import (
+    ArchiveError,
+    ArchiveStore,
+    list_members,
+    match_members,
+)
+from recipes.edge.clips import write_clip
+from recipes.edge.media import MediaFile
+from recipes.edge.video import decode_frames, probe_video
+
+MODES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz"}
+
+LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    frames = torch.arange(5 * 3 * 48 * 64).reshape(5, 3, 48, 64) % 255
+    write_clip(tmp_path / "clip.mp4", frames.to(torch.uint8))
+    return tmp_path / "clip.mp4"
+
+
+def pack(path: Path, files: dict[str, bytes]) -> Path:
+    suffix = "".join(path.suffixes)
+    with tarfile.open(path, MODES[suffix]) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("suffix", MODES)
+def test_a_clip_is_read_in_place(tmp_path: Path, clip: Path, suffix: str) -> None:
+    content = clip.read_bytes()
+    files = {"a.txt": b"text", "deep/b.mp4": content, "c.mp4": content[::-1]}
+    archive = pack(tmp_path / f"clips{suffix}", files)
+    plain = ArchiveStore(tmp_path / "cache").open(str(archive))
+    assert (plain == archive) == (suffix == ".tar")
+    members = list(list_members(str(archive), plain))
+    assert [member.name for member in members] == list(files)
+    whole = MediaFile(path=clip)
+    assert probe_video(members[1]) == probe_video(whole)
+    indices = [0, 2, 4]
+    found = decode_frames(members[1], indices)
+    assert torch.equal(found, decode_frames(whole, indices))
+    assert str(members[1]) == f"{plain}:deep/b.mp4"
+
+
+def test_an_archive_is_unzipped_once(tmp_path: Path) -> None:
+    store = ArchiveStore(tmp_path / "cache")
+    archive = pack(tmp_path / "clips.tar.gz", {"a": b"1"})
+    plain = store.open(str(archive))
+    written = plain.stat().st_ino
+    assert store.open(str(archive)) == plain
+    assert plain.stat().st_ino == written
+    pack(archive, {"a": b"22"})
+    os.utime(archive, (1, 1))
+    assert store.open(str(archive)) != plain
+
+
+def test_what_was_opened_longest_ago_goes_first(tmp_path: Path) -> None:
+    store = ArchiveStore(tmp_path / "cache", most=2)
+    archives = [
+        str(pack(tmp_path / f"{name}.tar.gz", {"a": name.encode()})) for name in "abc"
+    ]
+    first, second = (store.open(archive) for archive in archives[:2])
+    os.utime(second, (1, 1))
+    reader = second.open("rb")
+    third = store.open(archives[2])
+    assert (first.exists(), second.exists(), third.exists()) == (True, False, True)
+    with reader:
+        assert len(reader.read()) > 0
+    assert store.open(archives[1]).exists()
+
+
+def test_processes_share_a_cache(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "clips.tar.gz", {"a": bytes(10_000_000)})
+    code = (
+        "import sys; from pathlib import Path; "
+        "from recipes.edge.archives import ArchiveStore; "
+        "print(ArchiveStore(Path(sys.argv[1])).open(sys.argv[2]).stat().st_ino)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache"), str(archive)]
+    runs = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+        for _ in range(2)
+    ]
+    found = {run.communicate(timeout=120)[0] for run in runs}
+    assert len(found) == 1
+    assert found.pop().strip().isdigit()
+
+
+def test_links_and_folders_are_passed_over(tmp_path: Path) -> None:
+    path = pack(tmp_path / "clips.tar", {"a": b"1"})
+    with tarfile.open(path, "a") as archive:
+        for kind in (
+            tarfile.SYMTYPE,
+            tarfile.LNKTYPE,
+            tarfile.DIRTYPE,
+            tarfile.FIFOTYPE,
+        ):
+            member = tarfile.TarInfo("../../etc/passwd")
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+    assert [each.name for each in list_members("clips", path)] == ["a"]
+
+
+@pytest.mark.parametrize("suffix", MODES)
+def test_broken_archives_say_so(tmp_path: Path, suffix: str) -> None:
+    whole = pack(tmp_path / f"whole{suffix}", {"a": os.urandom(50_000)}).read_bytes()
+    store = ArchiveStore(tmp_path / "cache")
+    for number, content in enumerate((whole[:20_000], b"no archive" * 100)):
+        archive = tmp_path / f"{number}{suffix}"
+        archive.write_bytes(content)
+        with pytest.raises(ArchiveError, match=rf"{number}{suffix} (cannot be|is no)"):
+            list(list_members(str(archive), store.open(str(archive))))
+    with pytest.raises(ArchiveError, match="lost"):
+        store.open(str(tmp_path / f"lost{suffix}"))
+
+
+def test_names_are_matched_from_the_most_alike_to_the_least() -> None:
+    members = [
+        ("source/NExT/1.mp4", "next"),
+        ("./source/b/2.mp4", "exact"),
+        ("other/2.mp4", "worse"),
+        ("x/3.mp4", "three"),
+        ("y/3.mp4", "again"),
+        ("z/4.mp4", "four"),
+        ("5.mp4", "shorter"),
+    ]
+    wanted = [
+        "NExT/1.mp4",
+        "source/b/2.mp4",
+        "a/3.mp4",
+        "a/4.mp4",
+        "deep/5.mp4",
+        "6.mp4",
+        "xt/1.mp4",
+    ]
+    assert match_members(wanted, members) == {
+        "NExT/1.mp4": "next",
+        "source/b/2.mp4": "exact",
+        "a/4.mp4": "four",
+        "deep/5.mp4": "shorter",
+        "xt/1.mp4": "next",
+    }

@@ -1,0 +1,118 @@
+"""Where the rows of a dataset are found."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from recipes.edge.data_files import fetch, list_subsets
+
+PUBLISHED = (
+    ".gitattributes",
+    "README.md",
+    "0_30_s_academic_v0_1/0_30_s_academic_mc_v0_1_qa_processed.json",
+    "0_30_s_academic_v0_1/0_30_s_academic_oe_v0_1_qa_processed.json",
+    "0_30_s_academic_v0_1/0_30_s_academic_v0_1_cap_processed.json",
+    "0_30_s_academic_v0_1/0_30_s_academic_v0_1_videos_1.tar.gz",
+    "0_30_s_academic_v0_1/0_30_s_academic_v0_1_videos_2.tar.gz",
+    "30_60_s_nextqa/30_60_s_nextqa_mc_qa_processed.json",
+    "30_60_s_nextqa/30_60_s_nextqa_videos_1.tar.gz",
+    "gpt4o_caption_prompt/single.py",
+)
+"""Names in the manner of LLaVA-Video-178K's."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in PUBLISHED:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    return tmp_path
+
+
+def names(files: Sequence[str]) -> list[str]:
+    return [Path(file).name for file in files]
+
+
+def test_a_folder_of_folders(folder: Path) -> None:
+    subsets = list_subsets(str(folder))
+    assert [each.name for each in subsets] == ["0_30_s_academic_v0_1", "30_60_s_nextqa"]
+    assert names(subsets[0].files) == names(PUBLISHED[2:5])
+    assert names(subsets[0].archives) == names(PUBLISHED[5:7])
+    assert all(Path(file).is_file() for file in subsets[0].files)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [
+        ("*/caption", [4]),
+        ("*/multi_choice", [2, 7]),
+        ("0_30_s_*/open_ended", [3]),
+        ("0_30_s_academic_v0_1", [2, 3, 4]),
+        ("30_60*", [7]),
+        ("*", [2, 3, 4, 7]),
+    ],
+)
+def test_patterns_take_subsets_and_splits(
+    folder: Path, pattern: str, files: list[int]
+) -> None:
+    subsets = list_subsets(str(folder), (pattern,))
+    found = [name for each in subsets for name in names(each.files)]
+    assert found == names([PUBLISHED[number] for number in files])
+    assert all(each.archives for each in subsets)
+
+
+def test_a_pattern_that_takes_nothing_is_an_error(folder: Path) -> None:
+    said = (
+        "data_subsets has 'nextqa', which takes no file; the subsets of .* are "
+        "0_30_s_academic_v0_1, 30_60_s_nextqa"
+    )
+    with pytest.raises(ValueError, match=said):
+        list_subsets(str(folder), ("*", "nextqa"))
+
+
+def test_the_hub_lists_as_a_folder_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def list_repo_files(_: HfApi, repository: str, *, repo_type: str) -> list[str]:
+        asked.append((repository, repo_type))
+        return list(PUBLISHED)
+
+    monkeypatch.setattr(HfApi, "list_repo_files", list_repo_files)
+    on_hub = list_subsets("lmms-lab/LLaVA-Video-178K", ("*/caption",))
+    (local,) = list_subsets(str(folder), ("*/caption",))
+    assert asked == [("lmms-lab/LLaVA-Video-178K", "dataset")]
+    assert [names(each.files) for each in on_hub] == [names(local.files)]
+    assert on_hub[0].files[0] == (
+        f"hf://datasets/lmms-lab/LLaVA-Video-178K/{PUBLISHED[4]}"
+    )
+
+
+def test_files_beside_a_file(folder: Path) -> None:
+    file = folder / PUBLISHED[3]
+    (subset,) = list_subsets(str(file))
+    assert subset.files == (str(file),)
+    assert names(subset.archives) == names(PUBLISHED[5:7])
+    assert fetch(subset.files[0]) == file
+
+
+def test_missing_path(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data_path is .*none, which does not"):
+        list_subsets(str(tmp_path / "none"))
+
+
+def test_folder_without_data(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="which has no data files"):
+        list_subsets(str(tmp_path))
+
+
+def test_unsupported_suffix(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("id,video\n")
+    with pytest.raises(
+        ValueError, match=r"rows\.csv; a data file must end in one of \.json, \.jsonl"
+    ):
+        list_subsets(str(tmp_path / "rows.csv"))

@@ -1,0 +1,159 @@
+"""Rows joined to the headers of what they show, in files and in archives."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recipes.edge.archives import ArchiveStore
+from recipes.edge.clips import write_clip
+from recipes.edge.conversations import BadSample, Turn
+from recipes.edge.data_files import list_subsets
+from recipes.edge.index import (
+    Clip,
+    Sample,
+    index_archive,
+    join_samples,
+    most_common_share,
+    write_index,
+)
+from recipes.edge.media import MediaFile
+from recipes.edge.video import VideoInfo, probe_video
+from tests.recipes.test_archives import pack
+
+ASKED = {"from": "human", "value": "<image>\nWhat?"}
+ANSWERED = {"from": "gpt", "value": "This."}
+
+
+def clip_bytes(folder: Path, count: int) -> bytes:
+    """Write a clip of so many frames, which tells it from others."""
+    frames = torch.full((count, 3, 48, 64), 90, dtype=torch.uint8)
+    path = folder / f"{count}.mp4"
+    write_clip(path, frames)
+    return path.read_bytes()
+
+
+def row(name: str, **changes: Any) -> dict[str, Any]:
+    return {"id": name, "video": name, "conversations": [ASKED, ANSWERED]} | changes
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Lay out a dataset as LLaVA-Video-178K is."""
+    clips = {count: clip_bytes(tmp_path, count) for count in (3, 4, 5)}
+    folder = tmp_path / "data"
+    nextqa = folder / "0_30_s_nextqa"
+    write_rows(
+        nextqa / "0_30_s_nextqa_mc.json",
+        [row("NextQA/1.mp4"), row("NextQA/2.mp4"), row("NextQA/lost.mp4")],
+    )
+    write_rows(nextqa / "0_30_s_nextqa_oe.json", [row("NextQA/1.mp4", id="again")])
+    first = {"NextQA/1.mp4": clips[3], "NextQA/unasked.mp4": clips[5]}
+    pack(nextqa / "0_30_s_nextqa_videos_1.tar.gz", first)
+    second = {"videos/NextQA/2.mp4": clips[4], "broken.mp4": b"no video"}
+    pack(nextqa / "0_30_s_nextqa_videos_2.tar.gz", second)
+    youtube = folder / "1_2_m_youtube"
+    write_rows(youtube / "cap.json", [row("y/1.mp4"), row("x/broken.mp4")])
+    pack(youtube / "videos.tar", {"y/1.mp4": clips[5], "x/broken.mp4": b"no video"})
+    (youtube / "y").mkdir()
+    (youtube / "y" / "1.mp4").write_bytes(clips[4])
+    return folder
+
+
+def joined(dataset: Path, cache: Path) -> tuple[list[Sample], list[BadSample]]:
+    bad = list[BadSample]()
+    subsets = list_subsets(str(dataset))
+    return list(join_samples(subsets, ArchiveStore(cache), bad.append)), bad
+
+
+def test_rows_are_joined_to_members_and_files(dataset: Path, tmp_path: Path) -> None:
+    samples, bad = joined(dataset, tmp_path / "cache")
+    assert [each.sample_id for each in samples] == [
+        "NextQA/1.mp4",
+        "NextQA/2.mp4",
+        "again",
+        "y/1.mp4",
+    ]
+    assert [each.clips[0].info.num_frames for each in samples] == [3, 4, 3, 4]
+    assert [Path(each.clips[0].source).name for each in samples] == [
+        "0_30_s_nextqa_videos_1.tar.gz",
+        "0_30_s_nextqa_videos_2.tar.gz",
+        "0_30_s_nextqa_videos_1.tar.gz",
+        "1.mp4",
+    ]
+    store = ArchiveStore(tmp_path / "cache")
+    for sample in samples:
+        (clip,) = sample.clips
+        assert probe_video(clip.file(store)) == clip.info
+    assert [each.sample_id for each in bad] == ["NextQA/lost.mp4", "x/broken.mp4"]
+    assert "lost.mp4 cannot be opened: No such file" in bad[0].reason
+    assert "videos.tar:x/broken.mp4 cannot be opened as a video" in bad[1].reason
+    mc = dataset / "0_30_s_nextqa" / "0_30_s_nextqa_mc.json"
+    assert bad[0].source == f"{mc}:3"
+
+
+def test_headers_in_an_archive_are_read_once(dataset: Path, tmp_path: Path) -> None:
+    store = ArchiveStore(tmp_path / "cache")
+    archive = str(dataset / "0_30_s_nextqa" / "0_30_s_nextqa_videos_2.tar.gz")
+    before = list(index_archive(archive, store))
+    for plain in store.cache_dir.glob("*.tar"):
+        plain.unlink()
+    assert list(index_archive(archive, store)) == before
+    good, broken = before
+    assert isinstance(good, Clip)
+    assert good.file(store).path.exists()
+    assert isinstance(broken, BadSample)
+    assert str(tmp_path / "cache") not in broken.reason
+
+
+def test_samples_come_back_from_disk(tmp_path: Path) -> None:
+    info = VideoInfo(num_frames=2, fps=1.5, height=3, width=4, seconds=(0.0, 0.9))
+    clip = Clip(kind="image", source="s", name="n", offset=5, size=6, info=info)
+    turns = (Turn(role="user", text="\u00e9\n<image>"), Turn(role="assistant", text=""))
+    samples = [
+        Sample(sample_id="a", source="f:1", category="c", turns=turns, clips=(clip,)),
+        Sample(sample_id="b", source="f:2", turns=()),
+    ]
+    index = write_index(tmp_path / "index.arrow", samples)
+    assert list(index) == samples
+    assert (len(index), index[1], index.sample_ids()) == (2, samples[1], ["a", "b"])
+    assert list(write_index(tmp_path / "index.arrow", ())) == []
+
+
+def test_the_most_common_answer() -> None:
+    def samples(*answers: str) -> list[Sample]:
+        return [
+            Sample(
+                sample_id="",
+                source="",
+                turns=(
+                    Turn(role="user", text="?"),
+                    Turn(role="assistant", text=answer),
+                ),
+            )
+            for answer in answers
+        ]
+
+    train = samples("a", "b", "b", "c")
+    assert most_common_share(train, samples("b", "a", "b", "c")) == 0.5
+    assert most_common_share(train, []) == 0
+    assert most_common_share([], samples("a")) == 0
+
+
+def test_a_file_beside_the_rows_needs_no_archive(tmp_path: Path) -> None:
+    clip_bytes(tmp_path, 3)
+    write_rows(tmp_path / "rows.json", [row("3.mp4"), row("3.mp4", id="")])
+    samples, bad = joined(tmp_path / "rows.json", tmp_path / "cache")
+    assert [each.sample_id for each in samples] == ["3.mp4", "rows.json:2"]
+    assert bad == []
+    assert samples[0].clips[0].file(ArchiveStore(tmp_path / "cache")) == MediaFile(
+        path=tmp_path / "3.mp4"
+    )
+    assert not (tmp_path / "cache").exists()
