@@ -4,7 +4,6 @@ Messages of the DevTools protocol are JSON that ends in a zero byte: the browser
 them from its file 3 and writes to its file 4.
 """
 
-import base64
 import json
 import os
 import select
@@ -185,11 +184,6 @@ class Page:
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.send("Emulation.setEmulatedMedia", features=[feature])
         self.settle()
-
-    def screenshot(self, path: Path) -> None:
-        """Save a picture of the whole page."""
-        found = self.send("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(found["data"]))
 
     def _receive(self) -> dict[str, Any]:
         """Wait for the next message."""
