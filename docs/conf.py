@@ -16,6 +16,7 @@ extensions = [
     "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
     "benchmarks",
+    "explorer",
     "laws",
 ]
 exclude_patterns = ["_build"]
