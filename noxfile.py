@@ -75,3 +75,10 @@ def recipes(session: nox.Session) -> None:
     with tempfile.TemporaryDirectory() as folder:  # a used one would be resumed
         recipe = ["recipes/qwen2vl_tiny.py", "--output-dir", folder]
         session.run(*torchrun, *recipe, *session.posargs)
+
+
+@nox.session
+def integrations(session: nox.Session) -> None:
+    """Run the tests that need packages of others: lmms-eval."""
+    session.install("-e", ".[dev]", "lmms-eval>=0.7.3")
+    session.run("pytest", "tests/integrations", *session.posargs)

@@ -22,12 +22,13 @@ from typing import Annotated, Any
 import torch
 import transformers
 import tyro
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoTokenizer
 
-from fastslow import StreamState, best_fit_decreasing, to_device
-from fastslow.qwen2_vl import FastSlowQwen2VL, generate_answers
-from recipes.config import SETTINGS_FILE, Config, load_config
+from fastslow import best_fit_decreasing
+from fastslow.qwen2_vl import FastSlowQwen2VL
+from recipes.config import Config
 from recipes.data import CACHE, clip_settings
+from recipes.edge.answers import answer_prompts, find_settings, load_model
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.conversations import BadSample
 from recipes.edge.data_files import list_subsets
@@ -38,11 +39,9 @@ from recipes.edge.distributed import (
     process_group,
 )
 from recipes.edge.index import Sample, join_samples, write_index
-from recipes.edge.loader import PackedRows
 from recipes.edge.samples import PlannedSamples, plan_samples
 from recipes.edge.scoring import score_answer, summarise_scores
 from recipes.edge.settings import settings_as_json
-from recipes.edge.tiny import VIDEO_TOKEN
 from recipes.edge.weights import find_weights
 
 
@@ -88,7 +87,7 @@ def main() -> None:
             lambda: find_weights(options.checkpoint), world
         )
         config = find_settings(checkpoint, options.config)
-        model = load_model(checkpoint, config, world)
+        model = load_model(checkpoint, config, world.device)
         questions = broadcast_from_main(
             lambda: plan_questions(options, checkpoint, config, model, shared), world
         )
@@ -109,37 +108,6 @@ def main() -> None:
             }
             options.output.write_text(json.dumps(about | found, indent=1) + "\n")
             sys.stdout.write(f"{table(found)}\nwritten to {options.output}\n")
-
-
-def find_settings(checkpoint: Path, file: Path | None) -> Config:
-    """Give the settings under which clips become tokens.
-
-    Args:
-        checkpoint: Folder of the weights.
-        file: The settings; None for those of the run that the folder is in.
-
-    Returns:
-        The settings.
-
-    Raises:
-        ValueError: If the folder is in no run and there is no file.
-    """
-    file = file or checkpoint.parent / SETTINGS_FILE
-    if not file.exists():
-        raise ValueError(
-            f"{file} does not exist; --config says how clips become tokens where the "
-            "checkpoint is of no run"
-        )
-    return load_config(file, Config(output_dir=Path("unused")))
-
-
-def load_model(checkpoint: Path, config: Config, world: World) -> FastSlowQwen2VL:
-    """Load the whole model, in the type that it was trained to compute in."""
-    is_cuda = world.device.type == "cuda"
-    backbone: Any = AutoModelForImageTextToText.from_pretrained(
-        checkpoint, dtype=config.parallel.compute_dtype if is_cuda else torch.float32
-    )
-    return FastSlowQwen2VL(backbone).to(world.device).eval()
 
 
 def plan_questions(
@@ -176,39 +144,25 @@ def ask(
 ) -> Iterator[dict[str, Any]]:
     """Answer this rank's share of the questions, as many at a time as a row holds."""
     prompts = questions.prompts
-    tokenizer = prompts.tokenizer
-    rows = PackedRows(prompts, tokenizer.get_vocab()[VIDEO_TOKEN])
     bins = best_fit_decreasing(prompts.lengths, prompts.settings.capacity)
-    for chosen in bins[world.rank :: world.size]:
-        row = rows[chosen, StreamState()]
-        failed = {sample.source: sample.reason for sample in row.bad}
-        ids = generate_answers(
-            model,
-            row.patches.to(model.backbone.device, model.backbone.dtype),
-            to_device(row.plan, model.backbone.device),
-            end_token_ids=[tokenizer.eos_token_id],
-            max_new_tokens=max_new_tokens,
-        )
-        answers = iter(ids)
-        for number in chosen:
-            sample = prompts.index[prompts.numbers[number]]
-            reason = failed.get(sample.source)
-            text = "" if reason else str(tokenizer.decode(list(next(answers))))
-            reference = questions.references[prompts.numbers[number]]
-            question = sample.turns[-1].text
-            score = score_answer(question, reference, text)
-            if reason:
-                score = replace(score, correct=False, f1=0.0)
-            yield {
-                "sample_id": sample.sample_id,
-                "source": sample.source,
-                "category": sample.category,
-                "question": question,
-                "reference": reference,
-                "answer": text,
-                "error": reason,
-                **asdict(score),
-            }
+    share = bins[world.rank :: world.size]
+    for answer in answer_prompts(model, prompts, share, max_new_tokens=max_new_tokens):
+        number = prompts.numbers[answer.number]
+        sample, reference = prompts.index[number], questions.references[number]
+        question = sample.turns[-1].text
+        score = score_answer(question, reference, answer.text)
+        if answer.error:
+            score = replace(score, correct=False, f1=0.0)
+        yield {
+            "sample_id": sample.sample_id,
+            "source": sample.source,
+            "category": sample.category,
+            "question": question,
+            "reference": reference,
+            "answer": answer.text,
+            "error": answer.error,
+            **asdict(score),
+        }
 
 
 def evaluation(questions: Questions, answers: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""Answers to packed prompts, in text."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+from fastslow import StreamState, to_device
+from fastslow.qwen2_vl import FastSlowQwen2VL, generate_answers
+from recipes.config import SETTINGS_FILE, Config, load_config
+from recipes.edge.loader import PackedRows
+from recipes.edge.samples import PlannedSamples
+from recipes.edge.tiny import VIDEO_TOKEN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model says.
+
+    Attributes:
+        number: Number of the prompt.
+        text: The answer; empty if there is an error.
+        error: Why the prompt could not be decoded, if it could not.
+    """
+
+    number: int
+    text: str
+    error: str | None
+
+
+def find_settings(checkpoint: Path, file: Path | None) -> Config:
+    """Give the settings under which clips become tokens.
+
+    Args:
+        checkpoint: Folder of the weights.
+        file: The settings; None for those of the run that the folder is in.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If the folder is in no run and there is no file.
+    """
+    file = file or checkpoint.parent / SETTINGS_FILE
+    if not file.exists():
+        raise ValueError(
+            f"{file} does not exist; --config says how clips become tokens where the "
+            "checkpoint is of no run"
+        )
+    return load_config(file, Config(output_dir=Path("unused")))
+
+
+def load_model(
+    checkpoint: Path, config: Config, device: torch.device
+) -> FastSlowQwen2VL:
+    """Load a whole model to ask it.
+
+    Args:
+        checkpoint: Folder of the weights.
+        config: Says in which type a GPU computes; a CPU computes in float32.
+        device: Where it computes.
+
+    Returns:
+        The model, in evaluation mode.
+    """
+    is_cuda = device.type == "cuda"
+    backbone: Any = AutoModelForImageTextToText.from_pretrained(
+        checkpoint, dtype=config.parallel.compute_dtype if is_cuda else torch.float32
+    )
+    return FastSlowQwen2VL(backbone).to(device).eval()
+
+
+def answer_prompts(
+    model: FastSlowQwen2VL,
+    prompts: PlannedSamples,
+    bins: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_texts: Collection[str] = (),
+) -> Iterator[Answer]:
+    """Answer prompts row by row.
+
+    Args:
+        model: The model.
+        prompts: Conversations that end with a question.
+        bins: Numbers of the prompts that share a row.
+        max_new_tokens: Tokens of an answer at most.
+        stop_texts: An answer ends before the first of these, too.
+
+    Yields:
+        An answer for each prompt, in the order of the bins.
+    """
+    tokenizer = prompts.tokenizer
+    rows = PackedRows(prompts, tokenizer.get_vocab()[VIDEO_TOKEN])
+    device, dtype = model.backbone.device, model.backbone.dtype
+    for chosen in bins:
+        row = rows[tuple(chosen), StreamState()]
+        failed = {sample.source: sample.reason for sample in row.bad}
+        ids = generate_answers(
+            model,
+            row.patches.to(device, dtype),
+            to_device(row.plan, device),
+            end_token_ids=[tokenizer.eos_token_id],
+            max_new_tokens=max_new_tokens,
+        )
+        answers = iter(ids)
+        for number in chosen:
+            error = failed.get(prompts.index[prompts.numbers[number]].source)
+            text = "" if error else str(tokenizer.decode(list(next(answers))))
+            stops = [text.find(stop) for stop in stop_texts if stop in text]
+            cut = text[: min(stops, default=len(text))]
+            yield Answer(number=number, text=cut, error=error)

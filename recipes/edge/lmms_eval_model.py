@@ -1,0 +1,165 @@
+"""A model for lmms-eval: its tasks ask, our preprocessing, schedule and mask answer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import Instance  # type: ignore[import-not-found]
+from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
+from PIL.Image import Image
+from transformers import AutoTokenizer
+
+from fastslow import best_fit_decreasing
+from recipes.data import CACHE, clip_settings
+from recipes.edge.answers import answer_prompts, find_settings, load_model
+from recipes.edge.archives import ArchiveStore
+from recipes.edge.conversations import Kind, Turn
+from recipes.edge.index import Clip, Sample, write_index
+from recipes.edge.media import MediaFile
+from recipes.edge.samples import plan_samples
+from recipes.edge.video import probe_video
+from recipes.edge.weights import find_weights
+
+
+class FastSlow(lmms):  # type: ignore[misc]
+    """What ``--model fastslow`` of lmms-eval stands for.
+
+    Args:
+        pretrained: Folder of a ``model-N``, or any checkpoint of transformers.
+        config: YAML file of settings; by default those of the run.
+        device: Where it computes.
+        batch_size: Accepted without effect; a row holds as many prompts as fit.
+
+    Raises:
+        ValueError: If something else is given: nothing is ignored.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str,
+        config: str | None = None,
+        device: str | None = None,
+        batch_size: int | str = 1,
+        **others: Any,
+    ) -> None:
+        """Load the weights."""
+        super().__init__()
+        if others:
+            raise ValueError(
+                f"model_args has {', '.join(sorted(others))}; it takes pretrained, "
+                "config and device"
+            )
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device or default)
+        self.batch_size = batch_size
+        self._checkpoint = find_weights(pretrained)
+        settings = find_settings(self._checkpoint, Path(config) if config else None)
+        self._model = load_model(self._checkpoint, settings, self.device)
+        self._settings = clip_settings(settings, self._model.family, self.device)
+
+    @property
+    def rank(self) -> int:
+        """This process."""
+        return int(self._rank)
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return int(self._world_size)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Answer requests; those of one set of generation settings share rows.
+
+        Raises:
+            ValueError: If sampling is asked for, or a request does not fit a row.
+        """
+        answers = [""] * len(requests)
+        groups = dict[tuple[int, tuple[str, ...]], list[int]]()
+        for number, request in enumerate(requests):
+            groups.setdefault(_how(request.args[1]), []).append(number)
+        with TemporaryDirectory() as folder:
+            for (most, stops), numbers in groups.items():
+                asked = [requests[number] for number in numbers]
+                said = self._answer(asked, most, stops, Path(folder))
+                for number, text in zip(numbers, said, strict=True):
+                    answers[number] = text
+                    hook = self.cache_hook
+                    hook.add_partial("generate_until", requests[number].args, text)
+        return answers
+
+    def _answer(
+        self,
+        requests: Sequence[Instance],
+        max_new_tokens: int,
+        stop_texts: tuple[str, ...],
+        folder: Path,
+    ) -> list[str]:
+        """Answer requests of one set of generation settings."""
+        store = ArchiveStore(CACHE)
+        samples = (
+            self._sample(request, number, folder)
+            for number, request in enumerate(requests)
+        )
+        index = write_index(folder / "prompts.arrow", samples)
+        tokenizer = AutoTokenizer.from_pretrained(self._checkpoint)
+        prompts, bad = plan_samples(index, self._settings, tokenizer, store)
+        if bad:
+            raise ValueError(f"request {bad[0].source}: {bad[0].reason}")
+        bins = best_fit_decreasing(prompts.lengths, self._settings.capacity)
+        answers = answer_prompts(
+            self._model,
+            prompts,
+            bins,
+            max_new_tokens=max_new_tokens,
+            stop_texts=stop_texts,
+        )
+        texts = {answer.number: answer.text for answer in answers}
+        return [texts[number] for number in range(len(requests))]
+
+    def _sample(self, request: Instance, number: int, folder: Path) -> Sample:
+        """Write a request as a conversation that shows everything first."""
+        context, _, doc_to_visual, doc_id, task, split = request.args
+        shown = doc_to_visual(self.task_dict[task][split][doc_id]) or []
+        clips = [
+            _clip(each, folder / f"{number}-{place}.png")
+            for place, each in enumerate(shown)
+        ]
+        places = "".join(f"<{clip.kind}>\n" for clip in clips)
+        text = context.replace("<image>", "").replace("<video>", "").lstrip("\n")
+        return Sample(
+            sample_id=str(doc_id),
+            source=f"{task}/{split}/{number}",
+            turns=(Turn(role="user", text=places + text),),
+            clips=tuple(clips),
+        )
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Refuse: no task about videos needs it."""
+        raise NotImplementedError("fastslow answers; it does not score given answers")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Refuse: no task about videos needs it."""
+        raise NotImplementedError("fastslow answers a single question at a time")
+
+
+def _clip(shown: Any, picture: Path) -> Clip:
+    """Give what a task shows: the path of a video, or a picture."""
+    kind: Kind = "video"
+    if isinstance(shown, Image):
+        shown.convert("RGB").save(picture)
+        kind, shown = "image", picture
+    file = Path(shown)
+    return Clip(kind=kind, source=str(file), info=probe_video(MediaFile(path=file)))
+
+
+def _how(settings: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
+    """Read how a request wants to be answered."""
+    if settings.get("do_sample") or settings.get("num_beams", 1) != 1:
+        raise ValueError(f"generation_kwargs is {settings}; answers are greedy")
+    until = settings.get("until") or ()
+    stops = (until,) if isinstance(until, str) else tuple(until)
+    return int(settings.get("max_new_tokens", 1024)), stops
