@@ -73,6 +73,7 @@ CORE = (
             "layouts",
             "loss_plans",
             "losses",
+            "merged_attention",
             "spans",
         )
     }
@@ -92,6 +93,7 @@ ROOMS: dict[str, set[str]] = {
     "fastslow.cross_entropy": {"fastslow.loss_plans"},
     "fastslow.diagnostics": set(),
     "fastslow.losses": INTEGERS,
+    "fastslow.merged_attention": {"fastslow.varlen"},
     "fastslow.plotting": CORE,
     "fastslow.testing": set(),
     "fastslow.testing.reference": set(),
