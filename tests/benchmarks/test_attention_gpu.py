@@ -4,8 +4,8 @@
 holds 1 or 8 documents, each of 64 text tokens and frames of 144, 16, 16 and 16 tokens.
 TFLOP/s count the pairs that the mask lets through, and no other. Plain causal
 attention, of the whole row or of its documents, is another mask and about the most that
-a kernel can do here. Without a GPU nothing is timed: ``--benchmark-disable`` takes the same
-calls at a small size.
+a kernel can do here. Without a GPU nothing is timed: ``--benchmark-disable`` takes the
+same calls at a small size.
 """
 
 from collections.abc import Callable, Iterator
