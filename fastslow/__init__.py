@@ -61,7 +61,6 @@ from fastslow.masks import (
     interval_mask,
     visible_intervals,
 )
-from fastslow.merged_attention import varlen_attention
 from fastslow.online_packing import StreamState, next_bin, stream_order, take_bin
 from fastslow.packing import (
     best_fit_decreasing,
@@ -199,7 +198,6 @@ __all__ = [
     "transformer_cost",
     "two_level_schedule",
     "unpack_ragged",
-    "varlen_attention",
     "varlen_plan",
     "video_positions",
     "visible_intervals",

@@ -117,17 +117,19 @@ class _WindowSum(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         plan: PoolPlan = ctx.plan
         (grad,) = grads
-        shares = _divide(grad.clone(), plan)
+        shares = _divide(grad, plan)
         weights = plan.back_weights
         return _sum_bags(shares, plan.windows, plan.cell_starts, weights), None
 
 
 def _divide(rows: Tensor, plan: PoolPlan) -> Tensor:
-    """Divide, in place, the rows of windows whose divisor is not 1."""
+    """Divide the rows of windows whose divisor is not 1."""
+    if not len(plan.uneven):
+        return rows
     wide = torch.promote_types(rows.dtype, torch.float32)
     divisors = plan.divisors.to(wide)[:, None]
     uneven = rows.index_select(0, plan.uneven) / divisors
-    return rows.index_copy_(0, plan.uneven, uneven.to(rows.dtype))
+    return rows.index_copy(0, plan.uneven, uneven.to(rows.dtype))
 
 
 def _sum_bags(
@@ -138,6 +140,10 @@ def _sum_bags(
     Means go this way too: ``embedding_bag`` takes half as long again to divide sums by
     their sizes, and its sums leave the range of half precision.
     """
+    if rows.is_cuda:
+        from fastslow._gpu_bags import sum_bags_on_gpu  # noqa: PLC0415
+
+        return sum_bags_on_gpu(rows, entries, starts, weights)
     if weights is not None:
         weights = weights.to(rows.dtype)
     return F.embedding_bag(

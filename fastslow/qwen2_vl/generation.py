@@ -151,11 +151,12 @@ def _next_scores(
     language_model = model.backbone.model.language_model
     text = language_model.embed_tokens(token)[:, None]
     hidden: Tensor = language_model(
+        None,
+        text.new_empty(1, 1, 0, 0),  # a mask of four axes: used as it is
+        (prompts.next_positions + step)[:, :, None],
+        cache,  # versions of transformers name it differently
         inputs_embeds=text,
-        position_ids=(prompts.next_positions + step)[:, :, None],
-        attention_mask=text.new_empty(1, 1, 0, 0),  # of four axes: used as it is
         layout_mask=visible[:, None, None],
-        past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
     scores: Tensor = model.backbone.lm_head(hidden[:, 0])

@@ -19,7 +19,7 @@ from fastslow.pooling import pool_tokens
 from fastslow.qwen2_vl.attention import ATTENTION_NAME, attention_mask
 from fastslow.qwen2_vl.families import family_of, window_order
 from fastslow.qwen2_vl.plan import RowPlan, encoded_runs
-from fastslow.qwen2_vl.tower import TOWER_ATTENTION_NAME, tower_arguments
+from fastslow.qwen2_vl.tower import prepare_tower, tower_arguments
 from fastslow.ragged import Ragged
 
 Backbone = (
@@ -82,10 +82,9 @@ class FastSlowQwen2VL(nn.Module):
             raise ValueError(
                 f"sliding_window is {window}; a layout's mask says what is visible"
             )
-        attention = {"text_config": ATTENTION_NAME}
+        backbone.set_attn_implementation({"text_config": ATTENTION_NAME})
         if self.family.window is None:
-            attention["vision_config"] = TOWER_ATTENTION_NAME
-        backbone.set_attn_implementation(attention)
+            prepare_tower(backbone.model.visual)
         hidden = backbone.model.language_model.config.hidden_size
         features = backbone.model.visual.patch_embed.embed_dim
         self.backbone = backbone
@@ -277,11 +276,12 @@ class FastSlowQwen2VL(nn.Module):
             "deepstack_visual_embeds": deeper,
         }
         hidden: Tensor = model(
+            None,
+            text.new_empty(1, 1, 0, 0),  # a mask of four axes: used as it is
+            plan.layout.position_ids[:, None],
+            cache,  # versions of transformers name it differently
             inputs_embeds=text.index_copy(0, plan.video_rows, first)[None],
-            position_ids=plan.layout.position_ids[:, None],
-            attention_mask=text.new_empty(1, 1, 0, 0),  # of four axes: used as it is
             layout_mask=attention_mask(plan.visible),
-            past_key_values=cache,
             use_cache=cache is not None,
             **(deepstack if deeper else {}),
         ).last_hidden_state

@@ -1,12 +1,14 @@
 """The vision tower's own plan, and its attention in one call for all frames.
 
 transformers computes what the tower needs to know from ``grid_thw`` on the device,
-which waits for it, and calls most kinds of attention once for every frame. Both are
-planned here instead.
+which waits for it, and calls most kinds of attention once for every frame. The first is
+planned here instead; for the second it is told that this attention takes bounds.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -21,8 +23,10 @@ from transformers import AttentionInterface
 from fastslow._typing import Grid
 from fastslow.ragged import cu_seqlens_from_lengths
 
-TOWER_ATTENTION_NAME = "fastslow_frames"
-"""Name under which transformers knows this attention."""
+TOWER_ATTENTION_NAME = "fastslow_flash"
+"""Name under which transformers knows this attention. What has ``flash`` in its name
+is called once, with the bounds of all frames; anything else once for every frame,
+which reads the bounds on the host and so ends every compiled graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +88,6 @@ def plan_tower(runs: Sequence[tuple[int, Grid]], *, merge_size: int = 2) -> Towe
 def tower_arguments(plan: TowerPlan) -> dict[str, Any]:
     """Give what transformers' tower takes beside patches and ``grid_thw``.
 
-    To transformers all patches are one sequence, whose bounds lie on the CPU, so it
-    calls attention once and waits for no device. The bounds of frames travel along.
-
     Args:
         plan: Of the clips whose patches are passed.
 
@@ -95,10 +96,36 @@ def tower_arguments(plan: TowerPlan) -> dict[str, Any]:
     """
     return {
         "position_ids": plan.position_ids,
-        "cu_seqlens": torch.tensor([0, len(plan.position_ids)], dtype=torch.int32),
-        "frame_bounds": plan.cu_seqlens,
-        "longest_frame": plan.max_seqlen,
+        "cu_seqlens": plan.cu_seqlens,
+        "max_seqlen": plan.max_seqlen,
     }
+
+
+def prepare_tower(tower: nn.Module) -> None:
+    """Let a tower attend to all frames at once, and embed patches by one product.
+
+    A patch is as large as the kernel of the convolution that embeds it, so that is a
+    product of matrices, which GPUs do many times faster.
+
+    Args:
+        tower: Of transformers' Qwen2-VL or Qwen3-VL; its weights and their names stay.
+    """
+    # A model that is asked for such a name looks for a package that brings the kernel,
+    # so the tower alone learns it, and the model's configuration stays what it was.
+    before: Any = tower.config
+    config = deepcopy(before)
+    config._attn_implementation = TOWER_ATTENTION_NAME
+    for module in tower.modules():
+        if getattr(module, "config", None) is before:
+            module.config = config
+    patch_embed: Any = tower.patch_embed
+    patch_embed.forward = partial(_embed_patches, patch_embed.proj)
+
+
+def _embed_patches(convolution: nn.Conv3d, patches: Tensor) -> Tensor:
+    """Multiply patches, one a row, by the kernel."""
+    weight = convolution.weight
+    return F.linear(patches.to(weight.dtype), weight.flatten(1), convolution.bias)
 
 
 def attend_within_frames(
@@ -125,8 +152,9 @@ def attend_within_frames(
         attention_mask: None.
         dropout: Must be 0.
         scaling: Factor on the scores; ``dim ** -0.5`` by default.
-        bounds: ``frame_bounds`` and ``longest_frame``, see ``tower_arguments``; without
-            them all patches are one frame.
+        bounds: What transformers hands on; of it ``cu_seq_lens_q`` and
+            ``max_length_q`` are used, the cumulative number of patches by frame, and
+            the most.
 
     Returns:
         ``(1, patches, heads, dim)``, and None in place of the weights.
@@ -136,14 +164,11 @@ def attend_within_frames(
     """
     if dropout:
         raise ValueError(f"dropout is {dropout}; attention within frames takes none")
-    starts = bounds.get("frame_bounds")
+    starts = bounds["cu_seq_lens_q"]
     attended: Any
-    if starts is None:
-        attended = F.scaled_dot_product_attention(query, key, value, scale=scaling)
-        return attended.transpose(1, 2), None
     q, k, v = (rearrange(x, "1 h n d -> n h d") for x in (query, key, value))
-    if query.is_cuda and query.dtype in {torch.bfloat16, torch.float16}:
-        most = bounds["longest_frame"]
+    if not query.is_cpu and query.dtype in {torch.bfloat16, torch.float16}:
+        most = bounds["max_length_q"]
         attended = varlen_attn(q, k, v, starts, starts, most, most, scale=scaling)
     else:
         attended = _attend_by_size(q, k, v, starts, scaling)

@@ -221,14 +221,17 @@ def shard(model: FastSlowQwen2VL, settings: Parallel, mesh: DeviceMesh) -> None:
 
 
 def _trained_blocks(model: FastSlowQwen2VL) -> Iterator[nn.Module]:
-    """Give the blocks that the backward pass can go through."""
-    yield from model.backbone.model.visual.blocks
+    """Give the blocks that the backward pass goes through, none of a frozen tower."""
+    tower = model.backbone.model.visual.blocks
+    if any(weight.requires_grad for weight in tower.parameters()):
+        yield from tower
     yield from model.backbone.model.language_model.layers
 
 
 def blocks_of(model: FastSlowQwen2VL) -> Iterator[nn.Module]:
     """Give the blocks of the tower, the language model and the target tower."""
-    yield from _trained_blocks(model)
+    yield from model.backbone.model.visual.blocks
+    yield from model.backbone.model.language_model.layers
     if model.target_tower is not None:
         yield from model.target_tower.get_submodule("blocks").children()
 

@@ -73,17 +73,17 @@ CORE = (
             "layouts",
             "loss_plans",
             "losses",
-            "merged_attention",
             "spans",
         )
     }
 )
 ROOMS: dict[str, set[str]] = {
     **{room: set() for room in SHARED},
+    "fastslow._gpu_bags": {"fastslow._typing"},
     **dict.fromkeys(INTEGERS - SHARED, SHARED),
     **dict.fromkeys(SCHEDULES - INTEGERS, SCHEDULES),
     **dict.fromkeys(PARTS - SCHEDULES, SCHEDULES),
-    "fastslow.pooling": SCHEDULES | {"fastslow.pool_plans"},
+    "fastslow.pooling": SCHEDULES | {"fastslow.pool_plans", "fastslow._gpu_bags"},
     **dict.fromkeys(MASK_READERS, INTEGERS | {"fastslow.masks"}),
     "fastslow.accounting": INTEGERS | {"fastslow.masks", "fastslow._block_runs"},
     "fastslow.block_masks": INTEGERS | {"fastslow.masks", "fastslow._block_runs"},
@@ -93,7 +93,6 @@ ROOMS: dict[str, set[str]] = {
     "fastslow.cross_entropy": {"fastslow.loss_plans"},
     "fastslow.diagnostics": set(),
     "fastslow.losses": INTEGERS,
-    "fastslow.merged_attention": {"fastslow.varlen"},
     "fastslow.plotting": CORE,
     "fastslow.testing": set(),
     "fastslow.testing.reference": set(),
@@ -105,6 +104,7 @@ ROOMS: dict[str, set[str]] = {
 
 BESIDES = {
     "fastslow": {"importlib.metadata"},
+    "fastslow._gpu_bags": {"triton"},
     "fastslow.qwen2_vl": {"transformers"},
     "fastslow.testing.strategies": {"hypothesis"},
 }
@@ -242,6 +242,7 @@ OPTIONAL = {
     "tokenizers",
     "tqdm",
     "transformers",
+    "triton",
     "tyro",
 }
 """Packages that the library must not need."""
