@@ -20,6 +20,7 @@ extensions = [
     "laws",
 ]
 exclude_patterns = ["_build"]
+myst_heading_anchors = 3  # a heading can be linked, as on GitHub
 
 html_theme = "furo"
 html_title = f"fastslow {release}"
