@@ -69,7 +69,9 @@ class Predictor(nn.Module):
         heads = self.project(self.norm(hidden)).view(-1, 3, 2, WIDTH // 2)
         query, key, value = heads.permute(1, 2, 0, 3)[:, None]
         read = interval_attention(query, key, value, visible)[0]
-        return self.head(hidden + self.mix(read.transpose(0, 1).reshape(-1, WIDTH)))
+        hidden = hidden + self.mix(read.transpose(0, 1).reshape(-1, WIDTH))
+        predicted: Tensor = self.head(hidden)
+        return predicted
 
 
 def train(ranks: Tensor) -> tuple[list[float], list[float]]:
@@ -89,8 +91,8 @@ def train(ranks: Tensor) -> tuple[list[float], list[float]]:
         optimizer.zero_grad()
         (loss / count).backward()
         optimizer.step()
-        losses.append(loss.item() / count)
-        copies.append(copied.item() / count)
+        losses.append((loss / count).item())
+        copies.append((copied / count).item())
     return losses, copies
 
 

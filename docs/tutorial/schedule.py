@@ -9,15 +9,17 @@ from fastslow import build_schedule, describe_schedule, schedule_for_budget
 from fastslow.plotting import schedule_svg
 
 GRID = (13, 23)  # a video of 640 x 360 pixels, in merged tokens
-strides = {"slow_stride": 2, "fast_stride": 8}
+SLOW, FAST = 2, 8  # strides: side of a pooling window, in merged tokens
 
 print("every frame whole:  ", 16 * 13 * 23, "tokens")
 for ratio in (1, 0.5, 0.25, 0):
-    schedule = build_schedule(16, slow_ratio=ratio, **strides)
+    schedule = build_schedule(16, slow_ratio=ratio, slow_stride=SLOW, fast_stride=FAST)
     print(f"slow_ratio {ratio:<8}", describe_schedule(schedule, GRID))
 
 for strategy in ("interleave", "first_slow", "last_slow", "uniform"):
-    schedule = build_schedule(16, strategy=strategy, slow_ratio=0.25, **strides)
+    schedule = build_schedule(
+        16, strategy=strategy, slow_ratio=0.25, slow_stride=SLOW, fast_stride=FAST
+    )
     print(f"{strategy:19}", describe_schedule(schedule, GRID))
 
 for budget in (4000, 1000, 250):
@@ -25,5 +27,5 @@ for budget in (4000, 1000, 250):
     used = sorted(set(schedule.strides))
     print(f"budget {budget:<12}", describe_schedule(schedule, GRID), "strides", used)
 
-picture = schedule_svg(build_schedule(8, slow_ratio=0.25, **strides), GRID)
-Path(__file__).with_suffix(".svg").write_text(picture)
+few = build_schedule(8, slow_ratio=0.25, slow_stride=SLOW, fast_stride=FAST)
+Path(__file__).with_suffix(".svg").write_text(schedule_svg(few, GRID))
