@@ -6,6 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
+import gallery  # noqa: E402
+
 project = "fastslow"
 project_copyright = "fastslow contributors"
 release = version = installed_version("fastslow")
@@ -17,13 +19,16 @@ extensions = [
     "sphinx.ext.napoleon",
     "benchmarks",
     "explorer",
+    "gallery",
     "laws",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery"]
 
 html_theme = "furo"
 html_title = f"fastslow {release}"
 html_static_path = ["_static"]
+
+sphinx_gallery_conf = gallery.SETTINGS
 
 autodoc_member_order = "bysource"
 
