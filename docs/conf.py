@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
-import gallery  # noqa: E402
+import gallery
 
 project = "fastslow"
 project_copyright = "fastslow contributors"

@@ -27,6 +27,8 @@ STYLE = {
     "figure.facecolor": PAPER,
     "font.family": "sans-serif",
     "font.size": 10,
+    "grid.alpha": 0.4,
+    "grid.color": COLOURS[2],
     "image.interpolation": "nearest",
     "legend.frameon": False,
     "savefig.facecolor": PAPER,

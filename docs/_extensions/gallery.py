@@ -13,6 +13,10 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from drawing import STYLE, save_svg
 from sphinx.application import Sphinx
+from sphinx.domains.python import ObjectEntry
+from sphinx.environment import BuildEnvironment
+
+import fastslow
 
 ORDER = (
     "schedules",
@@ -37,6 +41,7 @@ SETTINGS = {
     "examples_dirs": "gallery",
     "gallery_dirs": "examples",
     "within_subsection_order": "gallery.reading_order",
+    "minigallery_sort_order": "gallery.reading_order",
     "image_scrapers": ("gallery.scrape",),
     "reset_modules": ("gallery.dress",),
     "capture_repr": (),
@@ -98,9 +103,20 @@ def _show_uses(
         lines += ["", ".. rubric:: In the gallery", "", f".. minigallery:: {public}"]
 
 
+def _name_publicly(_app: Sphinx, env: BuildEnvironment) -> None:
+    """Let ``fastslow.f`` lead to the module that defines it, as scripts name it."""
+    objects = env.domains.python_domain.objects
+    for name in fastslow.__all__:
+        module = getattr(getattr(fastslow, name), "__module__", "")
+        found = objects.get(f"{module}.{name}")
+        if found:
+            objects[f"fastslow.{name}"] = ObjectEntry(*found[:3], aliased=True)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Set up the gallery, and its part in the pages of functions."""
     app.setup_extension("sphinx_gallery.gen_gallery")
     app.connect("autodoc-process-docstring", _show_uses, priority=900)
+    app.connect("env-updated", _name_publicly)
     app.add_css_file("gallery.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

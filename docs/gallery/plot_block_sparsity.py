@@ -5,8 +5,8 @@ What a block-sparse kernel computes
 FlexAttention works in blocks: it skips those without a visible pair, and computes all
 pairs of the others. Small blocks waste little, and packs of short samples waste most.
 
-.. alt: Left, the blocks of a row of three samples: full inside each triangle, partial at
-   its edges. Right, the visible share falls as blocks grow, faster for short samples.
+.. alt: Left, the blocks of a row of three samples: full inside each triangle, partial
+   at its edges. Right, the visible share falls as blocks grow, most for short samples.
 """
 
 import matplotlib.pyplot as plt

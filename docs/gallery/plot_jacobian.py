@@ -5,8 +5,8 @@ What a network can see, layer by layer
 Which outputs of attention depend on which inputs, by autograd. Frame-causal, above:
 depth adds nothing. "Causal or same frame", below: the future leaks in from depth 2 on.
 
-.. alt: Two rows of squares: a mask, then who depends on whom at depth 1, 2 and 3. Above,
-   all are alike. Below, orange pairs that the mask hides appear at depth 2.
+.. alt: Two rows of squares: a mask, then who depends on whom at depth 1, 2 and 3. All
+   are alike above. Below, bright pairs that the mask hides appear at depth 2.
 """
 
 import matplotlib.pyplot as plt
