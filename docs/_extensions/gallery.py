@@ -56,6 +56,10 @@ SETTINGS = {
 }
 
 
+_NOTE = re.compile(r"\.\. only:: html\n\n    \.\. note::(?s:.*?)\n(?=\S)")
+_ARCHIVE = "    .. container:: sphx-glr-download sphx-glr-download-zip"
+
+
 def reading_order(file: str) -> int:
     """Give the place of a script."""
     return ORDER.index(Path(file).stem.removeprefix("plot_"))
@@ -103,6 +107,13 @@ def _show_uses(
         lines += ["", ".. rubric:: In the gallery", "", f".. minigallery:: {public}"]
 
 
+def _trim(_app: Sphinx, page: str, content: list[str]) -> None:
+    """Drop the note above a script's page, and the archive beside its download."""
+    if page.startswith("examples/plot_"):
+        body, _, _ = content[0].partition(_ARCHIVE)
+        content[0] = _NOTE.sub("", body)
+
+
 def _name_publicly(_app: Sphinx, env: BuildEnvironment) -> None:
     """Let ``fastslow.f`` lead to the module that defines it, as scripts name it."""
     objects = env.domains.python_domain.objects
@@ -117,6 +128,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Set up the gallery, and its part in the pages of functions."""
     app.setup_extension("sphinx_gallery.gen_gallery")
     app.connect("autodoc-process-docstring", _show_uses, priority=900)
+    app.connect("source-read", _trim)
     app.connect("env-updated", _name_publicly)
     app.add_css_file("gallery.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -5,8 +5,8 @@ Attention weights, seen through V = I
 The output of attention is its weights times V, so with the identity for V it *is* the
 weights. Each row sums to 1 over the keys that it may read, and is exactly 0 elsewhere.
 
-.. alt: Left, attention weights of a row with text, slow and fast frames, from dark to
-   light inside the mask's staircase of squares, nothing outside. Right, the sum of
+.. alt: Left, attention weights of a row with text, slow and fast frames, from green to
+   yellow inside the mask's staircase of squares, nothing outside. Right, the sum of
    every row's weights: 1 inside the mask, 0 outside.
 """
 
@@ -27,9 +27,9 @@ weights = fs.interval_attention(query, key, identity, visible)[0, 0]
 
 mask = fs.dense_mask(fs.interval_mask(visible), tokens)
 figure, (panel, sums) = plt.subplots(1, 2, figsize=(9, 4))
-drawn = panel.imshow(weights.where(mask, torch.nan), "cividis", vmin=0, vmax=0.5)
+drawn = panel.imshow(weights.where(mask, torch.nan), "summer", vmin=0, vmax=0.5)
 panel.set(xlabel="key", ylabel="query", xticks=range(0, 20, 5), yticks=range(0, 20, 5))
-figure.colorbar(drawn, label="weight (0.5 and more are alike)")
+figure.colorbar(drawn, label="weight, up to 0.5")
 sums.plot((weights * mask).sum(1), "o", label="inside the mask")
 sums.plot((weights * ~mask).sum(1), "s", label="outside")
 sums.set(xlabel="query", ylabel="sum of its weights", xticks=range(0, 20, 5))

@@ -8,7 +8,7 @@ what is left over: one pair of strides wastes up to one slow frame;
 
 .. alt: Above, rising staircases of the number of slow frames against the budget, less
    steep the finer the slow frames are. Below, unused tokens: teeth up to 56 for one
-   pair, mostly below 20 for the best of all pairs.
+   pair, smaller ones for the best of all pairs.
 """
 
 import matplotlib.pyplot as plt

@@ -6,7 +6,7 @@ Which outputs of attention depend on which inputs, by autograd. Frame-causal, ab
 depth adds nothing. "Causal or same frame", below: the future leaks in from depth 2 on.
 
 .. alt: Two rows of squares: a mask, then who depends on whom at depth 1, 2 and 3. All
-   are alike above. Below, bright pairs that the mask hides appear at depth 2.
+   are alike above. Below, red pairs that the mask hides appear at depth 2.
 """
 
 import matplotlib.pyplot as plt
@@ -33,6 +33,6 @@ for row, mask in zip(rows, (ordered, either), strict=True):
     for depth, panel in enumerate(row):
         slopes = torch.func.jacrev(network)(tokens, mask, depth)
         seen = (slopes != 0).any(3).any(1) if depth else mask
-        panel.imshow((1.0 * ~mask).where(seen, torch.nan), "cividis", vmin=0, vmax=1)
+        panel.imshow((1.0 * ~mask).where(seen, torch.nan), "coolwarm", vmin=0, vmax=1)
         panel.set_title(f"depth {depth}" if depth else "mask")
 rows[1, 0].set(xlabel="input token", ylabel="output token")
