@@ -5,6 +5,7 @@ title, what to see, and, as a comment, words for who cannot: ``.. alt: ...``.
 """
 
 import ast
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ def scrape(_block: object, script: dict[str, Any], settings: dict[str, Any]) -> 
         (svg,) = drawn
         file.write_text(svg)
     else:
-        save_svg(plt.gcf(), file)
+        (number,) = plt.get_fignums()
+        save_svg(plt.figure(number), file)
         plt.close("all")
     source = file.relative_to(settings["src_dir"]).as_posix()
     alt = alt_text(Path(script["src_file"]))
@@ -98,13 +100,17 @@ def scrape(_block: object, script: dict[str, Any], settings: dict[str, Any]) -> 
 
 
 def _show_uses(
-    app: Sphinx, what: str, name: str, value: object, _: object, lines: list[str]
+    app: Sphinx, _what: str, name: str, value: object, _: object, lines: list[str]
 ) -> None:
-    """End the description of a function with the examples that use it."""
-    public = f"fastslow.{name.rpartition('.')[2]}"
-    uses = Path(app.srcdir, SETTINGS["backreferences_dir"], f"{public}.examples")
-    if what == "function" and uses.exists() and uses.stat().st_size:
-        lines += ["", ".. rubric:: In the gallery", "", f".. minigallery:: {public}"]
+    """End the description of a public function with the examples that use it."""
+    short = name.rpartition(".")[2]
+    uses = Path(
+        app.srcdir, SETTINGS["backreferences_dir"], f"fastslow.{short}.examples"
+    )
+    is_public = inspect.isfunction(value) and getattr(fastslow, short, None) is value
+    if is_public and uses.exists() and uses.stat().st_size:
+        lines += ["", ".. rubric:: In the gallery", ""]
+        lines += [f".. minigallery:: fastslow.{short}"]
 
 
 def _trim(_app: Sphinx, page: str, content: list[str]) -> None:
