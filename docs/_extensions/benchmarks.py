@@ -1,7 +1,8 @@
 """Pages of what was measured, written from JSON while they are built.
 
 ``benchmark-tables`` shows every file of ``docs/benchmarks``: the machine, then a figure
-and a table for each family. ``ablation`` shows ``docs/ablations/ablation.json``.
+and a table for each family; ``benchmark-gaps`` names what none of them holds.
+``ablation`` shows ``docs/ablations/ablation.json``.
 """
 
 import json
@@ -61,6 +62,21 @@ class BenchmarkTables(SphinxDirective):
             self.env.note_dependency(str(file))
             lines += machine(file.stem, json.loads(file.read_text()))
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
+class BenchmarkGaps(SphinxDirective):
+    """The families that no file holds."""
+
+    def run(self) -> list[nodes.Node]:
+        """Name them in a sentence."""
+        files = _result_files(Path(self.env.srcdir))
+        machines = [json.loads(file.read_text()) for file in files]
+        names = {family(result) for each in machines for result in each["benchmarks"]}
+        gaps = [f"{name} ({FAMILIES[name]})" for name in FAMILIES if name not in names]
+        gpus = ", ".join(each["gpu"] for each in machines if each["gpu"])
+        measured = f"Measured GPUs: {gpus}." if gpus else "Nothing yet on a GPU."
+        listed = f" No file holds {', '.join(gaps)}." if gaps else ""
+        return self.parse_text_to_nodes(measured + listed)
 
 
 class Ablation(SphinxDirective):
@@ -189,6 +205,7 @@ def _row(cells: tuple[str, ...]) -> str:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directives, and draw before they are read."""
     app.add_directive("benchmark-tables", BenchmarkTables)
+    app.add_directive("benchmark-gaps", BenchmarkGaps)
     app.add_directive("ablation", Ablation)
     app.connect("builder-inited", _draw)
     return {"parallel_read_safe": True}

@@ -104,9 +104,7 @@ def _show_uses(
 ) -> None:
     """End the description of a public function with the examples that use it."""
     short = name.rpartition(".")[2]
-    uses = Path(
-        app.srcdir, SETTINGS["backreferences_dir"], f"fastslow.{short}.examples"
-    )
+    uses = Path(app.srcdir, f"examples/uses/fastslow.{short}.examples")
     is_public = inspect.isfunction(value) and getattr(fastslow, short, None) is value
     if is_public and uses.exists() and uses.stat().st_size:
         lines += ["", ".. rubric:: In the gallery", ""]
