@@ -49,6 +49,9 @@ NO_ABLATION = (
     "that this page is made from."
 )
 
+MOST_VARIANTS = 8
+"""Of an ablation in one figure, unless one axis has more."""
+
 _COLUMNS = ("workload", "way", "ms", "ratio", "target", "numbers")
 
 
@@ -89,10 +92,12 @@ class Ablation(SphinxDirective):
         if not file.exists():
             return self.parse_text_to_nodes(NO_ABLATION)
         rows = json.loads(file.read_text())
-        variants = "; ".join(f"{row['axis']}: {row['variant']}" for row in rows)
-        alt = f"A column of panels for each axis, a dot for each seed. {variants}."
-        figure = f"![{alt}](/{DRAWN}/ablation.svg)"
-        return self.parse_text_to_nodes(f"{figure}\n\n{markdown_table(rows)}")
+        lines = []
+        for number, part in enumerate(ablation_parts(rows)):
+            axes = ", ".join(dict.fromkeys(row["axis"] for row in part))
+            alt = f"Panels for {axes}: a dot for each run. The table has the numbers."
+            lines += [f"![{alt}](/{DRAWN}/ablation-{number}.svg)", ""]
+        return self.parse_text_to_nodes("\n".join([*lines, markdown_table(rows)]))
 
 
 def machine(name: str, found: dict[str, Any]) -> Iterator[str]:
@@ -162,6 +167,18 @@ def _alt(bars: list[Result]) -> str:
     )
 
 
+def ablation_parts(rows: list[Result]) -> list[list[Result]]:
+    """Cut a summary between its axes into figures that a page is wide enough for."""
+    parts: list[list[Result]] = []
+    for _, members in groupby(rows, key=lambda row: row["axis"]):
+        axis = list(members)
+        if parts and len(parts[-1]) + len(axis) <= MOST_VARIANTS:
+            parts[-1] += axis
+        else:
+            parts.append(axis)
+    return parts
+
+
 def _draw(app: Sphinx) -> None:
     """Draw all figures before the pages are read."""
     source = Path(app.srcdir)
@@ -175,10 +192,11 @@ def _draw(app: Sphinx) -> None:
                 save_svg(figure, folder / _figure_name(file.stem, identity))
     ablation = _ablation_file(source)
     if ablation.exists():
-        drawn = folder / "ablation.svg"
-        with rc_context(STYLE):
-            draw_ablation(json.loads(ablation.read_text()), drawn)
-        drawn.write_text(follow_scheme(drawn.read_text()))
+        for number, part in enumerate(ablation_parts(json.loads(ablation.read_text()))):
+            drawn = folder / f"ablation-{number}.svg"
+            with rc_context(STYLE):
+                draw_ablation(part, drawn)
+            drawn.write_text(follow_scheme(drawn.read_text()))
 
 
 def _result_files(source: Path) -> list[Path]:

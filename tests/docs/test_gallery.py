@@ -134,3 +134,16 @@ def test_every_file_of_results_makes_a_page(file: Path, extensions: Any) -> None
     assert found["date"] in page and found["torch"] in page
     for each in found["benchmarks"]:
         assert f"| {each['name']} | {1000 * each['min']:,.2f} |" in page
+
+
+def test_an_ablation_is_cut_between_its_axes(extensions: Any) -> None:
+    sizes = {"ratio": 5, "strategy": 3, "weight": 4, "loss": 2, "many": 9, "last": 1}
+    rows = [{"axis": axis, "n": n} for axis, size in sizes.items() for n in range(size)]
+    parts = extensions("benchmarks").ablation_parts(rows)
+    assert [row for part in parts for row in part] == rows
+    assert [list(dict.fromkeys(row["axis"] for row in part)) for part in parts] == [
+        ["ratio", "strategy"],
+        ["weight", "loss"],
+        ["many"],
+        ["last"],
+    ]
