@@ -6,6 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
+import gallery
+
 project = "fastslow"
 project_copyright = "fastslow contributors"
 release = version = installed_version("fastslow")
@@ -17,14 +19,17 @@ extensions = [
     "sphinx.ext.napoleon",
     "benchmarks",
     "explorer",
+    "gallery",
     "laws",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery"]
 myst_heading_anchors = 3  # a heading can be linked, as on GitHub
 
 html_theme = "furo"
 html_title = f"fastslow {release}"
 html_static_path = ["_static"]
+
+sphinx_gallery_conf = gallery.SETTINGS
 
 autodoc_member_order = "bysource"
 
