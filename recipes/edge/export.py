@@ -1,7 +1,8 @@
 """Weights out: from shards to a folder that transformers loads.
 
 The next-frame head, which transformers does not know, goes into a file of its own,
-where ``recipes.edge.weights.load_pretrained`` finds it.
+where ``recipes.edge.weights.load_pretrained`` finds it. An index names the files of the
+backbone alone, so that a program that reads whatever tensors it finds leaves the head.
 """
 
 import copy
@@ -84,8 +85,7 @@ def export_pretrained(
     _write_tensors(partial / HEAD_FILE, head, dtype, world)
 
     def finish() -> None:
-        if split.is_sharded:
-            _write_index(partial, split)
+        _write_index(partial, split)
         _write_settings(partial, model, dtype, source)
         _publish(partial, folder)
 

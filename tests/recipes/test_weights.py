@@ -449,7 +449,8 @@ def test_an_export_is_the_checkpoint_that_was_loaded(
     materialize(model, world.device)
     load_pretrained(source, model)
     export_pretrained(folder, model, world)
-    names = {"config.json", "generation_config.json", "model.safetensors", HEAD_FILE}
+    weights = {"model.safetensors", "model.safetensors.index.json", HEAD_FILE}
+    names = {"config.json", "generation_config.json"} | weights
     assert {file.name for file in folder.iterdir()} == names
     assert [file.name for file in folder.parent.iterdir()] == ["export"]
     assert_same(saved_tensors(folder), saved_tensors(source))
@@ -478,6 +479,17 @@ def test_an_export_has_the_type_that_was_asked_for(
         assert_same(again.state_dict(), expected)
         assert {w.dtype for w in load_file(folder / HEAD_FILE).values()} == {dtype}
     assert model.backbone.config.dtype == torch.float32
+
+
+def test_the_index_leaves_out_the_head(
+    write: Write, world: World, tmp_path: Path
+) -> None:
+    folder = tmp_path / "export"
+    export_pretrained(folder, loaded(write(), world), world)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    assert index["weight_map"] == dict.fromkeys(tensors, "model.safetensors")
+    assert (folder / HEAD_FILE).exists()
 
 
 def test_a_large_export_has_an_index(
