@@ -1,48 +1,68 @@
 """Checkpoints: sharded tensors by DCP, the rest in one JSON file, shown by a rename.
 
 A checkpoint is a folder ``checkpoint-{step}`` that holds the files of
-``torch.distributed.checkpoint`` and a ``state.json`` with these keys:
+``torch.distributed.checkpoint``, a ``manifest.json`` with the size and the digest of
+every other file, and a ``state.json`` with these keys:
 
-==================  ==========================================================
-``format_version``  version of this list, an integer
-``step``            optimizer steps that are done
-``world_size``      number of ranks that wrote it
-``state``           what the caller passed: data position, packer buffer, settings
-``random_states``   one entry per rank: ``python``, ``numpy``, ``torch``, ``cuda``
-==================  ==========================================================
+====================  ========================================================
+``format_version``    version of this list, an integer
+``step``              optimizer steps that are done
+``world_size``        number of ranks that wrote it
+``parameter_groups``  of the optimizer: names of parameters, and settings
+``state``             what the caller passed: data position, settings and so on
+``random_states``     one entry per rank: ``python``, ``numpy``, ``torch``, ``cuda``
+====================  ========================================================
 
-All ranks need the same file system. Load only checkpoints that you trust: DCP itself
-keeps its metadata and the optimizer's settings as pickles.
+All ranks need the same file system. Nothing in a checkpoint is executed when it is
+read: ``recipes.edge.tensor_files`` says how.
 """
 
-import base64
 import hashlib
 import json
-import os
-import random
-import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
-from jaxtyping import UInt8
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
+from recipes.edge.checkpoint_folders import STATE, make_partial, publish
 from recipes.edge.distributed import World, broadcast_from_main, gather_from_ranks
+from recipes.edge.manifests import digest_files
+from recipes.edge.random_states import random_states, restore_random_states
+from recipes.edge.tensor_files import read_shapes, read_tensors, write_tensors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of ``state.json`` that this module writes and reads."""
 
-_KEYS = ("step", "world_size", "state", "random_states")
-_FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
+_KEYS = ("step", "world_size", "parameter_groups", "state", "random_states")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A run after some step, on one rank.
+
+    Attributes:
+        tensors: This rank's shards of model and optimizer state, by name.
+        content: What ``state.json`` will hold, the same on every rank.
+    """
+
+    tensors: dict[str, Any]
+    content: dict[str, Any]
+
+    def copied(self) -> "Snapshot":
+        """Copy the tensors to the host, where no further step changes them."""
+        options = StagingOptions(
+            use_pinned_memory=False,
+            use_shared_memory=False,
+            use_async_staging=False,
+            use_non_blocking_copy=False,
+        )
+        staged: Any = DefaultStager(options).stage(self.tensors)
+        return replace(self, tensors=staged)
 
 
 def save_checkpoint(
@@ -54,20 +74,28 @@ def save_checkpoint(
     state: Mapping[str, Any],
     world: World,
 ) -> Path:
-    """Write ``checkpoint-{step}`` so that it is complete as soon as it is visible.
+    """Write ``checkpoint-{step}``; ``take_snapshot`` and ``write_snapshot`` in one."""
+    snapshot = take_snapshot(
+        step, model=model, optimizer=optimizer, state=state, world=world
+    )
+    return write_snapshot(output_dir, snapshot, world)
 
-    All ranks call this together. They write into ``.checkpoint-{step}.partial``, and
-    when everything is on disk the main rank renames it. A leftover of an earlier
-    attempt is removed first. A ``checkpoint-{step}`` that exists stays until the new
-    one is complete; then it is renamed away and removed (a crash exactly between the
-    two renames leaves it as ``.checkpoint-{step}.replaced``).
 
-    The run goes on as if it had not been saved: no random number is drawn, and
-    parameters without optimizer state get the one that AdamW itself would start
-    from.
+def take_snapshot(
+    step: int,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.AdamW,
+    state: Mapping[str, Any],
+    world: World,
+) -> Snapshot:
+    """Collect what a run needs to go on from here.
+
+    All ranks call this together. The run goes on as if it had not: no random number is
+    drawn, and parameters without optimizer state get the one that AdamW itself would
+    start from.
 
     Args:
-        output_dir: Folder of the run; made if it does not exist.
         step: Optimizer steps that are done, at least 0.
         model: Root module, sharded with ``fully_shard`` or not.
         optimizer: Its optimizer.
@@ -77,60 +105,66 @@ def save_checkpoint(
         world: The ranks.
 
     Returns:
-        The checkpoint's folder.
+        The snapshot; its tensors are those of the run, so the next step changes them.
 
     Raises:
         ValueError: If ``step`` is negative, ``state`` holds a non-finite number or
             ``state`` differs between ranks.
         TypeError: If ``state`` holds something that JSON has no form for.
-        RuntimeError: On every rank, if the main rank cannot write.
     """
     if step < 0:
         raise ValueError(f"step is {step}; it must be at least 0")
     text = json.dumps(dict(state), allow_nan=False)
-    partial = output_dir / f".checkpoint-{step}.partial"
-    final = output_dir / f"checkpoint-{step}"
     digest = hashlib.sha256(text.encode()).hexdigest()
-    ranks = gather_from_ranks((digest, _random_states(world.device)), world)
+    ranks = gather_from_ranks((digest, random_states(world.device)), world)
     for rank, (other, _) in enumerate(ranks):
         if other != ranks[0][0]:
             raise ValueError(
                 f"state of rank {rank} differs from rank 0's; "
                 "one state is written for all ranks"
             )
-    content = {
-        "format_version": FORMAT_VERSION,
-        "step": step,
-        "world_size": world.size,
-        "state": json.loads(text),
-        "random_states": [random_states for _, random_states in ranks],
-    }
-    broadcast_from_main(lambda: _make_empty(partial), world)
-    save(_tensors(model, optimizer), checkpoint_id=partial)
-    dist.barrier()
-    broadcast_from_main(lambda: _publish(partial, final, content), world)
-    return final
+    tensors, groups = _tensors(model, optimizer)
+    return Snapshot(
+        tensors=tensors,
+        content={
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "world_size": world.size,
+            "parameter_groups": groups,
+            "state": json.loads(text),
+            "random_states": [states for _, states in ranks],
+        },
+    )
 
 
-def latest_checkpoint(output_dir: Path) -> Path | None:
-    """Find the complete checkpoint with the highest step.
+def write_snapshot(output_dir: Path, snapshot: Snapshot, world: World) -> Path:
+    """Write ``checkpoint-{step}`` so that it is complete as soon as it is visible.
 
-    A folder without a readable ``state.json`` is no checkpoint, nor is a partial or
-    replaced one. On several ranks ask once, through ``broadcast_from_main``, so that
-    all ranks get the same answer.
+    All ranks call this together. They write into ``.checkpoint-{step}.partial``, and
+    when everything is on disk the main rank renames it. A leftover of an earlier
+    attempt is removed first.
 
     Args:
-        output_dir: Folder of a run; it need not exist.
+        output_dir: Folder of the run, which is there.
+        snapshot: What to write.
+        world: The ranks.
 
     Returns:
-        The folder ``checkpoint-{step}``, or None if there is none.
+        The checkpoint's folder.
+
+    Raises:
+        RuntimeError: On every rank, if the main rank cannot write, or the step has a
+            checkpoint already.
+        OSError: On every rank, if any other cannot write.
     """
-    found: list[tuple[int, Path]] = []
-    for folder in output_dir.glob("checkpoint-*"):
-        match = _FOLDER.fullmatch(folder.name)
-        if match and _read_json(folder) is not None:
-            found.append((int(match[1]), folder))
-    return max(found)[1] if found else None
+    final = output_dir / f"checkpoint-{snapshot.content['step']}"
+    partial = broadcast_from_main(lambda: make_partial(final), world)
+    write_tensors(partial, snapshot.tensors, world)
+    entries = digest_files(partial, world)
+    broadcast_from_main(
+        lambda: publish(partial, final, snapshot.content, entries), world
+    )
+    return final
 
 
 def load_checkpoint(
@@ -148,7 +182,7 @@ def load_checkpoint(
     goes on from the same weights, but not bit for bit.
 
     Args:
-        folder: A ``checkpoint-{step}``, as ``latest_checkpoint`` finds it.
+        folder: A ``checkpoint-{step}``, as ``good_checkpoint`` finds it.
         model: Root module of the same shape, sharded over ``world`` or not.
         optimizer: AdamW over the same trainable parameters, in the same groups.
         world: The ranks.
@@ -158,31 +192,42 @@ def load_checkpoint(
 
     Raises:
         ValueError: If ``state.json`` is unreadable, of another format or lacks a
-            key, or if the tensors differ from the model's in name or shape.
+            key, if the tensors differ from the model's in name or shape, or if the
+            optimizer has other groups of parameters.
 
     Laws:
         resume: n steps, save, load, m steps equal n + m steps bit for bit on CPU
     """
     content = _read_content(folder)
-    tensors = _tensors(model, optimizer)
-    _check_tensors(folder, tensors, optimizer)
-    load(tensors, checkpoint_id=folder)
+    tensors, groups = _tensors(model, optimizer)
+    _check_groups(folder, content["parameter_groups"], groups)
+    _check_shapes(folder, tensors)
+    read_tensors(folder, tensors)
     set_state_dict(
         model,
         optimizer,
         model_state_dict=tensors["model"],
-        optim_state_dict=tensors["optimizer"],
+        optim_state_dict={
+            "state": tensors["optimizer"],
+            "param_groups": [
+                group | {"betas": tuple(group["betas"])}
+                for group in content["parameter_groups"]
+            ],
+        },
     )
     if world.rank < len(content["random_states"]):
-        _restore_random_states(content["random_states"][world.rank], world.device)
+        restore_random_states(content["random_states"][world.rank], world.device)
     return {**content["state"], "step": content["step"]}
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Any]:
-    """Give the tensors of model and optimizer by name, each rank its shards."""
+def _tensors(
+    model: nn.Module, optimizer: torch.optim.AdamW
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Give all tensors by name, each rank its shards, and the optimizer's groups."""
     _fill_optimizer_state(optimizer)
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    return {"model": model_state, "optimizer": optimizer_state}
+    groups: Any = optimizer_state["param_groups"]
+    return {"model": model_state, "optimizer": optimizer_state["state"]}, groups
 
 
 def _fill_optimizer_state(optimizer: torch.optim.AdamW) -> None:
@@ -212,22 +257,27 @@ def _fill_optimizer_state(optimizer: torch.optim.AdamW) -> None:
             optimizer.state[parameter] = entry
 
 
-def _check_tensors(
-    folder: Path, tensors: Mapping[str, Any], optimizer: torch.optim.AdamW
+def _check_groups(
+    folder: Path, saved: list[dict[str, Any]], groups: list[dict[str, Any]]
 ) -> None:
+    """Compare the parameters of each group with those of the run's optimizer."""
+    if len(saved) != len(groups):
+        raise ValueError(
+            f"{folder} has {len(saved)} groups of parameters but the run's optimizer "
+            f"has {len(groups)}; both must agree"
+        )
+    for index, (before, now) in enumerate(zip(saved, groups, strict=True)):
+        if others := set(before["params"]) ^ set(now["params"]):
+            raise ValueError(
+                f"group {index} of {folder} and of the run's optimizer differ in "
+                f"{min(others)}; they must hold the same parameters"
+            )
+
+
+def _check_shapes(folder: Path, tensors: Mapping[str, Any]) -> None:
     """Compare names and shapes in a checkpoint with those that will be loaded."""
-    wanted = {f"model.{name}": value for name, value in tensors["model"].items()}
-    for name, entry in tensors["optimizer"]["state"].items():
-        for key, value in entry.items():
-            wanted[f"optimizer.state.{name}.{key}"] = value
-    for index in range(len(optimizer.param_groups)):
-        wanted[f"optimizer.param_groups.{index}.params"] = None
-    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
-    saved = {
-        name: value
-        for name, value in metadata.items()
-        if not name.startswith("optimizer.param_groups.") or name.endswith(".params")
-    }
+    wanted = dict(_by_dotted_name(tensors))
+    saved = read_shapes(folder)
     missing, unknown = wanted.keys() - saved.keys(), saved.keys() - wanted.keys()
     if missing:
         raise ValueError(
@@ -236,20 +286,32 @@ def _check_tensors(
     if unknown:
         raise ValueError(f"{folder} holds {min(unknown)}; the run has no such tensor")
     for name, value in wanted.items():
-        size = getattr(saved[name], "size", None)
-        if isinstance(value, Tensor) and size is not None and size != value.shape:
+        if saved[name] != value.shape:
             raise ValueError(
-                f"{folder} holds {name} of shape {tuple(size)} but the run's is "
-                f"{tuple(value.shape)}; both must agree"
+                f"{folder} holds {name} of shape {tuple(saved[name])} but the run's "
+                f"is {tuple(value.shape)}; both must agree"
             )
+
+
+def _by_dotted_name(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Name tensors as DCP does: the keys on the way, with dots between."""
+    for key, value in tensors.items():
+        if isinstance(value, Tensor):
+            yield key, value
+        else:
+            for name, tensor in _by_dotted_name(value):
+                yield f"{key}.{name}", tensor
 
 
 def _read_content(folder: Path) -> dict[str, Any]:
     """Read and check ``state.json``."""
-    content = _read_json(folder)
-    if content is None:
+    try:
+        content = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
         raise ValueError(
-            f"{folder} has no readable state.json; a checkpoint holds one JSON object"
+            f"{folder} has no readable {STATE}; a checkpoint holds one JSON object"
         )
     version = content.get("format_version")
     if version != FORMAT_VERSION:
@@ -259,87 +321,6 @@ def _read_content(folder: Path) -> dict[str, Any]:
     for key in _KEYS:
         if key not in content:
             raise ValueError(
-                f"{folder} has a state.json without {key}; "
-                f"it must hold {', '.join(_KEYS)}"
+                f"{folder} has a {STATE} without {key}; it must hold {', '.join(_KEYS)}"
             )
     return content
-
-
-def _read_json(folder: Path) -> dict[str, Any] | None:
-    """Read ``state.json``; None if it is missing or holds no JSON object."""
-    try:
-        content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _make_empty(folder: Path) -> None:
-    """Make a folder, without what an earlier attempt left in it."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-
-
-def _publish(partial: Path, final: Path, content: Mapping[str, Any]) -> None:
-    """Write ``state.json``, wait for the disk, and rename the folder."""
-    with (partial / "state.json").open("w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_folder(partial)
-    replaced = final.with_name(f".{final.name}.replaced")
-    if replaced.exists():
-        shutil.rmtree(replaced)
-    if final.exists():
-        final.rename(replaced)
-    partial.rename(final)
-    _sync_folder(final.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _random_states(device: torch.device) -> dict[str, Any]:
-    """Give the states of all global generators of this rank, as JSON values."""
-    numpy_state = np.random.get_state(legacy=False)
-    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
-    cuda_state = None
-    if device.type == "cuda":
-        cuda_state = _text_from_bytes(torch.cuda.get_rng_state(device))
-    return {
-        "python": random.getstate(),
-        "numpy": numpy_state,
-        "torch": _text_from_bytes(torch.get_rng_state()),
-        "cuda": cuda_state,
-    }
-
-
-def _restore_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Set the global generators of this rank to what ``_random_states`` gave."""
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    inner = states["numpy"]["state"]
-    key = np.array(inner["key"], dtype=np.uint32)
-    np.random.set_state({**states["numpy"], "state": {**inner, "key": key}})
-    torch.set_rng_state(_bytes_from_text(states["torch"]))
-    if device.type == "cuda" and states["cuda"] is not None:
-        torch.cuda.set_rng_state(_bytes_from_text(states["cuda"]), device)
-
-
-def _text_from_bytes(state: UInt8[Tensor, " bytes"]) -> str:
-    """Write bytes as base64 text."""
-    return base64.b64encode(state.numpy().tobytes()).decode("ascii")
-
-
-def _bytes_from_text(text: str) -> UInt8[Tensor, " bytes"]:
-    """Read what ``_text_from_bytes`` wrote."""
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

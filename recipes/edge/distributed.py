@@ -25,12 +25,15 @@ class World:
         size: Number of processes, at least 1.
         device: Where this rank computes.
         mesh: All ranks in one row, along the axis ``data``; for ``fully_shard``.
+        group: What the ranks talk over; None for the group of the run. A thread beside
+            the training needs one of its own, so that no message takes another's place.
     """
 
     rank: int
     size: int
     device: torch.device
     mesh: DeviceMesh
+    group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -123,7 +126,7 @@ def sum_over_ranks(values: Mapping[str, float | int], world: World) -> dict[str,
     total = torch.tensor(
         [*values.values(), checksum], dtype=torch.float64, device=world.device
     )
-    dist.all_reduce(total)
+    dist.all_reduce(total, group=world.group)
     *sums, checksums = total.tolist()
     if checksums != checksum * world.size:
         raise ValueError(
@@ -162,7 +165,7 @@ def broadcast_from_main(make: Callable[[], _T], world: World) -> _T:
         except Exception as error:
             failure = error
             box[1] = f"{type(error).__name__}: {error}"
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=world.group)
     result, reason = box
     if reason is not None:
         raise RuntimeError(
@@ -188,7 +191,7 @@ def gather_from_ranks(value: _T, world: World) -> list[_T]:
         ['clip.mp4']
     """
     values: list[Any] = [None] * world.size
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=world.group)
     return values
 
 

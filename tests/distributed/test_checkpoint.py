@@ -4,10 +4,14 @@ The file is its own worker: ``torchrun`` runs it with a case and a folder. The o
 of a resumed run is the same run without any checkpoint, compared bit for bit.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
+import pickle
 import random
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -19,14 +23,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from recipes.edge.checkpoint import (
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
+from recipes.edge.checkpoint import load_checkpoint, save_checkpoint
+from recipes.edge.checkpoint_folders import (
+    good_checkpoint,
+    list_checkpoints,
+    remove_old_checkpoints,
 )
+from recipes.edge.checkpoint_saver import CheckpointSaver
 from recipes.edge.distributed import World, process_group
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +162,7 @@ def write(folder: Path, world: World) -> dict[str, Any]:
     undisturbed = fingerprint(built)
 
     built = model, optimizer = build(world, seed=1)
+    (folder / "run").mkdir(exist_ok=True)
 
     def save(step: int, **change: Any) -> Path:
         return save_checkpoint(
@@ -167,7 +176,6 @@ def write(folder: Path, world: World) -> dict[str, Any]:
 
     save(0)
     train(built, 3)
-    save(3, settings="an earlier attempt")
     with torch.no_grad():
         model.eval()(torch.zeros(7, 4), torch.arange(7))
     saved = save(3)
@@ -175,6 +183,7 @@ def write(folder: Path, world: World) -> dict[str, Any]:
     (folder / "file").touch()
     by_rank = error_of(lambda: save(4, position=world.rank))
     no_folder = error_of(lambda: save(5, output_dir=folder / "file"))
+    again = error_of(lambda: save(3))
     train(built, 3)
     if world.is_main:
         torch.save(full, folder / "full.pt")
@@ -184,6 +193,7 @@ def write(folder: Path, world: World) -> dict[str, Any]:
         "path": str(saved),
         "by_rank": by_rank,
         "no_folder": no_folder,
+        "again": again,
     }
 
 
@@ -280,13 +290,19 @@ def test_all_ranks_hear_that_the_folder_cannot_be_made(ranks: Ranks) -> None:
     )
 
 
+def test_a_step_is_saved_once(ranks: Ranks) -> None:
+    for seen in ranks["write"]:
+        assert seen["again"].startswith("RuntimeError: the main rank failed with File")
+        assert "checkpoint-3 exists; a step is saved once; every rank" in seen["again"]
+
+
 def test_state_json_is_readable_without_this_library(
     ranks: Ranks, folder: Path
 ) -> None:
     saved = Path(ranks["write"][0]["path"])
     assert saved == folder / "run" / "checkpoint-3"
     content = json.loads((saved / "state.json").read_text())
-    assert content["format_version"] == 1
+    assert content["format_version"] == 2
     assert (content["step"], content["world_size"]) == (3, 2)
     assert content["state"] == STATE
     assert [sorted(entry) for entry in content["random_states"]] == [
@@ -333,61 +349,188 @@ def test_a_rank_without_random_states_keeps_its_own(
 
 def save_one(folder: Path, step: int, world: World, **state: Any) -> Path:
     """Save a small model of one rank."""
+    folder.mkdir(exist_ok=True)
     model, optimizer = build(world, seed=2)
     return save_checkpoint(
         folder, step, model=model, optimizer=optimizer, state=state, world=world
     )
 
 
-def test_latest_is_the_highest_complete_one(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path / "nowhere") is None
-    assert latest_checkpoint(tmp_path) is None
-    for step in range(12):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "state.json").write_text("{}")
-        assert latest_checkpoint(tmp_path) == tmp_path / f"checkpoint-{step}"
-
-
-def test_latest_ignores_what_is_no_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-20").mkdir()
-    (tmp_path / "checkpoint-21").mkdir()
-    (tmp_path / "checkpoint-21" / "state.json").write_text('{"step": 2')
-    others = (".checkpoint-30.partial", "checkpoint-x", "checkpoint-4-copy")
-    for name in (*others, "checkpoint-041"):
+def test_checkpoints_are_listed_by_their_steps(tmp_path: Path) -> None:
+    assert list_checkpoints(tmp_path / "nowhere") == []
+    assert list_checkpoints(tmp_path) == []
+    others = (".checkpoint-30.partial", "checkpoint-x", "checkpoint-4.damaged")
+    for name in (*others, "checkpoint-041", "checkpoint-10", "checkpoint-9"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "state.json").write_text("{}")
-    assert latest_checkpoint(tmp_path) is None
+    names = [folder.name for folder in list_checkpoints(tmp_path)]
+    assert names == ["checkpoint-9", "checkpoint-10"]
 
 
-def test_a_leftover_is_removed(tmp_path: Path, world: World) -> None:
-    leftover = tmp_path / "run" / ".checkpoint-1.partial"
-    leftover.mkdir(parents=True)
-    (leftover / "__7_0.distcp").write_text("half a file")
-    saved = save_one(tmp_path / "run", 1, world)
-    assert not leftover.exists()
+def test_leftovers_are_removed(tmp_path: Path, world: World) -> None:
+    for name in (".checkpoint-1.partial", ".checkpoint-5.removed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__7_0.distcp").write_text("half a file")
+    saved = save_one(tmp_path, 1, world)
+    assert not (tmp_path / ".checkpoint-1.partial").exists()
     assert not (saved / "__7_0.distcp").exists()
-    assert latest_checkpoint(tmp_path / "run") == saved
+    (tmp_path / ".checkpoint-3.partial").mkdir()
+    assert good_checkpoint(tmp_path, world) == (saved, [])
+    assert list(tmp_path.iterdir()) == [saved]
 
 
-def test_an_old_checkpoint_stays_until_the_new_one_is_complete(
+def test_a_checkpoint_that_cannot_be_written_is_not_seen(
     tmp_path: Path, world: World
 ) -> None:
-    saved = save_one(tmp_path, 1, world, attempt=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"rank 0 cannot write to .* File too"):
+            save_one(tmp_path, 1, world)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert good_checkpoint(tmp_path, world) == (None, [])
+    assert list(tmp_path.iterdir()) == []
 
-    class Broken(Model):
-        def get_extra_state(self) -> object:
-            raise OSError("the disk is full")
 
-    broken = Broken()
-    optimizer = torch.optim.AdamW(broken.parameters())
-    with pytest.raises(OSError, match="the disk is full"):
+def test_a_folder_that_has_vanished_is_not_made_anew(
+    tmp_path: Path, world: World
+) -> None:
+    save_one(tmp_path / "run", 1, world)
+    (tmp_path / "run").rename(tmp_path / "gone")
+    model, optimizer = build(world, seed=2)
+    with pytest.raises(RuntimeError, match="FileNotFoundError"):
         save_checkpoint(
-            tmp_path, 1, model=broken, optimizer=optimizer, state={}, world=world
+            tmp_path / "run",
+            2,
+            model=model,
+            optimizer=optimizer,
+            state={},
+            world=world,
         )
-    assert latest_checkpoint(tmp_path) == saved
-    model, optimizer = build(world, seed=3)
-    loaded = load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
-    assert loaded == {"attempt": 1, "step": 1}
+    assert not (tmp_path / "run").exists()
+
+
+def test_saving_beside_the_training_keeps_the_step(
+    tmp_path: Path, world: World
+) -> None:
+    said = list[str]()
+    built = model, optimizer = build(world, seed=2)
+    with CheckpointSaver(
+        tmp_path, keep=2, is_async=True, say=said.append, world=world
+    ) as saver:
+        for step in (1, 2, 3):
+            train(built, 1)
+            saver.save(step, model=model, optimizer=optimizer, state={})
+        train(built, 1)
+        saver.wait()
+    folders = [tmp_path / f"checkpoint-{step}" for step in (1, 2, 3)]
+    assert said == [f"saved {folder}" for folder in folders]
+    assert list_checkpoints(tmp_path) == folders[1:]
+    for step in (2, 3):
+        straight = build(world, seed=2)
+        train(straight, step)
+        expected = full_tensors(straight)
+        resumed = model, optimizer = build(world, seed=3)
+        load_checkpoint(
+            folders[step - 1], model=model, optimizer=optimizer, world=world
+        )
+        found = full_tensors(resumed)
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), name
+
+
+def test_what_goes_wrong_beside_the_training_is_raised(
+    tmp_path: Path, world: World
+) -> None:
+    model, optimizer = build(world, seed=2)
+    run = tmp_path / "run"
+    run.mkdir()
+    with CheckpointSaver(run, keep=1, is_async=True, say=print, world=world) as saver:
+        run.rmdir()
+        saver.save(1, model=model, optimizer=optimizer, state={})
+        with pytest.raises(RuntimeError, match="FileNotFoundError"):
+            saver.save(2, model=model, optimizer=optimizer, state={})
+
+
+def test_every_file_has_its_digest(tmp_path: Path, world: World) -> None:
+    saved = save_one(tmp_path, 1, world)
+    listed = json.loads((saved / "manifest.json").read_text())["files"]
+    files = {file.name: file for file in saved.iterdir()}
+    del files["manifest.json"]
+    assert listed == {
+        name: {
+            "bytes": len(file.read_bytes()),
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        }
+        for name, file in files.items()
+    }
+    assert {"state.json", ".metadata"} < set(listed)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def halve(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "said"),
+    [
+        ("__0_0.distcp", cut, r"__0_0.distcp has \d+ bytes, not \d+"),
+        ("__0_0.distcp", flip, "__0_0.distcp has other bytes than were written"),
+        (
+            "__0_0.distcp",
+            Path.unlink,
+            "__0_0.distcp cannot be read: No such file or directory",
+        ),
+        (".metadata", flip, ".metadata has other bytes than were written"),
+        ("state.json", flip, "state.json has other bytes than were written"),
+        ("manifest.json", halve, "it has no readable manifest.json"),
+        ("manifest.json", Path.unlink, "it has no readable manifest.json"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, world: World, name: str, harm: Callable[[Path], None], said: str
+) -> None:
+    good, newest = (save_one(tmp_path, step, world) for step in (1, 2))
+    assert good_checkpoint(tmp_path, world) == (newest, [])
+    harm(newest / name)
+    found, passed_over = good_checkpoint(tmp_path, world)
+    assert found == good
+    (words,) = passed_over
+    assert re.fullmatch(f"{newest} is passed over: {said}", words)
+    aside = tmp_path / "checkpoint-2.damaged"
+    assert sorted(tmp_path.iterdir()) == [good, aside]
+    assert good_checkpoint(tmp_path, world) == (good, [])
+    aside.rename(newest)
+    shutil.rmtree(good)
+    with pytest.raises(ValueError) as caught:
+        good_checkpoint(tmp_path, world)
+    assert re.fullmatch(
+        rf"no checkpoint in {tmp_path} is whole \(checkpoint-2: {said}\); "
+        "remove them to begin anew",
+        str(caught.value),
+    )
+    assert newest.exists()
+
+
+def test_the_newest_are_kept(tmp_path: Path, world: World) -> None:
+    for step in (9, 10, 11, 100):
+        save_one(tmp_path, step, world)
+    remove_old_checkpoints(tmp_path, keep=3)
+    names = {folder.name for folder in tmp_path.iterdir()}
+    assert names == {"checkpoint-10", "checkpoint-11", "checkpoint-100"}
+    remove_old_checkpoints(tmp_path, keep=5)
+    assert {folder.name for folder in tmp_path.iterdir()} == names
 
 
 @pytest.mark.parametrize(
@@ -413,8 +556,8 @@ def test_step_must_not_be_negative(tmp_path: Path, world: World) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format_version": 2}, "has format_version 2; it must be 1"),
-        ({"format_version": None}, "has format_version None; it must be 1"),
+        ({"format_version": 1}, "has format_version 1; it must be 2"),
+        ({"format_version": None}, "has format_version None; it must be 2"),
         ({"state": None}, "has a state.json without state; it must hold step, "),
         ({"random_states": None}, "has a state.json without random_states; "),
     ],
@@ -456,16 +599,111 @@ def test_load_names_a_tensor_that_one_side_lacks(tmp_path: Path, world: World) -
     saved = save_one(tmp_path, 1, world)
     model, optimizer = build(world, seed=2)
     model.tower.bias.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"lacks optimizer\.state\.tower\.bias"):
+    with pytest.raises(ValueError, match=r"lacks optimizer\.tower\.bias"):
         load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
     model, optimizer = build(world, seed=2)
     model.score.bias.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"holds optimizer\.state\.score\.bias"):
+    with pytest.raises(ValueError, match=r"holds optimizer\.score\.bias"):
         load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
     model, _ = build(world, seed=2)
     one_group = torch.optim.AdamW(model.parameters())
-    with pytest.raises(ValueError, match=r"holds optimizer\.param_groups\.1\.params"):
+    with pytest.raises(ValueError, match=r"has 2 groups of parameters but the .* 1;"):
         load_checkpoint(saved, model=model, optimizer=one_group, world=world)
+
+
+def test_load_names_a_buffer_that_one_side_lacks(tmp_path: Path, world: World) -> None:
+    saved = save_one(tmp_path, 1, world)
+    model, optimizer = build(world, seed=2)
+    model.register_buffer("offset", torch.zeros(()))
+    with pytest.raises(ValueError, match=r"lacks model\.offset"):
+        load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
+    model, optimizer = build(world, seed=2)
+    del model.scale
+    with pytest.raises(ValueError, match=r"holds model\.scale"):
+        load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_no_pickle_is_executed(tmp_path: Path, world: World) -> None:
+    saved = save_one(tmp_path, 1, world)
+    model, optimizer = build(world, seed=2)
+    description = saved / ".metadata"
+    whole = description.read_bytes()
+    made = tmp_path / "made"
+    pickle.loads(pickle.dumps(Payload(made)))
+    made.unlink()  # so it would have worked
+
+    known = FileSystemReader(saved).read_metadata()
+    known.planner_data = Payload(made)
+    hostile = {
+        "alone": Payload(made),
+        "inside": known,
+        "attribute": {"__reduce__": Payload(made)},
+    }
+    for content in hostile.values():
+        description.write_bytes(pickle.dumps(content))
+        with pytest.raises(
+            ValueError, match=r"metadata is not read \(it names pathlib"
+        ):
+            load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
+    assert not made.exists()
+    description.write_bytes(whole)
+
+    state = saved / "state.json"
+    assert b"pickle" not in state.read_bytes()
+    shards = saved / "__0_0.distcp"
+    torch.save(Payload(made), shards)
+    info = FileSystemReader(saved).read_metadata()
+    info.storage_data = {
+        index: dataclasses.replace(each, offset=0, length=shards.stat().st_size)
+        for index, each in info.storage_data.items()
+    }
+    description.write_bytes(pickle.dumps(info))
+    with pytest.raises(CheckpointException, match="weights_only"):
+        load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
+    assert not made.exists()
+
+
+def test_only_tensors_of_the_folder_are_described(tmp_path: Path, world: World) -> None:
+    saved = save_one(tmp_path, 1, world)
+    model, optimizer = build(world, seed=2)
+    description = saved / ".metadata"
+
+    def message(found: Any) -> str:
+        description.write_bytes(pickle.dumps(found))
+        with pytest.raises(ValueError) as caught:
+            load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
+        return str(caught.value)
+
+    found = FileSystemReader(saved).read_metadata()
+    name = "model.tower.weight"
+    whole = dict(found.state_dict_metadata)
+    found.state_dict_metadata[name] = BytesStorageMetadata()
+    assert "it names torch.distributed.checkpoint.metadata.BytesStora" in message(found)
+    found.state_dict_metadata[name] = "bytes"
+    assert message(found) == (
+        f"{description} describes what is no tensor; only tensors are read"
+    )
+    found.state_dict_metadata = whole
+    for index, info in found.storage_data.items():
+        found.storage_data[index] = dataclasses.replace(
+            info, relative_path=f"../{saved.name}/{info.relative_path}"
+        )
+    assert message(found) == (
+        f"{description} names files elsewhere; only its own folder is read"
+    )
+    description.write_bytes(b"no pickle")
+    with pytest.raises(ValueError, match="may hold records of DCP alone"):
+        load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
 
 
 def worker(case: str, folder: Path) -> None:

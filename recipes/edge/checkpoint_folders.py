@@ -1,0 +1,156 @@
+"""The folders of checkpoints: made aside, shown by one rename, found, and removed."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.edge.distributed import World, broadcast_from_main
+from recipes.edge.manifests import Entry, entry_of, find_damage, write_manifest
+
+STATE = "state.json"
+"""Name of the file that holds all but the tensors."""
+
+_FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """List the checkpoints of a run, damaged ones too, by their steps.
+
+    Args:
+        output_dir: Folder of the run; it need not exist.
+
+    Returns:
+        The folders ``checkpoint-{step}``.
+    """
+    found = [
+        (int(match[1]), folder)
+        for folder in output_dir.glob("checkpoint-*")
+        if (match := _FOLDER.fullmatch(folder.name))
+    ]
+    return [folder for _, folder in sorted(found)]
+
+
+def good_checkpoint(output_dir: Path, world: World) -> tuple[Path | None, list[str]]:
+    """Find the newest checkpoint whose files are what was written.
+
+    All ranks call this together. Newer ones, which are damaged, are renamed to
+    ``checkpoint-{step}.damaged``, so that the run can save these steps again. What an
+    interrupted run left half written or half removed goes.
+
+    Args:
+        output_dir: Folder of a run; it need not exist.
+        world: The ranks.
+
+    Returns:
+        The folder, or None if there is none; and a sentence for each newer one that was
+        passed over, newest first.
+
+    Raises:
+        ValueError: If there are checkpoints and all are damaged.
+    """
+    broadcast_from_main(lambda: _remove_leftovers(output_dir), world)
+    known = broadcast_from_main(lambda: list_checkpoints(output_dir), world)
+    damages = dict[Path, str]()
+    for folder in reversed(known):
+        damage = find_damage(folder, world)
+        if damage is None:
+            broadcast_from_main(lambda: _put_aside(damages), world)
+            return folder, [
+                f"{damaged} is passed over: {words}"
+                for damaged, words in damages.items()
+            ]
+        damages[folder] = damage
+    if damages:
+        reasons = "; ".join(f"{folder.name}: {it}" for folder, it in damages.items())
+        raise ValueError(
+            f"no checkpoint in {output_dir} is whole ({reasons}); remove them to begin "
+            "anew"
+        )
+    return None, []
+
+
+def remove_old_checkpoints(output_dir: Path, *, keep: int) -> None:
+    """Remove all but the newest checkpoints; the main rank calls this.
+
+    Args:
+        output_dir: Folder of a run.
+        keep: Checkpoints to keep, at least 1.
+    """
+    for folder in list_checkpoints(output_dir)[:-keep]:
+        removed = folder.with_name(f".{folder.name}.removed")
+        folder.rename(removed)
+        shutil.rmtree(removed)
+
+
+def make_partial(final: Path) -> Path:
+    """Make an empty folder beside the one that it will be renamed to.
+
+    Args:
+        final: Where the checkpoint will be; its parent is there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: If the step has a checkpoint already.
+    """
+    if final.exists():
+        raise FileExistsError(f"{final} exists; a step is saved once")
+    partial = final.with_name(f".{final.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir()
+    return partial
+
+
+def publish(
+    partial: Path,
+    final: Path,
+    content: Mapping[str, Any],
+    entries: Mapping[str, Entry],
+) -> None:
+    """Write state and manifest, wait for the disk, and rename the folder.
+
+    Args:
+        partial: A folder with the files of tensors.
+        final: Its name from now on.
+        content: What ``state.json`` will hold.
+        entries: Size and digest of each file that is there.
+    """
+    state = partial / STATE
+    state.write_text(json.dumps(content), encoding="utf-8")
+    write_manifest(partial, {**entries, STATE: entry_of(state)})
+    for file in partial.iterdir():
+        _sync(file)
+    _sync(partial)
+    partial.rename(final)
+    _sync(final.parent)
+
+
+def _remove_leftovers(output_dir: Path) -> None:
+    """Remove what was half written or half removed when a run ended."""
+    for kind in ("partial", "removed"):
+        for folder in output_dir.glob(f".checkpoint-*.{kind}"):
+            shutil.rmtree(folder)
+
+
+def _put_aside(damaged: Mapping[Path, str]) -> None:
+    """Rename damaged checkpoints, over those that were damaged at the same step."""
+    for folder in damaged:
+        aside = folder.with_name(f"{folder.name}.damaged")
+        if aside.exists():
+            shutil.rmtree(aside)
+        folder.rename(aside)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
