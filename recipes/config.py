@@ -93,6 +93,11 @@ class Config:
     """Optimizer steps of the whole run."""
     save_steps: int = 200
     """Steps from one checkpoint to the next; the last step is always saved."""
+    save_total_limit: int = 3
+    """Checkpoints that are kept, the newest ones."""
+    async_save: bool = False
+    """Whether checkpoints are written beside the training, from a copy in host memory:
+    a step waits for the copy alone."""
     max_bad_share: float = 0.05
     """The run stops when a larger share of the samples turns out to be unusable."""
     dataloader_num_workers: int = 4
@@ -177,6 +182,7 @@ BOUNDS = {
     "max_skipped_steps": (0, math.inf),
     "max_steps": (1, math.inf),
     "save_steps": (1, math.inf),
+    "save_total_limit": (1, math.inf),
     "max_bad_share": (0, 1),
     "dataloader_num_workers": (0, math.inf),
     "profile_step": (0, math.inf),
@@ -189,6 +195,9 @@ FREE_TO_CHANGE = {
     "output_dir",
     "max_steps",
     "save_steps",
+    "save_total_limit",
+    "async_save",
+    "parallel.replicate",
     "dataloader_num_workers",
     "dataloader_pin_memory",
     "dataloader_persistent_workers",
@@ -199,7 +208,7 @@ FREE_TO_CHANGE = {
     "device",
     "assumed_mfu",
 }
-"""Settings that may differ when a run goes on from a checkpoint."""
+"""Settings that may differ when a run goes on from a checkpoint, by dotted names."""
 
 NESTED = "autoregressive_config"
 """Key under which settings of the method may stand as well."""

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 from fastslow.qwen2_vl import Family, family_of
 from recipes.config import Config
 from recipes.edge.archives import ArchiveStore
-from recipes.edge.checkpoint import latest_checkpoint
+from recipes.edge.checkpoint_folders import list_checkpoints
 from recipes.edge.clips import make_clips
 from recipes.edge.conversations import BadSample
 from recipes.edge.data_files import list_subsets
@@ -135,7 +135,7 @@ def read_samples(
 def _make_tokenizer(config: Config, train: Iterable[Sample]) -> Path:
     """Train a tokenizer for a run that begins with nothing; a resumed run has one."""
     folder = config.output_dir / "tokenizer"
-    if latest_checkpoint(config.output_dir) is None:
+    if not list_checkpoints(config.output_dir):
         texts = (turn.text for sample in train for turn in sample.turns)
         train_tokenizer(texts, vocabulary_size=512).save_pretrained(folder)
     return folder

@@ -4,14 +4,12 @@
 questions. A recipe is a preset of the settings that it takes.
 """
 
-import dataclasses
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import islice
 from math import prod
-from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -28,8 +26,7 @@ from fastslow.qwen2_vl import FastSlowQwen2VL, step_flops
 from recipes.command_line import parse_command_line
 from recipes.config import FREE_TO_CHANGE, SETTINGS_FILE, Config, settings_before
 from recipes.data import Data, plan_data
-from recipes.edge.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from recipes.edge.conversations import BadSample
+from recipes.edge.checkpoint_saver import CheckpointSaver
 from recipes.edge.devices import this_device
 from recipes.edge.distributed import (
     World,
@@ -48,17 +45,17 @@ from recipes.edge.optimization import (
     count_skipped,
     warmup_cosine,
 )
+from recipes.edge.output_lock import only_run
 from recipes.edge.parallel import parallelise
 from recipes.edge.profiling import peak_memory, profiled
 from recipes.edge.quarantine import Quarantine
-from recipes.edge.settings import (
-    check_same_settings,
-    settings_as_json,
-    write_settings,
-)
+from recipes.edge.random_states import seed_generators
+from recipes.edge.settings import check_same_settings, write_settings
+from recipes.edge.stopping import STOPPED, StopSignal
 from recipes.edge.tiny import tiny_backbone
 from recipes.edge.weights import build_meta_model, load_pretrained, materialize
 from recipes.preview import preview
+from recipes.progress import Progress, Run, resume, state_beside_tensors
 
 TERMS = ("language_loss", "autoregressive_loss", "copy_loss")
 """What is summed over the rows of a step; the first alone without next-frame loss."""
@@ -78,33 +75,6 @@ NO_HIDDEN_STATES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a run consists of, on one rank."""
-
-    config: Config
-    data: Data
-    model: FastSlowQwen2VL
-    optimizer: torch.optim.AdamW
-    quarantine: Quarantine
-    world: World
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a run has come.
-
-    Attributes:
-        step: Optimizer steps that are done.
-        stream: Where the stream of packed rows stands.
-        skipped: Steps that were not taken.
-    """
-
-    step: int = 0
-    stream: StreamState = field(default_factory=StreamState)
-    skipped: SkippedSteps = field(default_factory=SkippedSteps)
-
-
 def run_recipe(preset: Config) -> None:
     """Let file and flags change a preset, and train or say what it would take."""
     config = parse_command_line(preset)
@@ -118,33 +88,10 @@ def run_recipe(preset: Config) -> None:
 @record
 def main(config: Config) -> None:
     """Plan, build, shard, train, save, export, and ask the held-out questions."""
-    with process_group() as world:
-        before = broadcast_from_main(lambda: settings_before(config), world)
-        if before is not None:
-            check_same_settings(before, config, free=FREE_TO_CHANGE)
-        if world.device.type == "cuda":
-            torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-        data = broadcast_from_main(lambda: plan_data(config, world), world)
-        model = build_model(config, data, world)
-        run = Run(
-            config=config,
-            data=data,
-            model=model,
-            optimizer=torch.optim.AdamW(
-                [weight for weight in model.parameters() if weight.requires_grad],
-                betas=(0.9, 0.95),
-                fused=world.device.type == "cuda",
-            ),
-            quarantine=Quarantine(
-                config.output_dir,
-                num_samples=len(data.train) + len(data.held_out) + len(data.bad),
-                max_share=config.max_bad_share,
-                world=world,
-            ),
-            world=world,
-        )
-        run.quarantine.add(data.bad)
-        progress = resume(run)
+    stop = StopSignal()
+    with process_group() as world, only_run(config.output_dir, world):
+        run = prepare(config, world)
+        progress, passed_over = resume(run)
         settings_file = config.output_dir / SETTINGS_FILE
         broadcast_from_main(lambda: write_settings(settings_file, config), world)
         with RunLog(
@@ -153,28 +100,83 @@ def main(config: Config) -> None:
             first_step=progress.step + 1,
             world=world,
         ) as log:
-            log.message(describe(run, progress.step))
+            log.message("\n".join([*passed_over, describe(run, progress)]))
             if config.output_hidden_states and not progress.step:
                 log.message(NO_HIDDEN_STATES)
-            train(run, progress, log)
-            finish(run, log)
+            with stop, checkpoint_saver(run, log) as saver:
+                is_whole = train(run, progress, log, stop, saver)
+            if is_whole:
+                finish(run, log)
+    if not is_whole:
+        sys.exit(STOPPED)
 
 
-def train(run: Run, progress: Progress, log: RunLog) -> None:
-    """Take the steps that are left; save now and then, and at the end."""
+def prepare(config: Config, world: World) -> Run:
+    """Plan the data, and build the model with its optimizer."""
+    before = broadcast_from_main(lambda: settings_before(config), world)
+    if before is not None:
+        check_same_settings(before, config, free=FREE_TO_CHANGE)
+    if world.device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    data = broadcast_from_main(lambda: plan_data(config, world), world)
+    model = build_model(config, data, world)
+    seed_generators(config.seed + world.rank)
+    run = Run(
+        config=config,
+        data=data,
+        model=model,
+        optimizer=torch.optim.AdamW(
+            [weight for weight in model.parameters() if weight.requires_grad],
+            betas=(0.9, 0.95),
+            fused=world.device.type == "cuda",
+        ),
+        quarantine=Quarantine(
+            config.output_dir,
+            num_samples=len(data.train) + len(data.held_out) + len(data.bad),
+            max_share=config.max_bad_share,
+            world=world,
+        ),
+        world=world,
+    )
+    run.quarantine.add(data.bad)
+    return run
+
+
+def checkpoint_saver(run: Run, log: RunLog) -> CheckpointSaver:
+    """Make what saves the run."""
+    return CheckpointSaver(
+        run.config.output_dir,
+        keep=run.config.save_total_limit,
+        is_async=run.config.async_save,
+        say=log.message,
+        world=run.world,
+    )
+
+
+def train(
+    run: Run,
+    progress: Progress,
+    log: RunLog,
+    stop: StopSignal,
+    saver: CheckpointSaver,
+) -> bool:
+    """Take the steps that are left; save now and then, and at the end.
+
+    Where any rank is asked to stop, all save after the same step and stop.
+
+    Returns:
+        Whether all steps are taken.
+    """
     config = run.config
+    rows_per_rank = progress.rows_per_step // run.world.size
     batches = row_stream(run, progress.stream)
     for step in range(progress.step + 1, config.max_steps + 1):
         started = time.perf_counter()
-        rows = list(islice(batches, config.rows_per_step))
+        rows = list(islice(batches, rows_per_rank))
         waited = time.perf_counter() - started
-        flops = sum(step_flops(run.model, row.plan).total for row in rows)
-        clips = {
-            "clips": sum(len(row.plan.layout.clips) for row in rows),
-            "clip_tokens": sum(len(row.plan.video_rows) for row in rows),
-        }
         counts = sum_over_ranks(
-            count_rows(rows) | clips | {"waited": waited, "flops": flops}, run.world
+            count_step(run, rows) | {"waited": waited, "stop": stop.is_asked},
+            run.world,
         )
         if counts["skipped"]:
             run.quarantine.share(bad for row in rows for bad in row.bad)
@@ -182,17 +184,23 @@ def train(run: Run, progress: Progress, log: RunLog) -> None:
             losses, skipped = train_step(run, step, rows, counts, progress.skipped)
         seconds = time.perf_counter() - started
         log.step(step, losses | throughput(run, counts, seconds))
-        progress = Progress(step=step, stream=rows[-1].state, skipped=skipped)
-        if step % config.save_steps == 0 or step == config.max_steps:
-            folder = save_checkpoint(
-                config.output_dir,
+        progress = replace(progress, step=step, stream=rows[-1].state, skipped=skipped)
+        is_last = step == config.max_steps
+        saver.poll()
+        if counts["stop"] or is_last or step % config.save_steps == 0:
+            log.sync()
+            saver.save(
                 step,
                 model=run.model,
                 optimizer=run.optimizer,
                 state=state_beside_tensors(run, progress),
-                world=run.world,
             )
-            log.message(f"saved {folder}")
+        if counts["stop"] and not is_last:
+            saver.wait()
+            log.message(f"stopped after step {step}, as asked; it goes on from there")
+            return False
+    saver.wait()
+    return True
 
 
 def row_stream(run: Run, state: StreamState) -> Iterator[Row]:
@@ -237,40 +245,12 @@ def build_model(config: Config, data: Data, world: World) -> FastSlowQwen2VL:
     return model
 
 
-def resume(run: Run) -> Progress:
-    """Go on from the last checkpoint of the output folder, if there is one."""
-    config = run.config
-    folder = broadcast_from_main(
-        lambda: latest_checkpoint(config.output_dir), run.world
-    )
-    if folder is None:
-        return Progress()
-    state = load_checkpoint(
-        folder, model=run.model, optimizer=run.optimizer, world=run.world
-    )
-    check_same_settings(state["settings"], config, free=FREE_TO_CHANGE)
-    if state["data"] != run.data.train.fingerprint():
-        raise ValueError(
-            f"the samples differ from those that {folder} was trained on; a run goes "
-            "on with the data that it began with"
-        )
-    run.quarantine.add(BadSample(**sample) for sample in state["quarantine"])
-    stream = state["stream"]
-    return Progress(
-        step=state["step"],
-        stream=StreamState(**stream | {"waiting": tuple(stream["waiting"])}),
-        skipped=SkippedSteps(**state["skipped"]),
-    )
-
-
-def state_beside_tensors(run: Run, progress: Progress) -> dict[str, Any]:
-    """Gather what a checkpoint needs beside tensors and random states."""
-    return {
-        "settings": settings_as_json(run.config),
-        "data": run.data.train.fingerprint(),
-        "stream": dataclasses.asdict(progress.stream),
-        "skipped": dataclasses.asdict(progress.skipped),
-        "quarantine": [dataclasses.asdict(sample) for sample in run.quarantine],
+def count_step(run: Run, rows: list[Row]) -> dict[str, float]:
+    """Count what this rank's rows hold, and the work that they are."""
+    return count_rows(rows) | {
+        "clips": sum(len(row.plan.layout.clips) for row in rows),
+        "clip_tokens": sum(len(row.plan.video_rows) for row in rows),
+        "flops": sum(step_flops(run.model, row.plan).total for row in rows),
     }
 
 
@@ -361,7 +341,10 @@ def finish(run: Run, log: RunLog) -> None:
     folder = run.config.output_dir / f"model-{run.config.max_steps}"
     if broadcast_from_main(folder.exists, run.world):
         return
-    ask_held_out(run, log)
+    if not broadcast_from_main(
+        lambda: log.has_evaluation(run.config.max_steps), run.world
+    ):
+        ask_held_out(run, log)
     merge_adapters(run.model)
     export_pretrained(
         folder,
@@ -388,7 +371,7 @@ def ask_held_out(run: Run, log: RunLog) -> None:
         )
 
 
-def describe(run: Run, done: int) -> str:
+def describe(run: Run, progress: Progress) -> str:
     """Say what will be trained, on what, and from where."""
     data, world = run.data, run.world
     clips = [span for span in data.train[0].spans if isinstance(span, VideoSpan)]
@@ -398,6 +381,7 @@ def describe(run: Run, done: int) -> str:
         for clip in clips[:1]
     )
     weights = sum(weight.numel() for weight in run.model.parameters())
+    done, rows = progress.step, progress.rows_per_step
     begin = f"goes on after step {done}" if done else "begins with step 1"
     device = this_device(world.device)
     mfu = "" if device is None else MFU.format(world.size, device)
@@ -405,5 +389,6 @@ def describe(run: Run, done: int) -> str:
         f"{weights:,} parameters on {world.size} ranks ({world.device.type})\n"
         f"{len(data.train)} samples to train on, {len(data.held_out)} held out, "
         f"{len(data.bad)} unusable\n{shown}{mfu}"
+        f"a step takes {rows} packed rows, {rows // world.size} on each rank\n"
         f"the run {begin} and ends with step {run.config.max_steps}"
     )

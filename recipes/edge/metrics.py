@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -138,6 +139,30 @@ class RunLog:
         for name, value in values.items():
             outputs.curves.add_scalar(f"evaluation/{name}", value, step)
 
+    def has_evaluation(self, step: int) -> bool:
+        """Tell, on the main rank, whether an evaluation is recorded.
+
+        Args:
+            step: Optimizer steps done before it.
+        """
+        if self._outputs is None:
+            return False
+        lines = Path(self._outputs.metrics.name).read_text(encoding="utf-8")
+        return any(
+            content["step"] == step and "event" in content
+            for content in map(json.loads, lines.splitlines())
+        )
+
+    def sync(self) -> None:
+        """Wait until all that is recorded is on disk.
+
+        Before a checkpoint: the run that goes on from it does not do its steps again.
+        """
+        if self._outputs is not None:
+            self._outputs.curves.flush()
+            for file in (self._outputs.log, self._outputs.metrics):
+                os.fsync(file.fileno())
+
     def message(self, text: str) -> None:
         """Write words to ``train.log`` and to standard output.
 
@@ -160,9 +185,10 @@ def _open_outputs(
     is_new = first_step == 1
     log = opening.enter_context(_open_text(output_dir / "train.log", is_new))
     metrics = opening.enter_context(_open_text(output_dir / "metrics.jsonl", is_new))
-    curves = SummaryWriter(
-        str(output_dir / "logs"), purge_step=0 if is_new else first_step
-    )
+    events = output_dir / "logs"
+    for file in events.glob("events.*") if is_new else ():
+        file.unlink()
+    curves = SummaryWriter(str(events), purge_step=first_step)
     opening.callback(curves.close)
     bar = tqdm(total=total_steps, initial=first_step - 1, unit="step", disable=None)
     opening.callback(bar.close)

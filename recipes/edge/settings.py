@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -140,17 +140,29 @@ def check_same_settings(
     Args:
         before: What ``settings_as_json`` gave when the run began.
         config: The settings now.
-        free: Names that may differ.
+        free: Names that may differ; dots lead into settings of settings.
 
     Raises:
         ValueError: If any other setting differs; the message names it.
     """
-    for name, now in settings_as_json(config).items():
-        if name not in free and before.get(name) != now:
+    settings_before = dict(_by_dotted_name(before))
+    for name, now in _by_dotted_name(settings_as_json(config)):
+        then = settings_before.get(name)
+        if name not in free and then != now:
             raise ValueError(
-                f"{name} is {now!r} but the run began with {before.get(name)!r}; it "
+                f"{name} is {now!r} but the run began with {then!r}; it "
                 "goes on with the settings that it began with, or in another output_dir"
             )
+
+
+def _by_dotted_name(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Name every setting, those of settings within too."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            for inner, each in _by_dotted_name(value):
+                yield f"{name}.{inner}", each
+        else:
+            yield name, value
 
 
 _CORE_SCHEMA = (

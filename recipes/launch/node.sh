@@ -12,9 +12,20 @@
 # When a rank fails, the agents start all ranks again; when this node's agent dies, it is
 # started again and joins the others. Ranks go on from the last checkpoint, so at most the
 # steps since then are done twice. All nodes need one file system and the same environment.
+#
+# SIGTERM is passed on. The ranks save and end, within GRACE seconds (600 by default), and
+# node.sh ends with 143, starting nothing again. The same line goes on from there.
 set -uo pipefail
 : "${NODES:?number of nodes}" "${HEAD:?name:port of the node where ranks meet}"
 restarts=${RESTARTS:-3}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${GRACE:-600}
+
+agent= is_asked=
+stop() {
+    is_asked=1
+    [[ $agent ]] && kill -TERM "$agent" 2>/dev/null
+}
+trap stop TERM
 
 for ((attempt = 0; attempt <= restarts; attempt++)); do
     torchrun \
@@ -24,8 +35,16 @@ for ((attempt = 0; attempt <= restarts; attempt++)); do
         --rdzv-endpoint "$HEAD" \
         --rdzv-id "${RUN_ID:-fastslow}" \
         --max-restarts "$restarts" \
-        "$@"
+        "$@" &
+    agent=$!
+    [[ $is_asked ]] && stop # it came before there was anybody to tell
+    wait "$agent"
     code=$?
+    while kill -0 "$agent" 2>/dev/null; do # a signal ends a wait, not the agent
+        wait "$agent"
+        code=$?
+    done
+    [[ $is_asked ]] && exit 143
     ((code == 0)) && exit 0
     echo "node.sh: torchrun ended with $code, attempt $((attempt + 1)) of $((restarts + 1))" >&2
     sleep 1

@@ -103,3 +103,34 @@ def test_an_agent_that_dies_is_started_again_and_the_run_goes_on(
     assert "the run goes on after step" in log
     assert [row["step"] for row in steps(tmp_path)] == list(range(1, 13))
     assert (tmp_path / "run" / "model-12" / "model.safetensors").is_file()
+
+
+RANK = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("saved", flush=True) or 143))
+print("started", flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_node_that_is_asked_to_stop_starts_nothing_again(tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(RANK)
+    environment = os.environ | {
+        "NODES": "1",
+        "PROCESSES": "1",
+        "HEAD": f"localhost:{free_port()}",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    with subprocess.Popen(
+        ["recipes/launch/node.sh", str(tmp_path / "rank.py")],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as agent:
+        assert agent.stdout is not None
+        assert agent.stdout.readline() == "started\n"
+        agent.terminate()
+        assert agent.stdout.read() == "saved\n"
+    assert agent.returncode == 143

@@ -27,8 +27,9 @@ from recipes.edge.distributed import (
 from recipes.edge.loader import PackedRows, count_rows
 from recipes.edge.optimization import SkippedSteps
 from recipes.edge.quarantine import Quarantine
+from recipes.progress import Run
 from recipes.qwen2vl_tiny import TINY
-from recipes.train import Run, build_model, train_step
+from recipes.train import build_model, train_step
 
 ROOT = Path(__file__).parents[2]
 

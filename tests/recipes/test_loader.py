@@ -323,6 +323,41 @@ def test_any_state_resumes_the_stream(
     assert stream(states[0], num_workers)[:3] == whole[3:]
 
 
+def test_more_ranks_or_fewer_take_the_same_rows_in_the_same_steps(
+    planned: PlannedSamples,
+) -> None:
+    rows_per_step = 4
+
+    def steps(world_sizes: tuple[int, ...]) -> list[set[tuple[str, ...]]]:
+        """Take a step with each number of ranks, each from the state before."""
+        state, taken = StreamState(), list[set[tuple[str, ...]]]()
+        for world_size in world_sizes:
+            rows = [
+                row
+                for rank in range(world_size)
+                for row in islice(
+                    stream_rows(
+                        rows_of(planned),
+                        state,
+                        rank=rank,
+                        world_size=world_size,
+                        window=3,
+                        seed=5,
+                        num_workers=0,
+                    ),
+                    rows_per_step // world_size,
+                )
+            ]
+            taken.append({row.sample_ids for row in rows})
+            state = rows[-1].state
+        return taken
+
+    expected = steps((4,) * 8)
+    assert len({frozenset(step) for step in expected}) > 1
+    assert steps((4, 2, 1, 4, 1, 2, 2, 4)) == expected
+    assert steps((1,) * 8) == expected
+
+
 def test_the_fingerprint_tells_data_apart(planned: PlannedSamples) -> None:
     assert planned.fingerprint() == replace(planned).fingerprint()
     fewer = replace(planned, numbers=planned.numbers[1:], lengths=planned.lengths[1:])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import sys
 import termios
 from collections.abc import Iterator
@@ -93,6 +94,28 @@ def test_an_evaluation_has_its_event(tmp_path: Path, world: World) -> None:
     ]
     assert curve(tmp_path, "evaluation/accuracy") == [(0, 0.25)]
     assert curve(tmp_path, "train/accuracy") == [(1, 0.5)]
+
+
+def test_an_evaluation_is_known_again(tmp_path: Path, world: World) -> None:
+    interrupted(tmp_path, world)
+    with RunLog(output_dir=tmp_path, total_steps=8, first_step=5, world=world) as log:
+        assert [log.has_evaluation(step) for step in (2, 3, 4, 5)] == [
+            False,
+            True,
+            False,
+            False,
+        ]
+        log.scalars(4, {"accuracy": 0.5})
+        assert log.has_evaluation(4)
+
+
+def test_after_a_sync_a_process_may_be_killed(tmp_path: Path, world: World) -> None:
+    with RunLog(output_dir=tmp_path, total_steps=9, first_step=1, world=world) as log:
+        log.step(1, {"loss": 0.5})
+        log.sync()
+        copy = shutil.copytree(tmp_path, tmp_path / "as a kill leaves it")
+    assert rows(copy) == [{"step": 1, "loss": 0.5}]
+    assert curve(copy, "train/loss") == [(1, 0.5)]
 
 
 def test_a_message_goes_to_the_log_and_to_standard_output(

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from recipes.command_line import parse_command_line
 from recipes.config import ALIASES, METHOD, Config, load_config, with_settings
 from recipes.edge.parallel import Parallel
-from recipes.edge.settings import fill_settings, read_settings, write_settings
+from recipes.edge.settings import (
+    check_same_settings,
+    fill_settings,
+    read_settings,
+    settings_as_json,
+    write_settings,
+)
 from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_7b import QWEN2VL_7B
 from recipes.qwen2vl_72b import QWEN2VL_72B
@@ -431,6 +437,14 @@ def test_help_shows_every_flag_with_its_default(tmp_path: Path) -> None:
         assert f"--{name.replace('_', '-')}" in done.stdout
     assert "(default: 0.375)" in done.stdout
     assert f"(default: {TINY.max_steps})" in done.stdout
+
+
+def test_settings_within_settings_are_compared_one_by_one() -> None:
+    before = settings_as_json(BARE)
+    copies = replace(BARE, parallel=replace(BARE.parallel, replicate=2))
+    check_same_settings(before, copies, free={"parallel.replicate"})
+    with pytest.raises(ValueError, match=r"^parallel\.replicate is 2 but"):
+        check_same_settings(before, copies, free=set())
 
 
 def test_other_readers_of_yaml_see_the_same(tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""A run that is asked to stop, by a scheduler or by hand, or loses its launcher."""
+
+import os
+import signal
+from types import FrameType, TracebackType
+
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a run that saved and stopped because it was asked to: 143."""
+
+
+class StopSignal:
+    """Notes SIGTERM instead of dying of it, so that a run can save first.
+
+    A rank whose ``torchrun`` is gone is to stop as well: nobody would hear of its end,
+    and the same command, given again, would find it still at work. Processes that are
+    forked inside, such as those that load data, die of SIGTERM as usual.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has been asked yet."""
+        self._is_noted = False
+        self._process = os.getpid()
+        has_launcher = "TORCHELASTIC_RUN_ID" in os.environ
+        self._launcher = os.getppid() if has_launcher else None
+
+    def __enter__(self) -> "StopSignal":
+        """Listen."""
+        self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the signal to whoever had it before."""
+        signal.signal(signal.SIGTERM, self._before)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether this process is to stop."""
+        is_orphan = self._launcher not in {None, os.getppid()}
+        return self._is_noted or is_orphan
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            os._exit(STOPPED)
+        self._is_noted = True

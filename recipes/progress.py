@@ -1,0 +1,104 @@
+"""How far a run has come: kept in its checkpoints, and taken up from the last one."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fastslow import StreamState
+from fastslow.qwen2_vl import FastSlowQwen2VL
+from recipes.config import FREE_TO_CHANGE, Config
+from recipes.data import Data
+from recipes.edge.checkpoint import load_checkpoint
+from recipes.edge.checkpoint_folders import good_checkpoint
+from recipes.edge.conversations import BadSample
+from recipes.edge.distributed import World
+from recipes.edge.optimization import SkippedSteps
+from recipes.edge.quarantine import Quarantine
+from recipes.edge.settings import check_same_settings, settings_as_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run consists of, on one rank."""
+
+    config: Config
+    data: Data
+    model: FastSlowQwen2VL
+    optimizer: torch.optim.AdamW
+    quarantine: Quarantine
+    world: World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: Optimizer steps that are done.
+        rows_per_step: Packed rows of all ranks in one step, which stay as many when
+            the run goes on with more ranks or fewer.
+        stream: Where the stream of packed rows stands.
+        skipped: Steps that were not taken.
+    """
+
+    step: int = 0
+    rows_per_step: int
+    stream: StreamState = field(default_factory=StreamState)
+    skipped: SkippedSteps = field(default_factory=SkippedSteps)
+
+
+def resume(run: Run) -> tuple[Progress, list[str]]:
+    """Go on from the last good checkpoint, if there is one.
+
+    All ranks call this together. There may be more of them than before, or fewer: each
+    takes as many rows of a step as all of them have to.
+
+    Returns:
+        Where the run stands, and a sentence for each checkpoint that is damaged.
+
+    Raises:
+        ValueError: If the run began with other settings or data, all checkpoints are
+            damaged, or the ranks cannot share the rows of a step.
+    """
+    config = run.config
+    folder, passed_over = good_checkpoint(config.output_dir, run.world)
+    if folder is None:
+        rows = config.rows_per_step * run.world.size
+        return Progress(rows_per_step=rows), passed_over
+    state = load_checkpoint(
+        folder, model=run.model, optimizer=run.optimizer, world=run.world
+    )
+    check_same_settings(state["settings"], config, free=FREE_TO_CHANGE)
+    if state["data"] != run.data.train.fingerprint():
+        raise ValueError(
+            f"the samples differ from those that {folder} was trained on; a run goes "
+            "on with the data that it began with"
+        )
+    if state["rows_per_step"] % run.world.size:
+        raise ValueError(
+            f"each step of {folder} takes {state['rows_per_step']} packed rows, which "
+            f"{run.world.size} ranks cannot share; their number must divide it"
+        )
+    run.quarantine.add(BadSample(**sample) for sample in state["quarantine"])
+    stream = state["stream"]
+    progress = Progress(
+        step=state["step"],
+        rows_per_step=state["rows_per_step"],
+        stream=StreamState(**stream | {"waiting": tuple(stream["waiting"])}),
+        skipped=SkippedSteps(**state["skipped"]),
+    )
+    return progress, passed_over
+
+
+def state_beside_tensors(run: Run, progress: Progress) -> dict[str, Any]:
+    """Gather what a checkpoint needs beside tensors and random states."""
+    return {
+        "settings": settings_as_json(run.config),
+        "data": run.data.train.fingerprint(),
+        "rows_per_step": progress.rows_per_step,
+        "stream": dataclasses.asdict(progress.stream),
+        "skipped": dataclasses.asdict(progress.skipped),
+        "quarantine": [dataclasses.asdict(sample) for sample in run.quarantine],
+    }

@@ -1,0 +1,64 @@
+"""A folder that two runs want to write to, in two real processes."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recipes.edge import output_lock
+from recipes.edge.distributed import World, process_group
+from recipes.edge.output_lock import LOCK, only_run
+
+HOLD = """
+import fcntl, sys, time
+file = open(sys.argv[1], "a")
+fcntl.lockf(file, fcntl.LOCK_EX)
+file.write("process 7 on elsewhere")
+file.flush()
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.delenv("RANK", raising=False)
+    with process_group() as alone:
+        yield alone
+
+
+def hold(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    """Let another process have the lock."""
+    command = [sys.executable, "-c", HOLD, str(folder / LOCK), str(seconds)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_another_run_is_kept_out_and_named(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_lock, "PATIENCE", 0.3)
+    with hold(tmp_path, 60) as holder:
+        with (
+            pytest.raises(RuntimeError, match=f"{tmp_path} is in use by process 7 on"),
+            only_run(tmp_path, world),
+        ):
+            pass
+        holder.kill()
+
+
+def test_a_run_that_ends_is_waited_for(tmp_path: Path, world: World) -> None:
+    with hold(tmp_path, 0.5), only_run(tmp_path, world):
+        words = (tmp_path / LOCK).read_text()
+        assert words.startswith("process ")
+        assert "elsewhere" not in words
+
+
+def test_the_lock_is_let_go(tmp_path: Path, world: World) -> None:
+    with only_run(tmp_path / "run", world):
+        assert (tmp_path / "run" / LOCK).is_file()
+    hold(tmp_path / "run", 0).communicate()

@@ -1,0 +1,68 @@
+"""Signals to real processes, and processes whose parent goes away."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes.edge.stopping import STOPPED, StopSignal
+
+ROOT = Path(__file__).parents[2]
+
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+CHILD = """
+import os, time
+from recipes.edge.stopping import StopSignal
+stop, parent = StopSignal(), os.getppid()
+print(stop.is_asked, flush=True)
+while os.getppid() == parent:
+    time.sleep(0.01)
+print(stop.is_asked, flush=True)
+"""
+
+
+def test_a_signal_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal() as stop:
+        assert not stop.is_asked
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_asked
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_forked_process_dies_of_it() -> None:
+    script = """
+import os, signal
+from recipes.edge.stopping import StopSignal
+with StopSignal() as stop:
+    child = os.fork()
+    if not child:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stop.is_asked)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == f"{STOPPED} False\n"
+
+
+@pytest.mark.parametrize("is_rank", [True, False])
+def test_a_rank_stops_without_its_launcher(is_rank: bool) -> None:
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "run"}
+    if not is_rank:
+        del environment["TORCHELASTIC_RUN_ID"]
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "False\n"
+        parent.kill()
+        assert parent.stdout.readline() == f"{is_rank}\n"
