@@ -44,6 +44,16 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Harm runs at fifty random instants; each ends as an undisturbed one."""
+    session.install("-e", ".[dev]")
+    instants = {"FASTSLOW_FAULTS": "50"}
+    session.run(
+        "pytest", "tests/distributed/test_faults.py", *session.posargs, env=instants
+    )
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the pages without a warning, and run their examples."""
     session.install("-e", ".[docs]")

@@ -1,10 +1,8 @@
 """A run that goes on from a checkpoint ends, bit for bit, as the undisturbed one."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from recipes.edge.clips import make_clips
 
-ROOT = Path(__file__).parents[2]
 TIMED = (
     "tokens_per_second",
     "frames_per_second",
@@ -24,23 +21,18 @@ TIMED = (
 )
 
 
-def train(folder: Path, data: Path, *flags: str) -> None:
+def train(torchrun: Any, folder: Path, data: Path, *flags: str) -> None:
     """Run the recipe on two ranks."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "recipes/qwen2vl_tiny.py"]
-    command += ["--output-dir", str(folder), "--data-path", str(data)]
-    command += ["--max-steps", "10", "--save-steps", "5", "--warmup-steps", "2"]
-    command += ["--tokens-per-row", "250", "--packing-window", "5", *flags]
-    done = subprocess.run(
-        command,
-        check=False,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
+    log = folder.with_suffix(".log")
+    flags += ("--output-dir", str(folder), "--data-path", str(data))
+    flags += ("--max-steps", "10", "--save-steps", "5", "--warmup-steps", "2")
+    flags += ("--tokens-per-row", "250", "--packing-window", "5")
+    process = torchrun.start(log, 2, *flags)
+    end = time.monotonic() + 200
+    while (code := torchrun.exit_code(process)) is None:
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.05)
+    assert code == 0, log.read_text()
 
 
 def tensors(checkpoint: Path, folder: Path) -> dict[str, Tensor]:
@@ -76,15 +68,15 @@ def steps(folder: Path) -> list[dict[str, Any]]:
     ids=["two rows", "answers alone"],
 )
 def test_five_steps_and_five_more_are_ten(
-    tmp_path: Path, flags: tuple[str, ...]
+    torchrun: Any, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     data = tmp_path / "clips"
     make_clips(data, num_clips=12, held_out=0, seed=0, num_frames=6, size=(56, 84))
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    train(whole, data / "train.jsonl", *flags)
+    train(torchrun, whole, data / "train.jsonl", *flags)
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "checkpoint-10")
-    train(resumed, data / "train.jsonl", *flags)
+    train(torchrun, resumed, data / "train.jsonl", *flags)
 
     expected = tensors(whole / "checkpoint-10", tmp_path)
     found = tensors(resumed / "checkpoint-10", tmp_path)
