@@ -80,10 +80,11 @@ def _check_sizes(name: str, part: object) -> None:
     """Refuse sizes that no model has, before anything of that size is made."""
     for key, value in part.items() if isinstance(part, dict) else ():
         most = MOST_LAYERS if key in _LAYERS else LARGEST_SIZE
-        is_size = key in _LAYERS or key in _SIZES
-        if is_size and isinstance(value, int) and not 1 <= value <= most:
+        if key not in (*_LAYERS, *_SIZES) or value is None:
+            continue
+        if not isinstance(value, int) or not 1 <= value <= most:
             raise ValueError(
-                f"{name} has {key} {value}; it must lie between 1 and {most:,}"
+                f"{name} has {key} {str(value)[:100]}; it must lie between 1 and {most:,}"
             )
 
 

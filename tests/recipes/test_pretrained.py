@@ -77,7 +77,7 @@ def test_a_pickle_is_never_loaded(folder: Path) -> None:
         ("text_config__num_hidden_layers", 10**9, "between 1 and 1,024"),
         ("text_config__hidden_size", 0, "between 1 and 16,777,216"),
         ("vision_config__patch_size", -1, "between 1 and 16,777,216"),
-        ("text_config__hidden_size", "x", "makes no model: .*hidden_size"),
+        ("vision_config__patch_size", [2, 2], "between 1 and 16,777,216"),
         ("text_config__hidden_act", "x", "makes no model: "),
         ("text_config__hidden_size", 2**20, "instead of"),
         ("vision_config__depth", 1, "has unknown .*visual.blocks.1"),
