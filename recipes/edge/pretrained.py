@@ -84,7 +84,8 @@ def _check_sizes(name: str, part: object) -> None:
             continue
         if not isinstance(value, int) or not 1 <= value <= most:
             raise ValueError(
-                f"{name} has {key} {str(value)[:100]}; it must lie between 1 and {most:,}"
+                f"{name} has {key} {str(value)[:100]}; it must lie between 1 and "
+                f"{most:,}"
             )
 
 
