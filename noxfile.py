@@ -78,6 +78,13 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Run every hostile input, each under a limit of memory and of time."""
+    session.install("-e", ".[dev]")
+    session.run("python", "-m", "tests.recipes.fuzz", *session.posargs)
+
+
+@nox.session
 def recipes(session: nox.Session) -> None:
     """Train the tiny recipe on two ranks."""
     session.install("-e", ".[recipes]")

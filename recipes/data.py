@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.constants import HF_HOME
-from transformers import AutoConfig, AutoTokenizer
 
 from fastslow.qwen2_vl import Family, family_of
 from recipes.config import Config
@@ -23,6 +22,7 @@ from recipes.edge.index import (
     most_common_share,
     write_index,
 )
+from recipes.edge.pretrained import read_config, read_tokenizer
 from recipes.edge.samples import ClipSettings, PlannedSamples, plan_samples
 from recipes.edge.tiny import VIDEO_TOKEN, train_tokenizer
 from recipes.edge.weights import find_weights
@@ -71,10 +71,10 @@ def plan_data(config: Config, world: World) -> Data:
         for name, path in zip(("train", "held_out"), paths, strict=True)
     )
     folder = checkpoint or _make_tokenizer(config, train)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = read_tokenizer(folder)
     family = Family()
     if checkpoint is not None:
-        family = family_of(AutoConfig.from_pretrained(checkpoint))
+        family = family_of(read_config(checkpoint))
     settings = clip_settings(config, family, world.device)
     workers = config.dataloader_num_workers
     planned = [

@@ -22,7 +22,6 @@ from typing import Annotated, Any
 import torch
 import transformers
 import tyro
-from transformers import AutoTokenizer
 
 from fastslow import best_fit_decreasing
 from fastslow.qwen2_vl import FastSlowQwen2VL
@@ -39,6 +38,7 @@ from recipes.edge.distributed import (
     process_group,
 )
 from recipes.edge.index import Sample, join_samples, write_index
+from recipes.edge.pretrained import read_tokenizer
 from recipes.edge.samples import PlannedSamples, plan_samples
 from recipes.edge.scoring import score_answer, summarise_scores
 from recipes.edge.settings import settings_as_json
@@ -131,7 +131,7 @@ def plan_questions(
             yield replace(sample, turns=tuple(turns))
 
     index = write_index(folder / "prompts.arrow", prompts())
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = read_tokenizer(checkpoint)
     settings = clip_settings(config, model.family, model.backbone.device)
     planned, unplanned = plan_samples(index, settings, tokenizer, store)
     return Questions(

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from fastslow import Span, TextSpan
 from fastslow.qwen2_vl import family_of, place_clip
@@ -17,6 +17,7 @@ from recipes.edge.conversations import BadSample
 from recipes.edge.devices import find_device
 from recipes.edge.dry_run import Plan, first_that_fits, fits, forecast, report
 from recipes.edge.index import SampleIndex
+from recipes.edge.pretrained import read_tokenizer
 from recipes.edge.published import model_config
 from recipes.edge.samples import (
     ClipSettings,
@@ -139,7 +140,7 @@ def _tokenizer(
     """Give the model's tokenizer, or one that is learnt from the data."""
     folder = config.model_name_or_path
     if folder is not None and Path(folder).is_dir():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = read_tokenizer(Path(folder))
         return tokenizer, "text counted by the model's tokenizer"
     texts = (turn.text for sample in index for turn in sample.turns)
     learnt = train_tokenizer(texts, vocabulary_size=LEARNT_WORDS)

@@ -3,10 +3,8 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText
 
 from fastslow import StreamState, to_device
 from fastslow.qwen2_vl import FastSlowQwen2VL, generate_answers
@@ -14,6 +12,7 @@ from recipes.config import SETTINGS_FILE, Config, load_config
 from recipes.edge.loader import PackedRows
 from recipes.edge.samples import PlannedSamples
 from recipes.edge.tiny import VIDEO_TOKEN
+from recipes.edge.weights import build_meta_model, load_pretrained, materialize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +66,11 @@ def load_model(
         The model, in evaluation mode.
     """
     is_cuda = device.type == "cuda"
-    backbone: Any = AutoModelForImageTextToText.from_pretrained(
-        checkpoint, dtype=config.parallel.compute_dtype if is_cuda else torch.float32
-    )
-    return FastSlowQwen2VL(backbone).to(device).eval()
+    dtype = config.parallel.compute_dtype if is_cuda else torch.float32
+    model = build_meta_model(checkpoint, dtype=dtype)
+    materialize(model, device)
+    load_pretrained(checkpoint, model)
+    return model.eval()
 
 
 def answer_prompts(

@@ -3,8 +3,8 @@
 import fcntl
 import gzip
 import hashlib
+import io
 import os
-import shutil
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,6 +14,17 @@ from typing import TypeVar
 
 from recipes.edge.data_files import fetch
 from recipes.edge.media import MediaFile
+
+HEADER_BYTES = 2**20
+"""Bytes of a member's header at most, long names and attributes included."""
+
+UNZIPPED_BYTES = 2**24
+"""Bytes that any archive may be unzipped to, however small it is."""
+
+UNZIPPED_RATIO = 10
+"""How many times as large a larger one may become; clips hardly grow at all."""
+
+_EQUAL = 2
 
 _T = TypeVar("_T")
 
@@ -71,9 +82,14 @@ class ArchiveStore:
         source = fetch(archive, downloads)
         opener = open if source.suffix == ".tar" else gzip.open
         try:
+            most = max(UNZIPPED_BYTES, UNZIPPED_RATIO * source.stat().st_size)
             with opener(source, "rb") as packed, partial.open("wb") as file:
-                shutil.copyfileobj(packed, file, 2**20)
+                while block := packed.read(2**20):
+                    file.write(block)
+                    if file.tell() > most:
+                        raise OSError(f"it would have more than {most:,} bytes")
         except (OSError, EOFError, zlib.error) as error:
+            partial.unlink(missing_ok=True)
             raise ArchiveError(f"{archive} cannot be unpacked: {error}") from error
         partial.rename(plain)
         if downloads in source.parents:
@@ -93,6 +109,9 @@ class ArchiveStore:
 def list_members(archive: str, plain: Path) -> Iterator[MediaFile]:
     """List the files in an archive; links, folders and devices are passed over.
 
+    Nothing is ever written under a member's name, and of an archive only headers are
+    read, one at a time.
+
     Args:
         archive: Its name, for messages.
         plain: Its .tar.
@@ -101,11 +120,18 @@ def list_members(archive: str, plain: Path) -> Iterator[MediaFile]:
         Where each lies.
 
     Raises:
-        ArchiveError: If the archive is broken.
+        ArchiveError: If the archive is broken, or stores a file in parts.
     """
     try:
-        with tarfile.open(plain, "r:") as members:
-            for member in members:
+        with _Headers(plain) as file, tarfile.open(fileobj=file, mode="r:") as members:
+            before = -1
+            while (member := members.next()) is not None:
+                members.members = []  # type: ignore[attr-defined]
+                if member.offset <= before or member.size < 0:
+                    raise tarfile.ReadError(f"member {member.name!r} has no end")
+                before = member.offset
+                if member.issparse():
+                    raise tarfile.ReadError(f"member {member.name!r} is in parts")
                 if member.isreg():
                     yield MediaFile(
                         path=plain,
@@ -113,8 +139,22 @@ def list_members(archive: str, plain: Path) -> Iterator[MediaFile]:
                         offset=member.offset_data,
                         size=member.size,
                     )
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         raise ArchiveError(f"{archive} is no readable tar archive: {error}") from error
+
+
+class _Headers(io.FileIO):
+    """A file of which only headers are read, each short and inside of the file."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= HEADER_BYTES:
+            raise tarfile.ReadError(f"a header states {size} bytes")
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_SET and not 0 <= offset <= os.fstat(self.fileno()).st_size:
+            raise tarfile.ReadError(f"a member ends at byte {offset}")
+        return super().seek(offset, whence)
 
 
 def match_members(
@@ -124,7 +164,7 @@ def match_members(
 
     Archives are packed from other folders than the rows were written for. So a member
     is the wanted one if the names are equal; else if one ends with the other; else if
-    the last parts are equal and no second member has the same.
+    the last parts are equal. Where members of several names are equally alike, none is.
 
     Args:
         wanted: Names in rows.
@@ -136,19 +176,19 @@ def match_members(
     by_last = dict[str, list[str]]()
     for name in wanted:
         by_last.setdefault(PurePosixPath(name).name, []).append(name)
-    found = dict[str, tuple[int, list[_T]]]()
+    found = dict[str, tuple[int, dict[str, _T]]]()
     for member, known in members:
         for name in by_last.get(PurePosixPath(member).name, ()):
             rank = _likeness(name, member)
-            best, places = found.get(name, (-1, []))
+            best, places = found.get(name, (-1, {}))
             if rank > best:
-                found[name] = rank, [known]
+                found[name] = rank, {member: known}
             elif rank == best:
-                places.append(known)
+                places.setdefault(member, known)
     return {
-        name: places[0]
+        name: next(iter(places.values()))
         for name, (rank, places) in found.items()
-        if rank > 0 or len(places) == 1
+        if rank == _EQUAL or len(places) == 1
     }
 
 
@@ -156,7 +196,7 @@ def _likeness(name: str, member: str) -> int:
     """Tell how alike two paths are whose last parts are equal."""
     name, member = name.removeprefix("./"), member.removeprefix("./")
     if name == member:
-        return 2
+        return _EQUAL
     return int(name.endswith(f"/{member}") or member.endswith(f"/{name}"))
 
 

@@ -5,12 +5,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
+from unicodedata import category
 
 Role = Literal["system", "user", "assistant"]
 Kind = Literal["video", "image"]
 
 MOST_TURNS = 256
 """Turns of a conversation at most."""
+
+MOST_MEDIA = 256
+"""Videos and pictures of a conversation at most."""
+
+MOST_CHARACTERS = 2**20
+"""Characters of all turns together at most."""
+
+LONGEST_NAME = 4096
+"""Characters of an id, a category or a name of a file at most."""
 
 _ROLES: dict[object, Role] = {
     "human": "user",
@@ -22,6 +32,7 @@ _ROLES: dict[object, Role] = {
 _LAYOUTS = {"conversations": ("from", "value"), "messages": ("role", "content")}
 _KINDS: tuple[Kind, ...] = ("video", "image")
 _CATEGORIES = ("category", "question_type", "data_source")
+_SHOWN = 100
 _PLACEHOLDER = re.compile("<(video|image)>")
 
 
@@ -111,13 +122,16 @@ def parse_row(row: object, default_id: str) -> Conversation:
         raise row
     if not isinstance(row, dict):
         raise RowError(f"the row is {name_type(row)}; it must be an object")
-    category = next((row[key] for key in _CATEGORIES if row.get(key)), "")
     media = [media for kind in _KINDS for media in _media(row, kind)]
+    if len(media) > MOST_MEDIA:
+        raise RowError(
+            f"the row names {len(media)} videos and pictures; it may name {MOST_MEDIA}"
+        )
     turns = _parse_turns(row)
     ordered, placed = _place(media, turns)
     return Conversation(
         sample_id=row_id(row, default_id),
-        category=category if isinstance(category, str) else "",
+        category=_category(row),
         media=ordered,
         turns=placed,
     )
@@ -129,7 +143,15 @@ def row_id(row: object, default: str) -> str:
     if value is None or value == "":
         return default
     is_number = isinstance(value, int) and not isinstance(value, bool)
-    return str(value) if is_number else _string("id", value)
+    return str(value) if is_number else _name("id", value)
+
+
+def _category(row: dict[str, object]) -> str:
+    """Give what a row says that its questions are, if that is text."""
+    key = next((key for key in _CATEGORIES if row.get(key)), None)
+    if key is None or not isinstance(row[key], str):
+        return ""
+    return _name(key, row[key])
 
 
 def _media(row: dict[str, object], kind: Kind) -> Iterator[Media]:
@@ -138,9 +160,11 @@ def _media(row: dict[str, object], kind: Kind) -> Iterator[Media]:
     if value is None or value in ("", []):
         return
     for entry in value if isinstance(value, list) else [value]:
-        name = _string(kind, entry)
+        name = _name(kind, entry)
         if not name or ".." in PurePosixPath(name).parts:
-            raise RowError(f"{kind} is {name!r}; it must name a file without '..'")
+            raise RowError(
+                f"{kind} is {_shown(name)}; it must name a file without '..'"
+            )
         yield Media(kind=kind, name=name)
 
 
@@ -160,6 +184,11 @@ def _parse_turns(row: dict[str, object]) -> list[Turn]:
         _parse_turn(item, f"turn {number}", role_key, text_key)
         for number, item in enumerate(items, start=1)
     ]
+    length = sum(len(turn.text) for turn in turns)
+    if length > MOST_CHARACTERS:
+        raise RowError(
+            f"the turns have {length:,} characters; they may have {MOST_CHARACTERS:,}"
+        )
     spoken = turns[1:] if turns[0].role == "system" else turns
     before = len(turns) - len(spoken) + 1
     for number, turn in enumerate(spoken):
@@ -181,7 +210,9 @@ def _parse_turn(item: object, name: str, role_key: str, text_key: str) -> Turn:
     role = _ROLES.get(speaker) if isinstance(speaker, str) else None
     if role is None:
         known = ", ".join(map(str, _ROLES))
-        raise RowError(f"{name} has {role_key} {speaker!r}; it must be one of {known}")
+        raise RowError(
+            f"{name} has {role_key} {_shown(speaker)}; it must be one of {known}"
+        )
     text = _string(f"{text_key} of {name}", item.get(text_key))
     if role == "assistant" and not text.strip():
         raise RowError(f"{name} is an empty answer")
@@ -230,6 +261,24 @@ def _string(name: str, value: object) -> str:
             "be valid Unicode"
         ) from error
     return value
+
+
+def _name(name: str, value: object) -> str:
+    """Give a value that must be a string of one line, and not too long a one."""
+    text = _string(name, value)
+    if len(text) > LONGEST_NAME:
+        raise RowError(
+            f"{name} has {len(text):,} characters; it may have {LONGEST_NAME:,}"
+        )
+    if any(category(each) == "Cc" for each in text):
+        raise RowError(f"{name} is {_shown(text)}; it must have no control characters")
+    return text
+
+
+def _shown(value: object) -> str:
+    """Write a value for a message, the first part of it where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def name_type(value: object) -> str:

@@ -3,14 +3,22 @@
 import fnmatch
 import glob
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, hf_hub_download
 
 from recipes.edge.conversations import RowError, name_type
+
+MOST_BYTES = 2**31
+"""Bytes of a .json file at most, which is read as a whole."""
+
+LONGEST_LINE = 2**24
+"""Bytes of a line in a .jsonl file at most."""
 
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -109,6 +117,33 @@ def fetch(file: str, folder: Path | None = None) -> Path:
     )
 
 
+def find_beside(folder: Path, name: str) -> Path:
+    """Give the file that a row names, if there is one where such a file may lie.
+
+    A clip lies in the folder of its data file or deeper, links followed. In the hub's
+    cache, where every file is a link, it lies in the same repository.
+
+    Args:
+        folder: Folder of the data file.
+        name: What the row names, relative to it.
+
+    Returns:
+        The path, of a file or of nothing.
+
+    Raises:
+        RowError: If it is a file elsewhere.
+    """
+    file = folder / name
+    inside = Path(os.path.realpath(folder))
+    if inside.parent.name == "snapshots":
+        inside = inside.parents[1]
+    if os.path.lexists(file) and inside not in Path(os.path.realpath(file)).parents:
+        raise RowError(
+            f"{file} is outside of {inside}; clips lie in the folder of their data file"
+        )
+    return file
+
+
 def read_rows(file: Path) -> Iterator[tuple[int, object]]:
     """Read the rows of a data file.
 
@@ -126,7 +161,13 @@ def read_rows(file: Path) -> Iterator[tuple[int, object]]:
         yield from enumerate(_read_json(file), start=1)
     elif file.suffix == ".jsonl":
         with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
+            read = partial(lines.readline, LONGEST_LINE + 1)
+            for number, line in enumerate(iter(read, b""), start=1):
+                if len(line) > LONGEST_LINE:
+                    raise ValueError(
+                        f"{file} has more than {LONGEST_LINE:,} bytes in line {number},"
+                        " which is one row"
+                    )
                 if line.strip():
                     yield number, _read_line(line.strip())
     else:
@@ -203,6 +244,12 @@ def _takes(pattern: str, subset: Subset, file: str) -> bool:
 
 def _read_json(file: Path) -> list[object]:
     """Read a .json file, which must hold an array."""
+    size = file.stat().st_size
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"{file} has {size:,} bytes; a .json file, which is read as a whole, may "
+            f"have {MOST_BYTES:,}, and a .jsonl file any number"
+        )
     try:
         rows: object = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -238,7 +285,8 @@ def _read_parquet(file: Path) -> Iterator[object]:
             data_files=glob.escape(str(file.absolute())),
             split="train",
             streaming=True,
-            batch_size=1000,
+            batch_size=100,  # rows in memory, however short they are in the file
         ).decode(False)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{file} is not a readable parquet file: {error}") from error
+        message = re.sub(r"[^ -~\n]", "?", str(error))  # bytes of the file among it
+        raise ValueError(f"{file} is not a readable parquet file: {message}") from error

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from recipes.edge.archives import (
@@ -18,6 +18,7 @@ from recipes.edge.archives import (
     list_members,
     match_members,
 )
+from recipes.edge.containers import VideoError
 from recipes.edge.conversations import (
     BadSample,
     Conversation,
@@ -28,9 +29,9 @@ from recipes.edge.conversations import (
     parse_row,
     row_id,
 )
-from recipes.edge.data_files import Subset, fetch, read_rows
+from recipes.edge.data_files import Subset, fetch, find_beside, read_rows
 from recipes.edge.media import MediaFile
-from recipes.edge.video import VideoError, VideoInfo, probe_video
+from recipes.edge.video import VideoInfo, probe_video
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -241,8 +242,10 @@ def index_archive(archive: str, store: ArchiveStore) -> Iterator[Clip | BadSampl
 
 
 def _probe(archive: str, member: MediaFile) -> Clip | BadSample:
-    """Read the header of a member."""
+    """Read the header of a member; refuse one whose name is none inside the archive."""
     try:
+        if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+            raise VideoError(f"{member} has a name that leads out of the archive")
         info = probe_video(member)
     except VideoError as error:
         reason = str(error).replace(str(member.path), archive)
@@ -307,7 +310,7 @@ def _join(
         return conversation
     try:
         clips = [_find(media, folder, members) for media in conversation.media]
-    except VideoError as error:
+    except (RowError, VideoError) as error:
         return BadSample(
             sample_id=conversation.sample_id, source=source, reason=str(error)
         )
@@ -331,7 +334,7 @@ def _map_in_threads(
 
 def _find(media: Media, folder: Path, members: Members) -> Clip:
     """Give the clip that a row names, with its header."""
-    file = folder / media.name
+    file = find_beside(folder, media.name)
     entry = members.get(media.name)
     if entry is None or file.is_file():
         info = probe_video(MediaFile(path=file))

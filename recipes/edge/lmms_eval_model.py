@@ -9,7 +9,6 @@ import torch
 from lmms_eval.api.instance import Instance  # type: ignore[import-not-found]
 from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 from PIL.Image import Image
-from transformers import AutoTokenizer
 
 from fastslow import best_fit_decreasing
 from recipes.data import CACHE, clip_settings
@@ -18,6 +17,7 @@ from recipes.edge.archives import ArchiveStore
 from recipes.edge.conversations import Kind, Turn
 from recipes.edge.index import Clip, Sample, write_index
 from recipes.edge.media import MediaFile
+from recipes.edge.pretrained import read_tokenizer
 from recipes.edge.samples import plan_samples
 from recipes.edge.video import probe_video
 from recipes.edge.weights import find_weights
@@ -105,7 +105,7 @@ class FastSlow(lmms):  # type: ignore[misc]
             for number, request in enumerate(requests)
         )
         index = write_index(folder / "prompts.arrow", samples)
-        tokenizer = AutoTokenizer.from_pretrained(self._checkpoint)
+        tokenizer = read_tokenizer(self._checkpoint)
         prompts, bad = plan_samples(index, self._settings, tokenizer, store)
         if bad:
             raise ValueError(f"request {bad[0].source}: {bad[0].reason}")

@@ -30,6 +30,7 @@ from fastslow.qwen2_vl import (
     plan_row,
 )
 from recipes.edge.archives import ArchiveError
+from recipes.edge.containers import VideoError
 from recipes.edge.conversations import BadSample
 from recipes.edge.samples import (
     ClipSettings,
@@ -38,7 +39,7 @@ from recipes.edge.samples import (
     PlannedSamples,
     unusable,
 )
-from recipes.edge.video import VideoError, decode_frames
+from recipes.edge.video import decode_frames
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig, Qwen2VLConfig
+from transformers import PreTrainedConfig, Qwen2VLConfig
 
+from recipes.edge.pretrained import read_config
 from recipes.edge.tiny import tiny_backbone
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -51,8 +52,7 @@ def model_config(name_or_path: str | None) -> PreTrainedConfig:
     if name_or_path is None:
         return tiny_backbone(vocabulary_size=512, video_token_id=6).config
     if name_or_path not in SHAPES or Path(name_or_path).is_dir():
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name_or_path)
-        return config
+        return read_config(name_or_path)
     shape = SHAPES[name_or_path]
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     return Qwen2VLConfig(

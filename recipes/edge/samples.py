@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from jinja2 import TemplateError
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -140,11 +141,11 @@ def plan_sample(
             said.append(time_instruction(clip, seconds))
         placed.append(place)
         planned.append(PlannedClip(clip=clip, frame_indices=indices, span=place.span))
-    spans = encode_conversation(
-        list(_turns(sample, said if settings.add_time_instruction else [])),
-        placed,
-        tokenizer,
-    )
+    turns = list(_turns(sample, said if settings.add_time_instruction else []))
+    try:
+        spans = encode_conversation(turns, placed, tokenizer)
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses the turns: {error}") from error
     num_tokens = count_tokens(spans)
     if num_tokens > settings.capacity:
         raise ValueError(
@@ -173,7 +174,7 @@ def choose_frames(clip: Clip, settings: ClipSettings) -> tuple[int, ...]:
             seconds, and none of these that has a frame is left out
         bounded: there are never more than ``max_frames``
     """
-    wanted = list(range(clip.info.num_frames))
+    wanted: Sequence[int] = range(clip.info.num_frames)
     if settings.video_fps:
         first = dict[int, int]()
         for number, seconds in enumerate(clip.info.seconds_at(wanted)):

@@ -13,6 +13,9 @@ from recipes.edge.values import convert, nearest
 
 _Settings = TypeVar("_Settings")
 
+MOST_BYTES = 2**17
+"""Bytes of a settings file at most."""
+
 
 def read_settings(file: Path) -> dict[str, Any]:
     """Read a YAML file of settings.
@@ -27,13 +30,26 @@ def read_settings(file: Path) -> dict[str, Any]:
         The mapping.
 
     Raises:
-        ValueError: If the file is no YAML, no mapping, or has a key twice.
+        ValueError: If the file is no YAML or no file, too long, no mapping, has a key
+            twice, or an alias, in which a short file can say anything any number of
+            times.
     """
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
+        content = yaml.load(_read(file), Loader=_Loader)
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"it is no YAML that can be read: {error}") from error
     return check_mapping("the file", {} if content is None else content)
+
+
+def _read(file: Path) -> str:
+    """Read a file that is one, and not too long."""
+    if file.exists() and not file.is_file():
+        raise ValueError("it is no regular file")
+    with file.open("rb") as content:
+        text = content.read(MOST_BYTES + 1)
+    if len(text) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+    return text.decode()
 
 
 def write_settings(file: Path, config: Any) -> None:
@@ -179,20 +195,29 @@ _CORE_SCHEMA = (
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain data, no objects, by the core schema, and no key twice."""
+    """Reads plain data, no objects or aliases, by the core schema, no key twice."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Read a value; refuse one that stands elsewhere."""
+        if self.check_event(yaml.AliasEvent):
+            event: Any = self.get_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(
+                None, None, f"*{event.anchor} is an alias", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Read a mapping; refuse a key that stands twice."""
-        seen = list[Any]()
+        seen = set[str]()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
+            if repr(key) in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key} stands twice", key_node.start_mark
                 )
-            seen.append(key)
+            seen.add(repr(key))
         return super().construct_mapping(node, deep)
 
 

@@ -62,6 +62,8 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     """
     if isinstance(value, list):
         value = tuple(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} has more than 64 bits")
     if not _fits(value, kind):
         raise ValueError(f"{name} is {value!r}; it must be {_rule(kind)}")
     if kind is float:

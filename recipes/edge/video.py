@@ -1,32 +1,29 @@
 """Videos and pictures: what their container promises, and their frames."""
 
 import itertools
-import stat
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import torch
 from av.container import InputContainer
-from av.stream import Disposition
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from torch import Tensor
 
+from recipes.edge.containers import (
+    MOST_PIXELS,
+    VideoError,
+    open_video,
+    read_packets,
+)
 from recipes.edge.media import MediaFile
 
-MOST_PIXELS = 2**26
-"""Pixels of a frame at most, 8192 x 8192; more are refused before they are decoded."""
-
-DECODE_SECONDS = 120.0
-"""Time that the frames of one clip may take to decode."""
-
-
-class VideoError(Exception):
-    """A video file cannot be used; the message names the path and the reason."""
+MOST_FRAMES = 2**22
+"""Frames of a clip at most, two days at 24 a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +67,10 @@ def probe_video(file: MediaFile) -> VideoInfo:
 
     Raises:
         VideoError: If the file is missing, empty, a folder or not a video, or if its
-            video stream is missing, has no decoder, no frame, no size or no rate.
+            video stream is missing, has no decoder, no frame or more than
+            ``MOST_FRAMES``, no size or no rate, or takes too long to read.
     """
-    with _open_video(file) as (container, stream):
+    with open_video(file) as (container, stream):
         num_frames, seconds = _frame_times(file, container, stream)
         if num_frames < 1:
             raise VideoError(f"{file} has a video stream with zero frames")
@@ -158,7 +156,7 @@ def decode_frames(
         ValueError: If ``indices`` is empty, negative or not strictly increasing.
         VideoError: If the file cannot be opened, breaks before the last wanted
             frame, ends before it, changes its frame size, or takes longer than
-            ``DECODE_SECONDS``.
+            ``CLIP_SECONDS``.
     """
     if not indices:
         raise ValueError("indices is empty; it must name at least one frame")
@@ -169,51 +167,9 @@ def decode_frames(
             raise ValueError(
                 f"indices has {after} after {before}; it must be strictly increasing"
             )
-    with _open_video(file) as (container, stream):
+    with open_video(file) as (container, stream):
         stream.codec_context.thread_count = 1
         return torch.stack(list(_wanted_frames(file, container, stream, indices)))
-
-
-@contextmanager
-def _open_video(file: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file at its best video stream and close it in every case."""
-    _check_file(file)
-    try:
-        source = file.open()
-        container = av.open(source, "r")
-    except av.FFmpegError as error:
-        raise VideoError(
-            f"{file} cannot be opened as a video: {error.strerror}"
-        ) from error
-    with container:
-        yield container, _video_stream(file, container)
-
-
-def _check_file(file: MediaFile) -> None:
-    """Refuse what is no file, or has no bytes."""
-    try:
-        status = file.path.stat()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise VideoError(f"{file} cannot be opened: {reason}") from error
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise VideoError(f"{file} is {kind}; it must be a video file")
-    size = status.st_size if file.size is None else file.size
-    if size == 0:
-        raise VideoError(f"{file} is an empty file; it must be a video file")
-
-
-def _video_stream(file: MediaFile, container: InputContainer) -> VideoStream:
-    """Give the main video stream; a cover picture is none."""
-    stream = container.streams.best("video")
-    if not isinstance(stream, VideoStream) or (
-        stream.disposition & Disposition.attached_pic
-    ):
-        raise VideoError(f"{file} has no video stream")
-    if stream.codec_context is None:
-        raise VideoError(f"{file} has a video stream that no decoder here can read")
-    return stream
 
 
 def _frame_times(
@@ -225,24 +181,34 @@ def _frame_times(
     when frames are decoded. Then, as without an index, packets are read one by one.
     """
     base, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
+    if stream.frames > MOST_FRAMES:
+        raise _too_many(file, stream.frames)
     if stream.frames:
         entries = [each for each in stream.index_entries if not each.is_discard]
         count = stream.frames - len(stream.index_entries) + len(entries)
         decoded = _from_first([base * each.timestamp for each in entries])
         if not rate or not _uneven(decoded, rate):
             return count, []
+    packets = list[int | None]()
     try:
-        packets = [
-            packet.pts
-            for packet in container.demux(stream)
-            if packet.size > 0 and not packet.is_discard
-        ]
+        for packet in read_packets(file, container, stream):
+            if packet.size > 0 and not packet.is_discard:
+                packets.append(packet.pts)
+            if len(packets) > MOST_FRAMES:
+                raise _too_many(file, len(packets))
     except av.FFmpegError as error:
         raise VideoError(
             f"{file} breaks while its frames are counted: {error.strerror}"
         ) from error
     known = [base * pts for pts in packets if pts is not None]
     return len(packets), _from_first(known) if len(known) == len(packets) else []
+
+
+def _too_many(file: MediaFile, count: int) -> VideoError:
+    """Say that a clip has too many frames."""
+    return VideoError(
+        f"{file} has {count:,} frames or more; a clip may have {MOST_FRAMES:,}"
+    )
 
 
 def _from_first(seconds: list[float]) -> list[float]:
@@ -265,24 +231,35 @@ def _wanted_frames(
 ) -> Iterator[UInt8[Tensor, "channels height width"]]:
     """Yield the frames at ``indices``, in order."""
     size = (stream.height, stream.width)
-    frames = container.decode(stream)
-    count, started = 0, time.monotonic()
+    packets = read_packets(file, container, stream)
+    frames, count = _decoded(packets), 0
     for index in indices:
         while count <= index:
             frame = _next_frame(file, frames, index, count)
             count += 1
-            if time.monotonic() - started > DECODE_SECONDS:
-                raise VideoError(
-                    f"{file} takes longer than {DECODE_SECONDS:.0f} s to decode; it "
-                    f"was stopped before frame {index}, after {count} decoded frames"
-                )
         if (frame.height, frame.width) != size:
             raise VideoError(
                 f"{file} has frame {index} of size {frame.height} x {frame.width}; "
                 f"the container states {size[0]} x {size[1]}"
             )
-        pixels = frame.to_ndarray(format="rgb24", threads=1)
-        yield torch.from_numpy(pixels).permute(2, 0, 1)
+        yield torch.from_numpy(_as_rgb(file, frame, index)).permute(2, 0, 1)
+
+
+def _decoded(packets: Iterator["Packet[VideoStream]"]) -> Iterator[VideoFrame]:
+    """Decode packets one by one."""
+    for packet in packets:
+        yield from packet.decode()
+
+
+def _as_rgb(file: MediaFile, frame: VideoFrame, index: int) -> Any:
+    """Convert the pixels of a frame."""
+    try:
+        return frame.to_ndarray(format="rgb24", threads=1)
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(
+            f"{file} has frame {index} in pixels of {frame.format.name}, which cannot "
+            f"be converted: {error}"
+        ) from error
 
 
 def _next_frame(

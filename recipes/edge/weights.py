@@ -14,7 +14,7 @@ in any way, and only then given memory and weights::
     ...
     export_pretrained(output_dir / "export", model, world, source=folder)
 
-Parameters are float32 whatever the files hold; an export is bfloat16 unless asked
+Parameters are float32 unless asked otherwise; an export is bfloat16 unless asked
 otherwise, and ``Qwen2VLForConditionalGeneration.from_pretrained`` loads it. The
 next-frame head, which transformers does not know, travels in a file of its own,
 ``next_frame_head.safetensors``. Weights are safetensors only: no pickle is read or
@@ -23,21 +23,23 @@ written, and no code of a checkpoint is run. All ranks need the same file system
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
 from fastslow.qwen2_vl import FastSlowQwen2VL, family_of
 from fastslow.qwen2_vl.model import Backbone
+from recipes.edge.pretrained import made_of, read_config
 from recipes.edge.weight_names import (
     HEAD_PREFIX,
     first_names,
@@ -62,6 +64,7 @@ COMPANIONS = (
 """Files of tokenizer, processor and generation, which an export copies."""
 
 _NAMED_AT_MOST = 5
+_STORED = ("BF16", "F16", "F32", "F64")
 
 
 def find_weights(name_or_path: str | Path) -> Path:
@@ -93,31 +96,42 @@ def find_weights(name_or_path: str | Path) -> Path:
     return Path(snapshot_download(str(name_or_path), allow_patterns=wanted))
 
 
-def build_meta_model(folder: Path) -> FastSlowQwen2VL:
+def build_meta_model(
+    folder: Path, *, dtype: torch.dtype = torch.float32
+) -> FastSlowQwen2VL:
     """Build the model that ``config.json`` describes, without memory.
 
-    Every parameter is float32 and on the meta device: less than a second, even for
-    72B. Shard it, then ``materialize`` it.
+    Every parameter is on the meta device: less than a second, even for 72B. Shard it,
+    then ``materialize`` it. What the files hold is compared with it here, before it
+    takes any memory.
 
     Args:
         folder: Folder of a checkpoint.
+        dtype: Type of the parameters, whatever the files hold.
 
     Returns:
         The root module, its next-frame head included.
 
     Raises:
-        ValueError: If there is no ``config.json``, or one of another kind of model.
+        ValueError: If there is no ``config.json``, or one of another kind of model or
+            of none, or the tensors of the files differ from the model's.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; a checkpoint describes itself")
-    return meta_model(AutoConfig.from_pretrained(folder))
+    config = read_config(folder)
+    model = made_of(folder, lambda: meta_model(config, dtype=dtype))
+    _match(folder, model)
+    return model
 
 
-def meta_model(config: PreTrainedConfig) -> FastSlowQwen2VL:
-    """Build a model without memory, in float32.
+def meta_model(
+    config: PreTrainedConfig, *, dtype: torch.dtype = torch.float32
+) -> FastSlowQwen2VL:
+    """Build a model without memory.
 
     Args:
         config: What it looks like.
+        dtype: Type of the parameters.
 
     Returns:
         The root module on the meta device, its next-frame head included.
@@ -127,7 +141,7 @@ def meta_model(config: PreTrainedConfig) -> FastSlowQwen2VL:
     """
     family_of(config)
     config = copy.deepcopy(config)
-    set_dtype(config, torch.float32)
+    set_dtype(config, dtype)
     with torch.device("meta"):
         return FastSlowQwen2VL(AutoModelForImageTextToText.from_config(config))
 
@@ -207,6 +221,19 @@ def load_pretrained(folder: Path, model: FastSlowQwen2VL) -> bool:
             "the model is on the meta device; materialize it before its weights are "
             "loaded"
         )
+    sources = _match(folder, model)
+    with warnings.catch_warnings():  # one process needs no group
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(
+            {saved: weights[name].detach() for saved, name in sources.items()},
+            storage_reader=HuggingFaceStorageReader(str(folder)),
+        )
+    return any(name.startswith(HEAD_PREFIX) for name in sources)
+
+
+def _match(folder: Path, model: FastSlowQwen2VL) -> dict[str, str]:
+    """Find the weight of every tensor in a folder, and refuse any difference."""
+    weights = named_weights(model)
     shapes = _saved_shapes(folder)
     has_head = any(name.startswith(HEAD_PREFIX) for name in shapes)
     first = first_names(weights)
@@ -214,16 +241,12 @@ def load_pretrained(folder: Path, model: FastSlowQwen2VL) -> bool:
         saved: first.get(name) for saved, name in names_in_model(shapes, model).items()
     }
     wanted = {
-        name: weights[name].detach()
+        name: weights[name]
         for name in first.values()
         if has_head or not name.startswith(HEAD_PREFIX)
     }
     _check_tensors(folder, shapes, targets, wanted)
-    load(
-        {saved: wanted[name] for saved, name in targets.items() if name},
-        storage_reader=HuggingFaceStorageReader(str(folder)),
-    )
-    return has_head
+    return {saved: name for saved, name in targets.items() if name is not None}
 
 
 def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -231,20 +254,37 @@ def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     files: dict[str, str] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118, it is no mapping
-                if name in files:
-                    raise ValueError(
-                        f"{folder} holds {name} in {files[name]} and {path.name}; "
-                        "each tensor is stored once"
-                    )
-                files[name] = path.name
-                shapes[name] = tuple(file.get_slice(name).get_shape())
+        for name, shape in _shapes_in(path):
+            if name in files:
+                raise ValueError(
+                    f"{folder} holds {name} in {files[name]} and {path.name}; each "
+                    "tensor is stored once"
+                )
+            files[name] = path.name
+            shapes[name] = shape
     if not shapes:
         raise ValueError(
             f"{folder} has no safetensors file; weights are read from no other form"
         )
     return shapes
+
+
+def _shapes_in(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Read name and shape of every tensor in a file, which must be floating point."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file; weights are read from no other")
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118, it is no mapping
+                stored = file.get_slice(name)
+                if stored.get_dtype() not in _STORED:
+                    raise ValueError(
+                        f"{path} holds {name} as {stored.get_dtype()}; a weight is one "
+                        f"of {', '.join(_STORED)}"
+                    )
+                yield name, tuple(stored.get_shape())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
 
 
 def _check_tensors(

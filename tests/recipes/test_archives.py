@@ -157,3 +157,48 @@ def test_names_are_matched_from_the_most_alike_to_the_least() -> None:
         "deep/5.mp4": "shorter",
         "xt/1.mp4": "next",
     }
+
+
+def test_of_two_equally_alike_neither_is_taken() -> None:
+    members = [("a/1.mp4", "a"), ("b/1.mp4", "b"), ("c/2.mp4", "c"), ("c/2.mp4", "d")]
+    assert match_members(["1.mp4", "2.mp4"], members) == {"2.mp4": "c"}
+
+
+def header(kind: bytes, size: bytes) -> bytes:
+    """Write the header of a member that states any size."""
+    member = tarfile.TarInfo("a")
+    member.type = kind
+    block = member.tobuf(tarfile.GNU_FORMAT)
+    block = (
+        block[:124] + size.ljust(12, b"\0") + block[136:148] + b" " * 8 + block[156:]
+    )
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+HOSTILE = {
+    "a name of 8 GiB": header(tarfile.GNUTYPE_LONGNAME, b"77777777777"),
+    "attributes of 8 GiB": header(tarfile.XHDTYPE, b"77777777777"),
+    "a member that begins before itself": header(b"0", b"\xff" * 10 + b"\xfc\x00"),
+    "2^63 bytes": header(b"0", b"\x80\0\0\0\x80\0\0\0\0\0\0\0"),
+    "names of names": (header(b"L", b"1") + b"b".ljust(512, b"\0")) * 3000,
+    "a file in parts": header(tarfile.GNUTYPE_SPARSE, b"0"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_header_that_lies_ends_the_archive(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "clips.tar"
+    path.write_bytes(HOSTILE[name] + bytes(4096))
+    with pytest.raises(ArchiveError, match=r"clips\.tar is no readable tar archive: "):
+        list(list_members(str(path), path))
+
+
+def test_a_bomb_is_not_unzipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.edge.archives.UNZIPPED_BYTES", 2**20)
+    store = ArchiveStore(tmp_path / "cache")
+    archive = pack(tmp_path / "clips.tar.gz", {"a": bytes(10_000_000)})
+    with pytest.raises(ArchiveError, match=r"it would have more than 1,048,576 bytes"):
+        store.open(str(archive))
+    assert list(store.cache_dir.glob("*.partial")) == []

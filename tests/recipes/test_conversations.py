@@ -168,6 +168,18 @@ BAD_ROWS = {
     "kind": row(conversations=turns("<image> and <video>", "b")),
     "turn 2 is the assistant's and has a placeholder; what is shown belongs in a user "
     "turn": row(conversations=turns("a", "<image>")),
+    "the row names 257 videos and pictures; it may name 256": row(
+        video=["a.mp4"] * 257
+    ),
+    "the turns have 1,048,577 characters; they may have 1,048,576": row(
+        conversations=turns("a" * 2**20, "b")
+    ),
+    "video is 'a\\x00.mp4'; it must have no control characters": row(video="a\0.mp4"),
+    "id has 4,097 characters; it may have 4,096": row(id="a" * 4097),
+    "category has half of a surrogate pair at character 0; it must be valid "
+    "Unicode": row(category="\ud800"),
+    f"turn 1 has from '{'x' * 99}...; it must be one of human, user, gpt, assistant, "
+    "system": row(conversations=[{"from": "x" * 9999, "value": "a"}, GPT]),
     "video has half of a surrogate pair at character 1; it must be valid Unicode": row(
         video="a\ud800.mp4"
     ),

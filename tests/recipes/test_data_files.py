@@ -1,12 +1,14 @@
 """Where the rows of a dataset are found."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
 
-from recipes.edge.data_files import fetch, list_subsets
+from recipes.edge.conversations import RowError
+from recipes.edge.data_files import fetch, find_beside, list_subsets, read_rows
 
 PUBLISHED = (
     ".gitattributes",
@@ -116,3 +118,43 @@ def test_unsupported_suffix(tmp_path: Path) -> None:
         ValueError, match=r"rows\.csv; a data file must end in one of \.json, \.jsonl"
     ):
         list_subsets(str(tmp_path / "rows.csv"))
+
+
+def test_links_lead_to_files_inside(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "a.mp4").touch()
+    (folder / "b.mp4").symlink_to("deep/a.mp4")
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    (folder / "up").symlink_to(tmp_path)
+    (tmp_path / "c.mp4").touch()
+    linked = tmp_path / "linked"
+    linked.symlink_to(folder)
+    for name in ("deep/a.mp4", "b.mp4", str(folder / "b.mp4"), "none.mp4", "loop.mp4"):
+        assert find_beside(folder, name) == folder / name
+    assert find_beside(linked, "b.mp4") == linked / "b.mp4"
+    for name in ("up/c.mp4", str(tmp_path / "c.mp4"), "/etc/passwd", "/dev/zero"):
+        with pytest.raises(RowError, match=r" is outside of .*data; clips lie in the"):
+            find_beside(folder, name)
+
+
+def test_files_in_the_cache_of_the_hub_are_links(tmp_path: Path) -> None:
+    snapshot = tmp_path / "datasets--a--b" / "snapshots" / "123"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "datasets--a--b" / "blobs").mkdir()
+    (tmp_path / "datasets--a--b" / "blobs" / "456").touch()
+    (tmp_path / "outside").touch()
+    (snapshot / "a.mp4").symlink_to("../../blobs/456")
+    (snapshot / "b.mp4").symlink_to("../../../outside")
+    assert find_beside(snapshot, "a.mp4") == snapshot / "a.mp4"
+    with pytest.raises(RowError, match=r"is outside of .*datasets--a--b; clips lie"):
+        find_beside(snapshot, "b.mp4")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_files_without_end_are_not_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows{suffix}"
+    path.touch()
+    os.truncate(path, 2**40)
+    with pytest.raises(ValueError, match=r"rows\.jsonl? has .* bytes"):
+        list(read_rows(path))

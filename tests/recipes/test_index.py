@@ -157,3 +157,30 @@ def test_a_file_beside_the_rows_needs_no_archive(tmp_path: Path) -> None:
         path=tmp_path / "3.mp4"
     )
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["../3.mp4", "a/../../3.mp4", "/3.mp4"])
+def test_a_member_whose_name_climbs_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "data"
+    write_rows(folder / "rows.json", [row("3.mp4")])
+    pack(folder / "clips.tar", {name: clip_bytes(tmp_path, 3)})
+    samples, bad = joined(folder, tmp_path / "cache")
+    assert samples == []
+    assert [each.reason for each in bad] == [
+        f"{folder / 'clips.tar'}:{name} has a name that leads out of the archive"
+    ]
+
+
+def test_a_file_outside_is_a_bad_row(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    clip_bytes(tmp_path, 3)
+    names = ["up.mp4", str(tmp_path / "3.mp4")]
+    write_rows(folder / "rows.json", [row(name) for name in names])
+    (folder / "up.mp4").symlink_to(tmp_path / "3.mp4")
+    samples, bad = joined(folder, tmp_path / "cache")
+    assert samples == []
+    assert [each.reason for each in bad] == [
+        f"{folder / name} is outside of {folder}; clips lie in the folder of their "
+        "data file"
+        for name in names
+    ]

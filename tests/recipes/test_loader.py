@@ -196,6 +196,14 @@ def test_what_cannot_be_planned_says_why(tmp_path: Path) -> None:
     assert [each.source for each in bad] == ["rows:1", "rows:2"]
 
 
+def test_a_template_that_refuses_a_sample_is_its_reason(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer((), vocabulary_size=300)
+    tokenizer.chat_template = "{{ raise_exception('no system turn') }}"
+    index = write_index(tmp_path / "index.arrow", make_samples(tmp_path, 1))
+    _, (bad,) = plan_samples(index, SETTINGS, tokenizer, STORE)
+    assert bad.reason == "the chat template refuses the turns: no system turn"
+
+
 def test_text_pictures_and_several_clips_share_a_row(tmp_path: Path) -> None:
     one, two = make_samples(tmp_path, 2)
     picture = tmp_path / "picture.png"

@@ -77,7 +77,7 @@ def configs(draw: st.DrawFn) -> Config:
             activation_checkpointing=st.sampled_from(["none", "selective", "full"]),
             torch_compile=st.booleans(),
             replicate=counts,
-            lora_alpha=st.integers(),
+            lora_alpha=st.integers(-(2**63), 2**63 - 1),
             lora_dropout=st.floats(0, 1, exclude_max=True),
         ),
     }
@@ -318,6 +318,8 @@ def test_a_file_without_settings_changes_nothing(tmp_path: Path) -> None:
         ("max_grad_norm: .inf", "max_grad_norm is inf; it must be finite"),
         ("learning_rate: .nan", "learning_rate is nan; it must be at least 0"),
         ("max_steps: 1e3", "max_steps is 1000.0; it must be a whole number"),
+        (f"max_steps: {10**400}", "max_steps has more than 64 bits"),
+        (f"learning_rate: {10**400}", "learning_rate has more than 64 bits"),
         ("max_steps: true", "max_steps is True; it must be a whole number"),
         ("tf32: 1", "tf32 is 1; it must be true or false"),
         ("bf16: yes", "bf16 is 'yes'; it must be true or false"),
@@ -377,6 +379,8 @@ def test_a_file_that_cannot_be_meant(tmp_path: Path, text: str, message: str) ->
         ("seed: 1\nseed: 1", "seed stands twice"),
         ("parallel: {replicate: 1, replicate: 2}", "replicate stands twice"),
         ("{a: [}", "expected the node content"),
+        ("seed: &a 1\nmax_steps: *a", r"\*a is an alias"),
+        ("data_subsets: &a [*a]", r"\*a is an alias"),
         ("a: !!python/object:os.system {}", "could not determine a constructor"),
     ],
 )
@@ -387,6 +391,29 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, text: str, words: str) -> No
         load_config(file, TINY)
     assert "it is no YAML that can be read" in str(caught.value)
     assert "line 1" in str(caught.value) or "line 2" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[" * 10_000, "maximum recursion depth exceeded"),
+        (b"#" * (2**17 + 1), "it has more than 131,072 bytes"),
+        (b"data_path: caf\xe9", "can't decode byte 0xe9"),
+    ],
+)
+def test_a_file_that_is_refused_unread(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        load_config(file, TINY)
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(ValueError, match="it is no regular file"):
+        load_config(tmp_path / "a.yaml", TINY)
 
 
 def test_flags_go_before_the_file(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Probing and decoding of real video files, whole and broken."""
 
 import itertools
+import os
 import struct
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -13,9 +14,9 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from recipes.edge.containers import VideoError
 from recipes.edge.media import MediaFile
 from recipes.edge.video import (
-    VideoError,
     VideoInfo,
     decode_frames,
     probe_video,
@@ -370,7 +371,75 @@ def test_a_frame_of_more_pixels_is_refused(
 
 
 def test_a_slow_clip_is_stopped(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.edge.video.DECODE_SECONDS", 0.0)
-    said = r"takes longer than 0 s to decode; it was stopped before frame 5, after 1 "
+    monkeypatch.setattr("recipes.edge.containers.CLIP_SECONDS", 0.0)
+    said = r"takes longer than 0 s to read$"
     with pytest.raises(VideoError, match=said):
         decode_frames(MediaFile(path=video), [5])
+
+
+def test_a_clip_that_does_not_end_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.edge.containers.CLIP_SECONDS", 1.0)
+    path = tmp_path / "endless.mkv"
+    write_video(path, container="matroska")
+    os.truncate(path, 2**40)  # all but its beginning are holes
+    with pytest.raises(VideoError, match=r"endless.mkv takes longer than 1 s to read$"):
+        probe_video(MediaFile(path=path))
+
+
+@pytest.mark.parametrize("count", [2**22 + 1, 2**31, 2**32 - 1])
+def test_more_frames_than_a_clip_may_have(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "long.avi"
+    write_video(path, container="avi")
+    data = path.read_bytes()
+    at = data.index(b"strh") + 4 + 36
+    path.write_bytes(data[:at] + struct.pack("<I", count) + data[at + 4 :])
+    with pytest.raises(VideoError, match=rf"has {count:,} frames or more; a clip may"):
+        probe_video(MediaFile(path=path))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".m3u8"])
+def test_a_playlist_opens_no_other_file(tmp_path: Path, suffix: str) -> None:
+    write_video(tmp_path / "other.ts", container="mpegts")
+    path = tmp_path / f"list{suffix}"
+    path.write_text("ffconcat version 1.0\nfile other.ts\n")
+    with pytest.raises(
+        VideoError, match=r"list\.\w+ is in no format that is read here$"
+    ):
+        probe_video(MediaFile(path=path))
+
+
+def test_names_in_a_container_need_be_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    write_video(path)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"Lavf", b"\xff\xfe\x80\x81"))
+    assert probe_video(MediaFile(path=path)).num_frames == FRAMES
+
+
+def test_a_frame_of_more_pixels_is_not_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "clip.png"
+    with av.open(str(path), "w", format="image2pipe") as output:
+        stream = output.add_stream("png", rate=1)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "rgb24"
+        output.mux(stream.encode(av.VideoFrame(WIDTH, HEIGHT, "rgb24")))
+        output.mux(stream.encode())
+    data = path.read_bytes()
+    at = data.index(b"IHDR") + 4
+    path.write_bytes(data[:at] + struct.pack(">II", 60_000, 60_000) + data[at + 8 :])
+    with pytest.raises(VideoError, match=r"clip\.png "):
+        probe_video(MediaFile(path=path))
+
+
+def test_a_percent_sign_in_a_name_is_no_pattern(tmp_path: Path) -> None:
+    grey = np.full((HEIGHT, WIDTH, 3), 90, dtype=np.uint8)
+    for name in ("a%d.jpg", "a0.jpg", "a1.jpg"):
+        with av.open(str(tmp_path / "one"), "w", format="image2pipe") as output:
+            stream = output.add_stream("mjpeg", rate=1)
+            stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuvj420p"
+            frame = av.VideoFrame.from_ndarray(grey, "rgb24")
+            output.mux(stream.encode(frame.reformat(format="yuvj420p")))
+            output.mux(stream.encode())
+        (tmp_path / "one").rename(tmp_path / name)
+    assert probe_video(MediaFile(path=tmp_path / "a%d.jpg")).num_frames == 1
