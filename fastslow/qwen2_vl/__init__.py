@@ -9,6 +9,7 @@ from fastslow.qwen2_vl.model import FastSlowOutput, FastSlowQwen2VL
 from fastslow.qwen2_vl.plan import RowPlan, plan_row
 from fastslow.qwen2_vl.preprocess import (
     VisionGeometry,
+    blank_clip,
     clip_grid,
     patchify_clip,
     smart_resize,
@@ -32,6 +33,7 @@ __all__ = [
     "StepFlops",
     "TowerPlan",
     "VisionGeometry",
+    "blank_clip",
     "clip_grid",
     "encode_conversation",
     "family_of",

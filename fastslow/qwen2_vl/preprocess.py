@@ -16,6 +16,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fastslow.grids import temporal_patches
+from fastslow.schedules import repeat_strides
+from fastslow.spans import VideoSpan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +182,29 @@ def patchify_clip(
         parts.append(_patchify(frames[first:end], size, geometry))
         first = end
     return torch.cat(parts)
+
+
+def blank_clip(
+    geometry: VisionGeometry,
+) -> tuple[VideoSpan, Float[Tensor, "patches pixels"]]:
+    """Give a clip of one token without content, for a row that shows nothing.
+
+    Under FSDP2 every rank has to call the vision tower equally often.
+
+    Args:
+        geometry: How pixels become patches.
+
+    Returns:
+        The clip, and its patches.
+
+    Laws:
+        one_token: the clip is one token, and has the patches of one
+    """
+    patches = torch.zeros(
+        geometry.merge_size**2,
+        3 * geometry.temporal_patch_size * geometry.patch_size**2,
+    )
+    return VideoSpan(grid=(1, 1), schedule=repeat_strides(1, (1,))), patches
 
 
 def _patchify(frames: Tensor, size: Sequence[int], geometry: VisionGeometry) -> Tensor:

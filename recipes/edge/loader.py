@@ -15,17 +15,15 @@ from torch.utils.data import DataLoader, Dataset
 from fastslow import (
     Span,
     StreamState,
-    VideoSpan,
     bucket_length,
     count_tokens,
     encoded_grids,
     next_bin,
-    repeat_strides,
     stream_order,
 )
 from fastslow.qwen2_vl import (
     RowPlan,
-    VisionGeometry,
+    blank_clip,
     patchify_clip,
     plan_row,
 )
@@ -73,7 +71,7 @@ class PackedRows(Dataset[Row]):
     """Rows by bin: index it with the numbers of the samples that share one.
 
     A sample whose clips cannot be decoded is left out of its row and reported in
-    ``bad``. A row without a clip gets a black one of a single token and no label, so
+    ``bad``. A row without a clip gets a blank one of a single token and no label, so
     that every rank calls the vision tower equally often.
     """
 
@@ -97,8 +95,9 @@ class PackedRows(Dataset[Row]):
                 kept.append(planned)
         spans: list[tuple[Span, ...]] = [planned.spans for planned in kept]
         if not clips:
-            spans.append((VideoSpan(grid=(1, 1), schedule=repeat_strides(1, (1,))),))
-            clips.append(_black_clip(geometry))
+            blank, patches = blank_clip(geometry)
+            spans.append((blank,))
+            clips.append(patches)
         return Row(
             plan=plan_row(
                 spans,
@@ -253,12 +252,4 @@ def _row_length(
         settings.capacity,
         buckets=settings.row_buckets,
         multiple_of=128,
-    )
-
-
-def _black_clip(geometry: VisionGeometry) -> Float[Tensor, "patches pixels"]:
-    """Give the patches of one merged token without content."""
-    return torch.zeros(
-        geometry.merge_size**2,
-        3 * geometry.temporal_patch_size * geometry.patch_size**2,
     )

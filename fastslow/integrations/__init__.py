@@ -1,0 +1,1 @@
+"""Training loops of others that run the method; each needs its own package."""

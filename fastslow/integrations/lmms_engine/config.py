@@ -1,0 +1,232 @@
+"""The YAML of a run, checked: what lmms-engine would drop in silence is an error."""
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Mapping
+from copy import deepcopy
+from pathlib import PurePath
+from typing import Any
+
+from lmms_engine.datasets import DatasetConfig  # type: ignore[import-not-found]
+from lmms_engine.datasets.processor import (  # type: ignore[import-not-found]
+    ProcessorConfig,
+)
+from lmms_engine.models import ModelConfig  # type: ignore[import-not-found]
+from lmms_engine.train import TrainingArguments  # type: ignore[import-not-found]
+
+PROCESSOR = PATCH = "fastslow"
+"""Name under which lmms-engine knows the processor, and the model patch."""
+
+TRAINER = "fastslow_fsdp2_trainer"
+"""Name under which lmms-engine knows the trainer."""
+
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""Types of models that the patch is registered for."""
+
+NESTED = "autoregressive_config"
+"""Key under which settings of the method may stand as well."""
+
+_PROCESSOR = ("dataset_config", "processor_config", "extra_kwargs")
+_PATCH = ("model_config", "monkey_patch_kwargs")
+_TRAINER = ("trainer_args",)
+
+PLACES: Mapping[str, tuple[str, ...]] = {
+    "mm_spatial_pool_stride": _PROCESSOR,
+    "frame_sampling_strategy": _PROCESSOR,
+    "slow_frame_ratio": _PROCESSOR,
+    "loss_weight": _PATCH,
+    "per_device_train_batch_size": _TRAINER,
+    "gradient_accumulation_steps": _TRAINER,
+    "learning_rate": _TRAINER,
+    "bf16": _TRAINER,
+    "fp16": _TRAINER,
+    "tf32": _TRAINER,
+    "gradient_checkpointing": _TRAINER,
+    "dataloader_num_workers": _TRAINER,
+    "dataloader_pin_memory": _TRAINER,
+    "dataloader_persistent_workers": _TRAINER,
+}
+"""Where lmms-engine keeps the settings that the method's users write at top level."""
+
+TRANSLATED = ("data_path", "max_frames_num", "output_hidden_states")
+"""Settings of the method that lmms-engine keeps under other names, or needs not."""
+
+SECTIONS = ("dataset_config", "model_config", "trainer_args")
+
+DATASETS = ("vision", "vision_iterable")
+"""Types of datasets that hand decoded videos to a processor."""
+
+REFUSED: Mapping[str, str] = {
+    "fp16": "losses are not scaled, and without that small gradients vanish in float16",
+    "use_rmpad": "the patch packs rows itself, and lmms-engine has nothing to add",
+    "use_liger_kernel": "lmms-engine would not apply it to a patched model",
+    "use_muon": "lmms-engine's FSDP2 trainer never reads it",
+    "torch_compile": "lmms-engine's FSDP2 trainer never reads it",
+    "output_dtype": "losses leave the forward pass in float32",
+}
+"""Training arguments that would have no effect or a bad one, and why."""
+
+DEGREES = ("sp_ulysses_degree", "tp_degree", "ep_degree")
+
+
+def read_config(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the settings of a run, and bring each to where lmms-engine reads it.
+
+    Settings of the method may stand at top level, under ``autoregressive_config``, or
+    where lmms-engine keeps them. Everything else keeps its place.
+
+    Args:
+        given: The content of the YAML file.
+
+    Returns:
+        Settings in which lmms-engine drops nothing.
+
+    Raises:
+        ValueError: If a name is unknown, two places disagree, a setting would have no
+            effect, or processor, patch and trainer are not those registered here.
+    """
+    config = _in_place(_flattened(given))
+    for section in ("trainer_type", *SECTIONS):
+        if section not in config:
+            raise ValueError(f"{section} is missing; lmms-engine needs it")
+    _check_names(config)
+    _check_parts(config)
+    _check_effects(config)
+    dataset = config["dataset_config"]
+    bounds = dataset["processor_config"].setdefault("extra_kwargs", {})
+    for name in ("min_pixels", "max_pixels"):
+        default = DatasetConfig.model_fields[f"video_{name}"].default
+        bounds[name] = dataset.get(f"video_{name}", default)
+    config["trainer_args"].setdefault("reduce_dtype", "float32")
+    return config
+
+
+def _flattened(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring what stands under ``autoregressive_config`` to the top level."""
+    method = (*PLACES, *TRANSLATED)
+    known = ("trainer_type", *SECTIONS, "extra_kwargs", NESTED, *method)
+    _check_known(given, known)
+    config = deepcopy(dict(given))
+    nested = config.pop(NESTED, None) or {}
+    _check_known(nested, method, NESTED)
+    for name, value in nested.items():
+        _put(config, name, value, said_by=f"{NESTED}.{name}")
+    return config
+
+
+def _in_place(config: dict[str, Any]) -> dict[str, Any]:
+    """Move the settings of the method to where lmms-engine keeps them."""
+    for name in [name for name in PLACES if name in config]:
+        _put(_section(config, PLACES[name]), name, config.pop(name), said_by=name)
+    config.pop("output_hidden_states", None)  # the next-frame loss reads them anyway
+    dataset = _section(config, ("dataset_config",))
+    if "max_frames_num" in config:
+        frames = config.pop("max_frames_num")
+        _put(dataset, "frame_num", frames, said_by="max_frames_num")
+        name = "video_sampling_strategy"
+        _put(dataset, name, "frame_num", said_by="max_frames_num")
+    if "data_path" in config:
+        path = config.pop("data_path")
+        formats = {".json": "json", ".jsonl": "jsonl", "": "arrow"}
+        suffix = PurePath(path).suffix
+        if suffix not in formats:
+            raise ValueError(
+                f"data_path is {path!r}; it must be a .json or .jsonl file or a folder "
+                "that datasets saved: others are named in dataset_config"
+            )
+        _put(dataset, "dataset_path", path, said_by="data_path")
+        _put(dataset, "dataset_format", formats[suffix], said_by="data_path")
+    return config
+
+
+def _section(config: dict[str, Any], path: Collection[str]) -> dict[str, Any]:
+    """Give an inner mapping, made where there is none."""
+    for name in path:
+        if config.get(name) is None:
+            config[name] = {}
+        config = config[name]
+    return config
+
+
+def _put(section: dict[str, Any], name: str, value: Any, *, said_by: str) -> None:
+    """Set a value that may stand there already."""
+    if section.setdefault(name, value) != value:
+        raise ValueError(
+            f"{name} is {section[name]!r} but {said_by} asks for {value!r}; they must "
+            "agree"
+        )
+
+
+def _check_names(config: Mapping[str, Any]) -> None:
+    """Refuse names that lmms-engine would drop."""
+    dataset, model = config["dataset_config"], config["model_config"]
+    processor = dataset.get("processor_config") or {}
+    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    method = [name for name, place in PLACES.items() if place == _PROCESSOR]
+    for where, settings, known in (
+        ("dataset_config", dataset, DatasetConfig.model_fields),
+        ("dataset_config.extra_kwargs", dataset.get("extra_kwargs"), ["packing_kwargs"]),
+        (".".join(_PROCESSOR[:2]), processor, ProcessorConfig.model_fields),
+        (".".join(_PROCESSOR), processor.get("extra_kwargs"), method),
+        ("model_config", model, ModelConfig.model_fields),
+        (".".join(_PATCH), model.get(_PATCH[1]), ("patch_type", "loss_weight")),
+        ("trainer_args", config["trainer_args"], fields | {"warmup_ratio"}),
+    ):
+        _check_known(settings or {}, known, where)
+
+
+def _check_known(
+    settings: Mapping[str, Any], known: Collection[str], within: str = ""
+) -> None:
+    """Refuse names that nothing reads."""
+    for name in settings:
+        if name not in known:
+            where = f"{within}." if within else ""
+            (best,) = difflib.get_close_matches(name, list(known), n=1, cutoff=0)
+            raise ValueError(
+                f"{where}{name} is no setting; the nearest one is {where}{best}"
+            )
+
+
+def _check_parts(config: Mapping[str, Any]) -> None:
+    """Refuse parts that do not work together."""
+    dataset, model = config["dataset_config"], config["model_config"]
+    processor = (dataset.get(_PROCESSOR[1]) or {}).get("processor_type")
+    patches = (model.get(_PATCH[1]) or {}).get("patch_type")
+    for name, found, wanted in (
+        ("trainer_type", config["trainer_type"], TRAINER),
+        (".".join((*_PROCESSOR[:2], "processor_type")), processor, PROCESSOR),
+        (".".join((*_PATCH, "patch_type")), patches, [PATCH]),
+    ):
+        if found != wanted:
+            raise ValueError(f"{name} is {found!r}; it must be {wanted!r}")
+    if dataset.get("dataset_type") not in DATASETS:
+        raise ValueError(
+            f"dataset_config.dataset_type is {dataset.get('dataset_type')!r}; it must "
+            f"be one of {', '.join(DATASETS)}, which hand over decoded videos"
+        )
+
+
+def _check_effects(config: Mapping[str, Any]) -> None:
+    """Refuse settings that would not do what they say."""
+    dataset, arguments = config["dataset_config"], config["trainer_args"]
+    for name, reason in REFUSED.items():
+        if arguments.get(name):
+            raise ValueError(f"trainer_args.{name} is {arguments[name]!r}; {reason}")
+    for name in DEGREES:
+        if arguments.get(name, 1) != 1:
+            raise ValueError(
+                f"trainer_args.{name} is {arguments[name]}; a packed row stays on one "
+                "rank, so it must be 1"
+            )
+    attention = config["model_config"].get("attn_implementation") or "sdpa"
+    if attention != "sdpa":
+        raise ValueError(
+            f"model_config.attn_implementation is {attention!r}; the patch brings its "
+            "own attention, so leave it out"
+        )
+    if dataset.get("packing") and dataset["dataset_type"] == "vision":
+        raise ValueError(
+            "dataset_config.packing is True but dataset_type vision packs by guessed "
+            "lengths, 5000 tokens a video; vision_iterable counts them"
+        )

@@ -1,0 +1,194 @@
+"""The processor: a conversation and its decoded clips become spans and patches."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lmms_engine.datasets.processor import (  # type: ignore[import-not-found]
+    ProcessorConfig,
+)
+from lmms_engine.mapping_func import (  # type: ignore[import-not-found]
+    register_processor,
+)
+from torch import Tensor
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer
+
+from fastslow.grids import merged_grid, merged_stride
+from fastslow.integrations.lmms_engine.config import PROCESSOR
+from fastslow.integrations.lmms_engine.rows import PIXELS, SPANS, spans_to_bytes
+from fastslow.layouts import build_layout
+from fastslow.qwen2_vl import (
+    PlacedClip,
+    clip_grid,
+    encode_conversation,
+    family_of,
+    patchify_clip,
+    place_clip,
+)
+from fastslow.qwen2_vl.timing import VISION_START
+from fastslow.schedules import Strategy, build_schedule, repeat_strides
+from fastslow.spans import VideoSpan
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    """How a clip becomes tokens: ``extra_kwargs`` of the processor.
+
+    Attributes:
+        mm_spatial_pool_stride: Pooling stride of slow frames, in vision patches; fast
+            frames use twice that.
+        frame_sampling_strategy: Which frames are slow, see ``build_schedule``.
+        slow_frame_ratio: Share of slow frames.
+        min_pixels: Fewest pixels of a resized frame.
+        max_pixels: Most pixels of a resized frame.
+    """
+
+    mm_spatial_pool_stride: int = 4
+    frame_sampling_strategy: Strategy = "interleave"
+    slow_frame_ratio: float = 0.5
+    min_pixels: int
+    max_pixels: int
+
+
+@register_processor(PROCESSOR)  # type: ignore[untyped-decorator]
+class FastSlowProcessor:
+    """What ``processor_type: fastslow`` of lmms-engine stands for.
+
+    ``vision`` and ``vision_iterable`` decode a sample and hand it over; what comes back
+    is all that their packers and their collator need.
+    """
+
+    def __init__(self, config: ProcessorConfig) -> None:
+        """Keep the settings; ``build`` reads the checkpoint."""
+        self.config = config
+        self.settings = ClipSettings(**config.extra_kwargs)
+
+    def build(self) -> None:
+        """Read the checkpoint's tokenizer, and what its family of models is."""
+        name = self.config.processor_name
+        config = AutoConfig.from_pretrained(name)
+        family = family_of(config)
+        bounds = {
+            "min_pixels": self.settings.min_pixels,
+            "max_pixels": self.settings.max_pixels,
+        }
+        self.family = replace(family, geometry=replace(family.geometry, **bounds))
+        self.video_token_id: int = config.video_token_id
+        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        self.processor = self.tokenizer  # lmms-engine prints batches through it
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write the checkpoint's own processor, for transformers."""
+        AutoProcessor.from_pretrained(self.config.processor_name).save_pretrained(
+            folder
+        )
+
+    def process(
+        self,
+        images: Sequence[Any] | None,
+        hf_messages: Sequence[Mapping[str, Any]],
+        videos: Sequence[Any] | None = None,
+        fps: float = 2.0,
+    ) -> dict[str, Tensor]:
+        """Turn a sample into tensors that lmms-engine's collator joins.
+
+        Args:
+            images: Pictures of PIL.
+            hf_messages: Turns with ``role`` and ``content``, whose parts are text, an
+                ``image`` or a ``video``.
+            videos: Frames of each video, ``(frames, 3, height, width)``, 0 to 255.
+            fps: Sampled frames per second.
+
+        Returns:
+            ``input_ids`` with a placeholder for each pooled token, ``labels``, which
+            are not shifted, the sample's spans in bytes and, where it shows something,
+            its patches.
+
+        Raises:
+            ValueError: If a video has another shape, several videos share one rate
+                where the backbone reads times, or as ``encode_conversation`` does.
+        """
+        reads_times = self.family.tells_time or self.family.tokens_per_second
+        if reads_times and len(videos or ()) > 1:
+            raise ValueError(
+                f"the sample has {len(videos or ())} videos; lmms-engine gives the "
+                "rate of one, and this backbone reads the times of all"
+            )
+        shown = {
+            "image": (self._picture(image) for image in images or ()),
+            "video": (self._clip(video, fps) for video in videos or ()),
+        }
+        turns, found = list[tuple[str, str]](), list[tuple[PlacedClip, Tensor]]()
+        for message in hf_messages:
+            text = "".join(_write(message["content"], shown, found))
+            turns.append((message["role"], text))
+        spans = encode_conversation(turns, [clip for clip, _ in found], self.tokenizer)
+        layout = build_layout([spans], video_token_id=self.video_token_id)
+        sample = {
+            "input_ids": layout.input_ids,
+            "labels": layout.labels,
+            SPANS: spans_to_bytes(spans),
+        }
+        patches = [pixels for _, pixels in found]
+        return sample | ({PIXELS: torch.cat(patches)} if patches else {})
+
+    def _clip(self, video: Any, fps: float) -> tuple[PlacedClip, Tensor]:
+        """Plan the frames of a decoded video, and cut them into patches."""
+        frames = torch.as_tensor(video)
+        if frames.ndim != 4 or frames.shape[1] != 3:
+            raise ValueError(
+                f"a video has shape {tuple(frames.shape)}; it must be (frames, 3, "
+                "height, width)"
+            )
+        frames = frames.round().clamp(0, 255).to(torch.uint8)
+        geometry, settings = self.family.geometry, self.settings
+        count, *patches = clip_grid(len(frames), *frames.shape[2:], geometry)
+        stride = merged_stride(
+            settings.mm_spatial_pool_stride, merge_size=geometry.merge_size
+        )
+        clip = place_clip(
+            merged_grid((patches[0], patches[1]), merge_size=geometry.merge_size),
+            build_schedule(
+                count,
+                strategy=settings.frame_sampling_strategy,
+                slow_ratio=settings.slow_frame_ratio,
+                slow_stride=stride,
+                fast_stride=2 * stride,
+            ),
+            [number / fps for number in range(len(frames))],
+            family=self.family,
+            encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
+        )
+        return clip, patchify_clip(frames, geometry)
+
+    def _picture(self, image: Any) -> tuple[PlacedClip, Tensor]:
+        """Lay out a picture: one frame that is not pooled."""
+        picture = image.convert("RGB")
+        values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        frames = values.reshape(1, picture.height, picture.width, 3).movedim(3, 1)
+        geometry = self.family.geometry
+        _, *patches = clip_grid(1, *frames.shape[2:], geometry)
+        grid = merged_grid((patches[0], patches[1]), merge_size=geometry.merge_size)
+        span = VideoSpan(grid=grid, schedule=repeat_strides(1, (1,)))
+        clip = PlacedClip(span=span, opening=VISION_START)
+        return clip, patchify_clip(frames, geometry)
+
+
+def _write(
+    content: Sequence[Mapping[str, Any]],
+    shown: Mapping[str, Iterator[tuple[PlacedClip, Tensor]]],
+    found: list[tuple[PlacedClip, Tensor]],
+) -> Iterator[str]:
+    """Yield the parts of a turn as text; what they show is added to ``found``."""
+    for part in content:
+        kind = part["type"]
+        if kind == "text":
+            yield part["text"]
+        elif kind in shown:
+            found.append(next(shown[kind]))
+            yield f"<{kind}>"
+        else:
+            raise ValueError(
+                f"a turn holds a part of type {kind!r}; it must be text, image or video"
+            )

@@ -1,0 +1,226 @@
+"""The trainer: lmms-engine's FSDP2 loop around steps that are counted right."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lmms_engine.models.utils as model_utils  # type: ignore[import-not-found]
+import lmms_engine.parallel.process_group_manager as pgm  # type: ignore[import-not-found]
+import torch
+import torch.distributed as dist
+from lmms_engine.train import (  # type: ignore[import-not-found]
+    TRAINER_REGISTER,
+    FSDP2SFTTrainer,
+)
+from lmms_engine.utils import TrainUtilities  # type: ignore[import-not-found]
+from lmms_engine.utils.fsdp2_utils import (  # type: ignore[import-not-found]
+    apply_fsdp2,
+    fsdp2_load_full_state_dict,
+)
+from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
+
+from fastslow._plans import to_device
+from fastslow.diagnostics import copy_skill
+from fastslow.integrations.lmms_engine.config import PATCH, TRAINER
+from fastslow.integrations.lmms_engine.patch import Patch
+from fastslow.integrations.lmms_engine.rows import RowCollator
+from fastslow.losses import next_frame_loss
+from fastslow.qwen2_vl import step_flops
+
+TERMS = ("language_loss", "autoregressive_loss", "copy_loss")
+"""What is summed over the rows of a step; the first alone without next-frame loss."""
+
+
+@TRAINER_REGISTER.register(TRAINER)  # type: ignore[untyped-decorator]
+class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
+    """What ``trainer_type: fastslow_fsdp2_trainer`` of lmms-engine stands for.
+
+    Loop, data, schedule, checkpoints and logs are lmms-engine's. The step is not: the
+    micro-batches of one optimizer step are run together, so that each loss is divided
+    once, by its count over all of them on all ranks. Weights, their gradients and the
+    optimizer's state are float32.
+    """
+
+    def __init__(self, model: Any, args: Any, **others: Any) -> None:
+        """Take over a patched model.
+
+        Raises:
+            ValueError: If the model is not patched, which lmms-engine does not notice.
+        """
+        self.patch: Patch | None = getattr(model, PATCH, None)
+        if self.patch is None:
+            raise ValueError(
+                f"the model, a {model.config.model_type}, has not got the patch "
+                f"{PATCH!r}; lmms-engine's log says why it was skipped"
+            )
+        super().__init__(model, args, **others)
+        processor = self.processing_class
+        self.data_collator = RowCollator(
+            collate=self.data_collator,
+            geometry=processor.family.geometry,
+            video_token_id=processor.video_token_id,
+        )
+        self.waiting: list[dict[str, Any]] = []
+        self.lengths: list[int] = []
+        self.flops = 0
+        self.skipped_steps = 0
+        model_utils.flops_counter = self  # its own knows no qwen2_vl of transformers 5
+
+    def prepare_model(self) -> None:
+        """Shard the model: float32 weights, computed in ``bf16`` where that is asked.
+
+        While the tower trains, a frozen copy of it gives the targets of the next-frame
+        loss.
+
+        Raises:
+            ValueError: If a part of the tower is frozen and another trains.
+        """
+        assert self.patch is not None
+        whole, sharding = self.patch.model, self.args.fsdp_config or {}
+        trained = {
+            weight.requires_grad
+            for name, weight in self.model.model.visual.named_parameters()
+            if "merger" not in name
+        }
+        if len(trained) > 1:
+            raise ValueError(
+                "a part of the vision tower is frozen and another trains; freeze all of "
+                "model.visual, all but its merger, or nothing"
+            )
+        if trained == {True}:
+            whole.train_tower()
+            self.model.target_tower = whole.target_tower
+        self.model.float()
+        if self.args.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        weights = self.model.state_dict()
+        apply_fsdp2(
+            self.model,
+            {
+                "reshard_after_forward": sharding.get("reshard_after_forward", True),
+                "mp_policy": MixedPrecisionPolicy(
+                    param_dtype=torch.bfloat16 if self.args.bf16 else torch.float32,
+                    reduce_dtype=getattr(torch, self.args.reduce_dtype),
+                    cast_forward_inputs=False,  # it would round the weights of a plan
+                ),
+                "mesh": pgm.process_group_manager.fsdp_mesh,
+            },
+            sharding.get("transformer_layer_cls_to_wrap"),
+        )
+        fsdp2_load_full_state_dict(self.model, weights)
+        self.fsdp2_model = self.model
+
+    def training_step(self, batch: dict[str, Any]) -> dict[str, float]:
+        """Take an optimizer step with the last of its micro-batches.
+
+        Args:
+            batch: What ``RowCollator`` gives, on this rank's device.
+
+        Returns:
+            What is logged of the step; nothing before its last micro-batch.
+        """
+        self.waiting.append(batch)
+        steps = self.args.gradient_accumulation_steps
+        self.accumulated_grad_steps = len(self.waiting) % steps
+        self.flops = 0
+        if self.accumulated_grad_steps:
+            return {}
+        rows, self.waiting = self.waiting, []
+        return self._take_step(rows)
+
+    def _take_step(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Run the rows of one optimizer step, and update the weights."""
+        self.fsdp2_model.train()
+        plans = [row["plan"] for row in rows]
+        counts = self._sum_over_ranks(
+            [
+                sum(len(plan.labels.rows) for plan in plans),
+                sum(len(plan.next_frame.targets.cu_seqlens) - 1 for plan in plans),
+            ]
+        )
+        labels, pairs = (max(count, 1) for count in counts)
+        sums = sum(self._backward(row, labels, pairs) for row in rows)
+        norm = self._clip_gradients()
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.ema.update(step=self.global_step + 1)
+        else:
+            self.skipped_steps += 1
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        assert self.patch is not None and isinstance(sums, Tensor)
+        total = self._sum_over_ranks(sums.tolist())
+        losses = _mean_losses(total, labels, pairs, self.patch.loss_weight)
+        self.flops = sum(step_flops(self.patch.model, plan).total for plan in plans)
+        found = losses | {"grad_norm": norm, "skipped_steps": self.skipped_steps}
+        found["lr"] = self.scheduler.get_last_lr()[0]
+        return {f"train/{name}": value for name, value in found.items()}
+
+    def _backward(self, row: Mapping[str, Any], labels: float, pairs: float) -> Tensor:
+        """Add a row's share to the gradients; give the sums of its losses."""
+        assert self.patch is not None
+        weight, patches = self.patch.loss_weight, row["patches"]
+        output = self.fsdp2_model(patches, to_device(row["plan"], patches.device))
+        losses, loss = [output.language_loss], output.language_loss / labels
+        if weight:
+            ahead, _ = next_frame_loss(output.predictions, output.targets)
+            copying, _ = next_frame_loss(output.copies, output.targets)
+            losses += [ahead, copying]
+            loss = loss + weight * ahead / pairs
+        (loss * dist.get_world_size()).backward()  # FSDP divides by the number of ranks
+        return torch.stack(losses).detach().double()
+
+    def _clip_gradients(self) -> float:
+        """Bound the norm of all gradients; give what it was."""
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.fsdp2_model.parameters(), self.args.max_grad_norm
+        )
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+    def _sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        """Add up numbers of all ranks."""
+        device = self.fsdp2_model.device
+        total = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def estimate_flops(
+        self, lengths: Sequence[int], delta_time: float
+    ) -> tuple[float, float, float]:
+        """Answer lmms-engine's question after each micro-batch.
+
+        Args:
+            lengths: Unused; the plans say more.
+            delta_time: Seconds that the micro-batch took.
+
+        Returns:
+            TFLOPs a second, those that the device is sold with, and useful FLOPs.
+        """
+        speed = self.flops / delta_time / 1e12
+        return speed, TrainUtilities.get_device_flops(), self.flops
+
+    def calculate_training_metrics(self, **known: Any) -> tuple[dict[str, Any], int]:
+        """Count tokens by the optimizer step, not by its last micro-batch."""
+        self.lengths += known["seq_len"]
+        if self.accumulated_grad_steps:
+            return {}, known["total_tokens"]
+        known["seq_len"], self.lengths = self.lengths, []
+        metrics: tuple[dict[str, Any], int] = (
+            FSDP2SFTTrainer.calculate_training_metrics(**known)
+        )
+        return metrics
+
+
+def _mean_losses(
+    total: Sequence[float], labels: float, pairs: float, weight: float
+) -> dict[str, float]:
+    """Divide each loss by its count."""
+    language = total[0] / labels
+    if not weight:
+        return {"loss": language, TERMS[0]: language}
+    ahead, copying = total[1] / pairs, total[2] / pairs
+    names = dict(zip(TERMS, (language, ahead, copying), strict=True))
+    skill = copy_skill(ahead, copying)
+    return {"loss": language + weight * ahead, **names, "skill": skill}
