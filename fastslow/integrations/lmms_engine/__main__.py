@@ -14,7 +14,7 @@ from lmms_engine.launch.cli import (  # type: ignore[import-not-found]
 from lmms_engine.utils.logging_utils import (  # type: ignore[import-not-found]
     setup_distributed_logging,
 )
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf  # type: ignore[import-not-found]
 
 from fastslow.integrations.lmms_engine import read_config
 

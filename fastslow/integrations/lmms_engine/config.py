@@ -26,6 +26,7 @@ MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 NESTED = "autoregressive_config"
 """Key under which settings of the method may stand as well."""
 
+_DATASET = ("dataset_config", "extra_kwargs")
 _PROCESSOR = ("dataset_config", "processor_config", "extra_kwargs")
 _PATCH = ("model_config", "monkey_patch_kwargs")
 _TRAINER = ("trainer_args",)
@@ -52,6 +53,13 @@ TRANSLATED = ("data_path", "max_frames_num", "output_hidden_states")
 """Settings of the method that lmms-engine keeps under other names, or needs not."""
 
 SECTIONS = ("dataset_config", "model_config", "trainer_args")
+"""Mappings that every run needs."""
+
+BOUNDS = ("min_pixels", "max_pixels")
+"""Sizes of frames, which dataset_config gives to loader and processor alike."""
+
+DATA_TYPES = {".json": "json", ".jsonl": "jsonl", ".parquet": "parquet", "": "arrow"}
+"""What lmms-engine calls files and folders of rows."""
 
 DATASETS = ("vision", "vision_iterable")
 """Types of datasets that hand decoded videos to a processor."""
@@ -66,7 +74,11 @@ REFUSED: Mapping[str, str] = {
 }
 """Training arguments that would have no effect or a bad one, and why."""
 
+SCHEDULES = ("cosine", "wsd", "constant")
+"""Learning-rate schedules of lmms-engine's FSDP2 trainer."""
+
 DEGREES = ("sp_ulysses_degree", "tp_degree", "ep_degree")
+"""Over how many ranks lmms-engine would spread one row."""
 
 
 def read_config(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,9 +106,10 @@ def read_config(given: Mapping[str, Any]) -> dict[str, Any]:
     _check_effects(config)
     dataset = config["dataset_config"]
     bounds = dataset["processor_config"].setdefault("extra_kwargs", {})
-    for name in ("min_pixels", "max_pixels"):
-        default = DatasetConfig.model_fields[f"video_{name}"].default
-        bounds[name] = dataset.get(f"video_{name}", default)
+    for name in BOUNDS:
+        whole = f"video_{name}"
+        value = dataset.get(whole, DatasetConfig.model_fields[whole].default)
+        _put(bounds, name, value, said_by=f"dataset_config.{whole}")
     config["trainer_args"].setdefault("reduce_dtype", "float32")
     return config
 
@@ -126,17 +139,24 @@ def _in_place(config: dict[str, Any]) -> dict[str, Any]:
         name = "video_sampling_strategy"
         _put(dataset, name, "frame_num", said_by="max_frames_num")
     if "data_path" in config:
-        path = config.pop("data_path")
-        formats = {".json": "json", ".jsonl": "jsonl", "": "arrow"}
-        suffix = PurePath(path).suffix
-        if suffix not in formats:
-            raise ValueError(
-                f"data_path is {path!r}; it must be a .json or .jsonl file or a folder "
-                "that datasets saved: others are named in dataset_config"
-            )
-        _put(dataset, "dataset_path", path, said_by="data_path")
-        _put(dataset, "dataset_format", formats[suffix], said_by="data_path")
+        sources = [_source(PurePath(config.pop("data_path")))]
+        _put(dataset, "datasets", sources, said_by="data_path")
+        _put(dataset, "dataset_format", "yaml", said_by="data_path")
     return config
+
+
+def _source(path: PurePath) -> dict[str, str]:
+    """Name a dataset as lmms-engine does; its videos lie beside it."""
+    if path.suffix not in DATA_TYPES:
+        raise ValueError(
+            f"data_path is {str(path)!r}; it must be a .json, .jsonl or .parquet file, "
+            "or a folder that datasets saved"
+        )
+    return {
+        "path": str(path),
+        "data_folder": str(path.parent),
+        "data_type": DATA_TYPES[path.suffix],
+    }
 
 
 def _section(config: dict[str, Any], path: Collection[str]) -> dict[str, Any]:
@@ -163,9 +183,10 @@ def _check_names(config: Mapping[str, Any]) -> None:
     processor = dataset.get("processor_config") or {}
     fields = {field.name for field in dataclasses.fields(TrainingArguments)}
     method = [name for name, place in PLACES.items() if place == _PROCESSOR]
+    method += BOUNDS
     for where, settings, known in (
         ("dataset_config", dataset, DatasetConfig.model_fields),
-        ("dataset_config.extra_kwargs", dataset.get("extra_kwargs"), ["packing_kwargs"]),
+        (".".join(_DATASET), dataset.get(_DATASET[1]), ("packing_kwargs",)),
         (".".join(_PROCESSOR[:2]), processor, ProcessorConfig.model_fields),
         (".".join(_PROCESSOR), processor.get("extra_kwargs"), method),
         ("model_config", model, ModelConfig.model_fields),
@@ -209,16 +230,8 @@ def _check_parts(config: Mapping[str, Any]) -> None:
 
 def _check_effects(config: Mapping[str, Any]) -> None:
     """Refuse settings that would not do what they say."""
-    dataset, arguments = config["dataset_config"], config["trainer_args"]
-    for name, reason in REFUSED.items():
-        if arguments.get(name):
-            raise ValueError(f"trainer_args.{name} is {arguments[name]!r}; {reason}")
-    for name in DEGREES:
-        if arguments.get(name, 1) != 1:
-            raise ValueError(
-                f"trainer_args.{name} is {arguments[name]}; a packed row stays on one "
-                "rank, so it must be 1"
-            )
+    _check_arguments(config["trainer_args"])
+    dataset = config["dataset_config"]
     attention = config["model_config"].get("attn_implementation") or "sdpa"
     if attention != "sdpa":
         raise ValueError(
@@ -229,4 +242,29 @@ def _check_effects(config: Mapping[str, Any]) -> None:
         raise ValueError(
             "dataset_config.packing is True but dataset_type vision packs by guessed "
             "lengths, 5000 tokens a video; vision_iterable counts them"
+        )
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse training arguments that would not do what they say."""
+    for name, reason in REFUSED.items():
+        if arguments.get(name):
+            raise ValueError(f"trainer_args.{name} is {arguments[name]!r}; {reason}")
+    for name in DEGREES:
+        if arguments.get(name, 1) != 1:
+            raise ValueError(
+                f"trainer_args.{name} is {arguments[name]}; a packed row stays on one "
+                "rank, so it must be 1"
+            )
+    schedule = arguments.get("lr_scheduler_type", "linear")
+    if schedule not in SCHEDULES:
+        raise ValueError(
+            f"trainer_args.lr_scheduler_type is {schedule!r}; lmms-engine's FSDP2 "
+            f"trainer has {', '.join(SCHEDULES)}"
+        )
+    warms_up = arguments.get("warmup_steps") or arguments.get("warmup_ratio")
+    if schedule == "constant" and not warms_up:
+        raise ValueError(
+            "trainer_args.lr_scheduler_type is 'constant' without warm-up, which stays "
+            "at a hundredth of learning_rate; warmup_steps must be at least 1"
         )

@@ -43,7 +43,7 @@ def patch_model(model: Backbone, loss_weight: float = 0.15) -> None:
         whole.drop_next_frame()
     model.next_frame_head = whole.next_frame_head
     model.fastslow = Patch(model=whole, loss_weight=loss_weight)  # type: ignore[assignment]
-    model.forward = whole.forward  # type: ignore[assignment, method-assign]
+    model.forward = whole.forward
 
 
 for _model_type in MODEL_TYPES:

@@ -14,6 +14,7 @@ from lmms_engine.mapping_func import (  # type: ignore[import-not-found]
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
+from fastslow._typing import Grid
 from fastslow.grids import merged_grid, merged_stride
 from fastslow.integrations.lmms_engine.config import PROCESSOR
 from fastslow.integrations.lmms_engine.rows import PIXELS, SPANS, spans_to_bytes
@@ -51,7 +52,7 @@ class ClipSettings:
     max_pixels: int
 
 
-@register_processor(PROCESSOR)  # type: ignore[untyped-decorator]
+@register_processor(PROCESSOR)
 class FastSlowProcessor:
     """What ``processor_type: fastslow`` of lmms-engine stands for.
 
@@ -69,11 +70,12 @@ class FastSlowProcessor:
         name = self.config.processor_name
         config = AutoConfig.from_pretrained(name)
         family = family_of(config)
-        bounds = {
-            "min_pixels": self.settings.min_pixels,
-            "max_pixels": self.settings.max_pixels,
-        }
-        self.family = replace(family, geometry=replace(family.geometry, **bounds))
+        geometry = replace(
+            family.geometry,
+            min_pixels=self.settings.min_pixels,
+            max_pixels=self.settings.max_pixels,
+        )
+        self.family = replace(family, geometry=geometry)
         self.video_token_id: int = config.video_token_id
         self.tokenizer = AutoTokenizer.from_pretrained(name)
         self.processor = self.tokenizer  # lmms-engine prints batches through it
@@ -142,13 +144,13 @@ class FastSlowProcessor:
                 "height, width)"
             )
         frames = frames.round().clamp(0, 255).to(torch.uint8)
-        geometry, settings = self.family.geometry, self.settings
-        count, *patches = clip_grid(len(frames), *frames.shape[2:], geometry)
+        settings, (count, grid) = self.settings, self._grid(frames)
         stride = merged_stride(
-            settings.mm_spatial_pool_stride, merge_size=geometry.merge_size
+            settings.mm_spatial_pool_stride,
+            merge_size=self.family.geometry.merge_size,
         )
         clip = place_clip(
-            merged_grid((patches[0], patches[1]), merge_size=geometry.merge_size),
+            grid,
             build_schedule(
                 count,
                 strategy=settings.frame_sampling_strategy,
@@ -160,19 +162,23 @@ class FastSlowProcessor:
             family=self.family,
             encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
         )
-        return clip, patchify_clip(frames, geometry)
+        return clip, patchify_clip(frames, self.family.geometry)
 
     def _picture(self, image: Any) -> tuple[PlacedClip, Tensor]:
         """Lay out a picture: one frame that is not pooled."""
         picture = image.convert("RGB")
         values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         frames = values.reshape(1, picture.height, picture.width, 3).movedim(3, 1)
-        geometry = self.family.geometry
-        _, *patches = clip_grid(1, *frames.shape[2:], geometry)
-        grid = merged_grid((patches[0], patches[1]), merge_size=geometry.merge_size)
+        _, grid = self._grid(frames)
         span = VideoSpan(grid=grid, schedule=repeat_strides(1, (1,)))
         clip = PlacedClip(span=span, opening=VISION_START)
-        return clip, patchify_clip(frames, geometry)
+        return clip, patchify_clip(frames, self.family.geometry)
+
+    def _grid(self, frames: Tensor) -> tuple[int, Grid]:
+        """Give the frames of a clip, and their size in merged tokens."""
+        geometry, (height, width) = self.family.geometry, frames.shape[2:]
+        count, rows, columns = clip_grid(len(frames), height, width, geometry)
+        return count, merged_grid((rows, columns), merge_size=geometry.merge_size)
 
 
 def _write(

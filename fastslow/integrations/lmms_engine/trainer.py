@@ -33,7 +33,7 @@ TERMS = ("language_loss", "autoregressive_loss", "copy_loss")
 """What is summed over the rows of a step; the first alone without next-frame loss."""
 
 
-@TRAINER_REGISTER.register(TRAINER)  # type: ignore[untyped-decorator]
+@TRAINER_REGISTER.register(TRAINER)
 class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
     """What ``trainer_type: fastslow_fsdp2_trainer`` of lmms-engine stands for.
 
@@ -49,16 +49,17 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
         Raises:
             ValueError: If the model is not patched, which lmms-engine does not notice.
         """
-        self.patch: Patch | None = getattr(model, PATCH, None)
-        if self.patch is None:
+        patch: Patch | None = getattr(model, PATCH, None)
+        if patch is None:
             raise ValueError(
                 f"the model, a {model.config.model_type}, has not got the patch "
                 f"{PATCH!r}; lmms-engine's log says why it was skipped"
             )
         super().__init__(model, args, **others)
+        self.patch = patch
         processor = self.processing_class
-        self.data_collator = RowCollator(
-            collate=self.data_collator,
+        self.data_collator: Any = RowCollator(
+            collate=others["data_collator"],
             geometry=processor.family.geometry,
             video_token_id=processor.video_token_id,
         )
@@ -77,7 +78,6 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
         Raises:
             ValueError: If a part of the tower is frozen and another trains.
         """
-        assert self.patch is not None
         whole, sharding = self.patch.model, self.args.fsdp_config or {}
         trained = {
             weight.requires_grad
@@ -86,8 +86,8 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
         }
         if len(trained) > 1:
             raise ValueError(
-                "a part of the vision tower is frozen and another trains; freeze all of "
-                "model.visual, all but its merger, or nothing"
+                "a part of the vision tower is frozen and another trains; freeze all "
+                "of model.visual, all but its merger, or nothing"
             )
         if trained == {True}:
             whole.train_tower()
@@ -141,7 +141,7 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
             ]
         )
         labels, pairs = (max(count, 1) for count in counts)
-        sums = sum(self._backward(row, labels, pairs) for row in rows)
+        sums = torch.stack([self._backward(row, labels, pairs) for row in rows]).sum(0)
         norm = self._clip_gradients()
         if math.isfinite(norm):
             self.optimizer.step()
@@ -150,7 +150,6 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
             self.skipped_steps += 1
         self.optimizer.zero_grad()
         self.scheduler.step()
-        assert self.patch is not None and isinstance(sums, Tensor)
         total = self._sum_over_ranks(sums.tolist())
         losses = _mean_losses(total, labels, pairs, self.patch.loss_weight)
         self.flops = sum(step_flops(self.patch.model, plan).total for plan in plans)
@@ -160,7 +159,6 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
 
     def _backward(self, row: Mapping[str, Any], labels: float, pairs: float) -> Tensor:
         """Add a row's share to the gradients; give the sums of its losses."""
-        assert self.patch is not None
         weight, patches = self.patch.loss_weight, row["patches"]
         output = self.fsdp2_model(patches, to_device(row["plan"], patches.device))
         losses, loss = [output.language_loss], output.language_loss / labels

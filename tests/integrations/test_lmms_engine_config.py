@@ -1,0 +1,208 @@
+"""The YAML of a run: translated, and no word of it lost."""
+
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lmms_engine", reason="lmms-engine is not installed")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from lmms_engine.datasets import DatasetConfig
+
+    from fastslow.integrations.lmms_engine import read_config
+
+Change = Callable[[dict[str, Any]], object]
+Settings = dict[str, Any]
+
+
+@pytest.fixture
+def settings(run_settings: Callable[..., Settings]) -> Settings:
+    return run_settings(Path("data"))
+
+
+def test_settings_of_the_method_reach_their_places(settings: Settings) -> None:
+    config = read_config(settings)
+    dataset, model = config["dataset_config"], config["model_config"]
+    assert dataset["processor_config"]["extra_kwargs"] == {
+        "mm_spatial_pool_stride": 2,
+        "frame_sampling_strategy": "interleave",
+        "slow_frame_ratio": 0.5,
+        "min_pixels": DatasetConfig.model_fields["video_min_pixels"].default,
+        "max_pixels": 12544,
+    }
+    assert model["monkey_patch_kwargs"] == {
+        "patch_type": ["fastslow"],
+        "loss_weight": 0.15,
+    }
+    assert dataset["video_sampling_strategy"] == "frame_num"
+    assert dataset["frame_num"] == 8
+    assert dataset["dataset_format"] == "yaml"
+    assert dataset["datasets"] == [
+        {
+            "path": "data/clips/train.json",
+            "data_folder": "data/clips",
+            "data_type": "json",
+        }
+    ]
+    assert config["trainer_args"]["reduce_dtype"] == "float32"
+    assert set(config) == {
+        "trainer_type",
+        "dataset_config",
+        "model_config",
+        "trainer_args",
+    }
+
+
+def test_keys_at_top_level_mean_the_same(settings: Settings) -> None:
+    expected = read_config(settings)
+    flat = deepcopy(settings)
+    flat.update(flat.pop("autoregressive_config"))
+    assert read_config(flat) == expected
+    for name in ("learning_rate", "per_device_train_batch_size"):
+        flat[name] = flat["trainer_args"].pop(name)
+    assert read_config(flat) == expected
+    assert read_config(flat | {"output_hidden_states": True}) == expected
+    assert read_config(expected) == expected
+
+
+def test_the_settings_given_stay_as_they_are(settings: Settings) -> None:
+    before = deepcopy(settings)
+    read_config(settings)
+    assert settings == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(loss_wieght=0.1), "loss_wieght is no setting; the nearest"),
+        (
+            lambda s: s["autoregressive_config"].update(slow_ratio=0.1),
+            "autoregressive_config.slow_ratio is no setting; the nearest one is "
+            "autoregressive_config.slow_frame_ratio",
+        ),
+        (
+            lambda s: s["dataset_config"].update(pakcing=True),
+            "dataset_config.pakcing is no setting; the nearest one is "
+            "dataset_config.packing",
+        ),
+        (
+            lambda s: s["dataset_config"].update(extra_kwargs={"packing_kwarg": {}}),
+            "dataset_config.extra_kwargs.packing_kwarg is no setting",
+        ),
+        (
+            lambda s: s["dataset_config"]["processor_config"].update(name="x"),
+            "dataset_config.processor_config.name is no setting",
+        ),
+        (
+            lambda s: s["model_config"].update(torch_dtype="bfloat16"),
+            "model_config.torch_dtype is no setting",
+        ),
+        (
+            lambda s: s["model_config"]["monkey_patch_kwargs"].update(loss=1),
+            "model_config.monkey_patch_kwargs.loss is no setting",
+        ),
+        (
+            lambda s: s["trainer_args"].update(max_step=5),
+            "trainer_args.max_step is no setting; the nearest one is "
+            "trainer_args.max_steps",
+        ),
+        (
+            lambda s: s["model_config"]["monkey_patch_kwargs"].update(loss_weight=1),
+            "loss_weight is 1 but loss_weight asks for 0.15; they must agree",
+        ),
+        (
+            lambda s: s.update(slow_frame_ratio=0.3),
+            "slow_frame_ratio is 0.3 but autoregressive_config.slow_frame_ratio asks "
+            "for 0.5; they must agree",
+        ),
+        (
+            lambda s: s.update(data_path="lmms-lab/LLaVA-Video-178K.csv"),
+            "data_path is 'lmms-lab/LLaVA-Video-178K.csv'; it must be a .json,",
+        ),
+        (lambda s: s.pop("trainer_type"), "trainer_type is missing; lmms-engine needs"),
+        (
+            lambda s: s.update(trainer_type="fsdp2_trainer"),
+            "trainer_type is 'fsdp2_trainer'; it must be 'fastslow_fsdp2_trainer'",
+        ),
+        (
+            lambda s: s["dataset_config"]["processor_config"].update(
+                processor_type="qwen2_vl"
+            ),
+            "dataset_config.processor_config.processor_type is 'qwen2_vl'; it must be "
+            "'fastslow'",
+        ),
+        (
+            lambda s: s["model_config"]["monkey_patch_kwargs"].update(patch_type=[]),
+            "model_config.monkey_patch_kwargs.patch_type is []; it must be ['fastslow']",
+        ),
+        (
+            lambda s: s["dataset_config"].update(dataset_type="qwen3_vl_iterable"),
+            "dataset_config.dataset_type is 'qwen3_vl_iterable'; it must be one of",
+        ),
+        (
+            lambda s: s["dataset_config"].update(packing=True),
+            "dataset_config.packing is True but dataset_type vision packs by guessed",
+        ),
+        (
+            lambda s: s["model_config"].update(attn_implementation="flash_attention_2"),
+            "model_config.attn_implementation is 'flash_attention_2'; the patch brings",
+        ),
+        (
+            lambda s: s["dataset_config"]["processor_config"].update(
+                extra_kwargs={"max_pixels": 9}
+            ),
+            "max_pixels is 9 but dataset_config.video_max_pixels asks for 12544; they",
+        ),
+        (
+            lambda s: s["trainer_args"].update(fp16=True),
+            "trainer_args.fp16 is True; losses are not scaled",
+        ),
+        (
+            lambda s: s["trainer_args"].update(use_liger_kernel=True),
+            "trainer_args.use_liger_kernel is True; lmms-engine would not",
+        ),
+        (
+            lambda s: s["trainer_args"].update(sp_ulysses_degree=2),
+            "trainer_args.sp_ulysses_degree is 2; a packed row stays on one rank",
+        ),
+        (
+            lambda s: s["trainer_args"].pop("lr_scheduler_type"),
+            "trainer_args.lr_scheduler_type is 'linear'; lmms-engine's FSDP2 trainer",
+        ),
+        (
+            lambda s: s["trainer_args"].update(lr_scheduler_type="constant"),
+            "trainer_args.lr_scheduler_type is 'constant' without warm-up",
+        ),
+    ],
+)
+def test_nothing_is_dropped_in_silence(
+    settings: Settings, change: Change, message: str
+) -> None:
+    change(settings)
+    with pytest.raises(ValueError) as caught:
+        read_config(settings)
+    assert str(caught.value).startswith(message)
+
+
+def test_lmms_engine_itself_drops_what_it_does_not_know() -> None:
+    known = {"dataset_type": "vision", "dataset_format": "json", "processor_config": {}}
+    loaded = DatasetConfig(**known, pakcing=True)
+    assert loaded.packing is False
+    assert not hasattr(loaded, "pakcing")
+
+
+def test_its_constant_schedule_without_warm_up_stays_at_a_hundredth() -> None:
+    import torch
+    from lmms_engine.utils.fsdp2_utils import get_constant_schedule
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_constant_schedule(optimizer, num_warmup_steps=0)
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+    assert schedule.get_last_lr() == [0.01]
