@@ -99,3 +99,11 @@ def integrations(session: nox.Session) -> None:
     """Run the tests that need packages of others: lmms-eval."""
     session.install("-e", ".[dev]", "lmms-eval>=0.7.3")
     session.run("pytest", "tests/integrations", *session.posargs)
+
+
+@nox.session
+def lmms_engine(session: nox.Session) -> None:
+    """Run the tests that need lmms-engine, over whose transformers ours is put."""
+    session.install("lmms-engine==0.1.4", "torch>=2.11,<2.14")
+    session.install("-e", ".[dev]", "transformers<5.24")
+    session.run("pytest", "tests/integrations", "-k", "lmms_engine", *session.posargs)

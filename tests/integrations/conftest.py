@@ -26,7 +26,8 @@ def lmms_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lmms_engine")
     clips = folder / "clips"
     make_clips(clips, num_clips=8, held_out=0, seed=0, num_frames=8, size=(56, 84))
-    rows = [json.loads(line) for line in (clips / "train.jsonl").open()]
+    lines = (clips / "train.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     answers = [" ".join(["red"] * (1 + 3 * number)) for number in range(len(rows))]
     written = [
         {"id": number, "messages": _messages(row["video"], answer)}

@@ -141,6 +141,19 @@ def test_what_does_not_fit_is_refused(processor: Any, clip: Tensor) -> None:
         processor.process(None, asked(), audios=[])
 
 
+def test_a_setting_that_breaks_a_rule_stops_the_run_at_its_start(
+    processor: Any,
+) -> None:
+    extra = dict(processor.config.extra_kwargs, frame_sampling_strategy="interleaved")
+    config = ProcessorConfig(
+        processor_name=processor.config.processor_name,
+        processor_type="fastslow",
+        extra_kwargs=extra,
+    )
+    with pytest.raises(ValueError, match="strategy is 'interleaved'; it must be one"):
+        FastSlowProcessor(config).build()
+
+
 def test_its_collator_joins_samples_and_ours_plans_their_row(
     processor: Any, samples: list[dict[str, Tensor]]
 ) -> None:
@@ -237,7 +250,7 @@ def test_a_weight_of_0_computes_no_prediction(lmms_data: Path) -> None:
     model = load(lmms_data / "ckpt")
     MONKEY_PATCHER.apply_monkey_patch_to_instance(model, "fastslow", loss_weight=0.0)
     assert not model.fastslow.model.predicts_next_frame
-    with pytest.raises(ValueError, match="^loss_weight is -1; it must be 0 or more$"):
+    with pytest.raises(ValueError, match=r"^loss_weight is -1; it must be 0 or more$"):
         patch_model(load(lmms_data / "ckpt"), loss_weight=-1)
 
 

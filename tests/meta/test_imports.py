@@ -98,6 +98,7 @@ ROOMS: dict[str, set[str]] = {
     "fastslow.testing.reference": set(),
     "fastslow.testing.strategies": CORE,
     "fastslow.qwen2_vl": CORE,
+    "fastslow.integrations": CORE | {"fastslow._plans", "fastslow.qwen2_vl"},
     "fastslow": CORE,
 }
 """Every room, and the rooms beside itself that it may import."""
@@ -105,6 +106,14 @@ ROOMS: dict[str, set[str]] = {
 BESIDES = {
     "fastslow": {"importlib.metadata"},
     "fastslow._gpu_bags": {"triton"},
+    "fastslow.integrations": {
+        "lmms_engine",
+        "omegaconf",
+        "pathlib",
+        "sys",
+        "torch.distributed",
+        "transformers",
+    },
     "fastslow.qwen2_vl": {"transformers"},
     "fastslow.testing.strategies": {"hypothesis"},
 }
@@ -202,6 +211,12 @@ def test_every_module_keeps_to_its_room(file: Path) -> None:
         ("fastslow.qwen2_vl.plan", "import datasets", "datasets"),
         ("fastslow.qwen2_vl.plan", "from recipes import edge", "recipes.edge"),
         ("fastslow", "import fastslow.qwen2_vl", "fastslow.qwen2_vl"),
+        ("fastslow.qwen2_vl.plan", "import lmms_engine", "lmms_engine"),
+        (
+            "fastslow.qwen2_vl.plan",
+            "from fastslow.integrations import lmms_engine",
+            "fastslow.integrations.lmms_engine",
+        ),
         ("fastslow.cellar", "", "fastslow.cellar"),
     ],
 )
@@ -233,6 +248,7 @@ OPTIONAL = {
     "beartype",
     "datasets",
     "hypothesis",
+    "lmms_engine",
     "matplotlib",
     "pandas",
     "pyarrow",

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
 from fastslow._typing import Grid
+from fastslow.frames import FrameSchedule
 from fastslow.grids import merged_grid, merged_stride
 from fastslow.integrations.lmms_engine.config import PROCESSOR
 from fastslow.integrations.lmms_engine.rows import PIXELS, SPANS, spans_to_bytes
@@ -66,7 +67,12 @@ class FastSlowProcessor:
         self.settings = ClipSettings(**config.extra_kwargs)
 
     def build(self) -> None:
-        """Read the checkpoint's tokenizer, and what its family of models is."""
+        """Read the checkpoint's tokenizer, and what its family of models is.
+
+        Raises:
+            ValueError: If a setting breaks a rule. Without that, ``vision_iterable``
+                would log and skip every sample.
+        """
         name = self.config.processor_name
         config = AutoConfig.from_pretrained(name)
         family = family_of(config)
@@ -76,6 +82,7 @@ class FastSlowProcessor:
             max_pixels=self.settings.max_pixels,
         )
         self.family = replace(family, geometry=geometry)
+        self._schedule(1)
         self.video_token_id: int = config.video_token_id
         self.tokenizer = AutoTokenizer.from_pretrained(name)
         self.processor = self.tokenizer  # lmms-engine prints batches through it
@@ -144,20 +151,10 @@ class FastSlowProcessor:
                 "height, width)"
             )
         frames = frames.round().clamp(0, 255).to(torch.uint8)
-        settings, (count, grid) = self.settings, self._grid(frames)
-        stride = merged_stride(
-            settings.mm_spatial_pool_stride,
-            merge_size=self.family.geometry.merge_size,
-        )
+        count, grid = self._grid(frames)
         clip = place_clip(
             grid,
-            build_schedule(
-                count,
-                strategy=settings.frame_sampling_strategy,
-                slow_ratio=settings.slow_frame_ratio,
-                slow_stride=stride,
-                fast_stride=2 * stride,
-            ),
+            self._schedule(count),
             [number / fps for number in range(len(frames))],
             family=self.family,
             encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
@@ -173,6 +170,20 @@ class FastSlowProcessor:
         span = VideoSpan(grid=grid, schedule=repeat_strides(1, (1,)))
         clip = PlacedClip(span=span, opening=VISION_START)
         return clip, patchify_clip(frames, self.family.geometry)
+
+    def _schedule(self, num_frames: int) -> FrameSchedule:
+        """Choose the slow frames of a clip."""
+        stride = merged_stride(
+            self.settings.mm_spatial_pool_stride,
+            merge_size=self.family.geometry.merge_size,
+        )
+        return build_schedule(
+            num_frames,
+            strategy=self.settings.frame_sampling_strategy,
+            slow_ratio=self.settings.slow_frame_ratio,
+            slow_stride=stride,
+            fast_stride=2 * stride,
+        )
 
     def _grid(self, frames: Tensor) -> tuple[int, Grid]:
         """Give the frames of a clip, and their size in merged tokens."""

@@ -107,7 +107,8 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
                 ),
                 "mesh": pgm.process_group_manager.fsdp_mesh,
             },
-            sharding.get("transformer_layer_cls_to_wrap"),
+            sharding.get("transformer_layer_cls_to_wrap")
+            or sorted(self.model._no_split_modules),
         )
         fsdp2_load_full_state_dict(self.model, weights)
         self.fsdp2_model = self.model
