@@ -60,11 +60,27 @@ def asked(*parts: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def processor(lmms_data: Path, run_settings: Callable[..., Settings]) -> Any:
-    config = read_config(run_settings(lmms_data))["dataset_config"]["processor_config"]
-    made = DATAPROCESSOR_MAPPING[config["processor_type"]](ProcessorConfig(**config))
-    made.build()
-    return made
+def make_processor(
+    lmms_data: Path, run_settings: Callable[..., Settings]
+) -> Callable[[str], Any]:
+    """Build the processor of a checkpoint, as a run does."""
+
+    def make(checkpoint: str) -> Any:
+        dataset = read_config(run_settings(lmms_data))["dataset_config"]
+        config = dataset["processor_config"]
+        config["processor_name"] = str(lmms_data / checkpoint)
+        made = DATAPROCESSOR_MAPPING[config["processor_type"]](
+            ProcessorConfig(**config)
+        )
+        made.build()
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def processor(make_processor: Callable[[str], Any]) -> Any:
+    return make_processor("ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +91,10 @@ def clip() -> Tensor:
 
 @pytest.fixture(scope="module")
 def samples(processor: Any, clip: Tensor) -> list[dict[str, Tensor]]:
+    return make_samples(processor, clip)
+
+
+def make_samples(processor: Any, clip: Tensor) -> list[dict[str, Tensor]]:
     """Give a sample of a clip, of a picture beside a clip, and of text alone."""
     picture = Image.new("RGB", (112, 56), "red")
     return [
@@ -144,13 +164,13 @@ def test_what_does_not_fit_is_refused(processor: Any, clip: Tensor) -> None:
 def test_a_setting_that_breaks_a_rule_stops_the_run_at_its_start(
     processor: Any,
 ) -> None:
-    extra = dict(processor.config.extra_kwargs, frame_sampling_strategy="interleaved")
+    extra = dict(processor.config.extra_kwargs, slow_frame_ratio=1.5)
     config = ProcessorConfig(
         processor_name=processor.config.processor_name,
         processor_type="fastslow",
         extra_kwargs=extra,
     )
-    with pytest.raises(ValueError, match="strategy is 'interleaved'; it must be one"):
+    with pytest.raises(ValueError, match="slow_ratio is 1.5; it must"):
         FastSlowProcessor(config).build()
 
 
@@ -221,11 +241,18 @@ def losses_of(model: Any, patches: Tensor, plan: Any) -> tuple[Tensor, Tensor]:
     return output.language_loss, ahead
 
 
+@pytest.mark.parametrize("checkpoint", ["ckpt", "qwen2_5_vl", "qwen3_vl"])
 def test_the_patched_forward_is_ours(
-    processor: Any, samples: list[dict[str, Tensor]], lmms_data: Path
+    make_processor: Callable[[str], Any],
+    clip: Tensor,
+    lmms_data: Path,
+    checkpoint: str,
 ) -> None:
+    processor = make_processor(checkpoint)
+    samples = make_samples(processor, clip)
     batch = collator(processor)(samples)
-    patched, ours = load(lmms_data / "ckpt"), FastSlowQwen2VL(load(lmms_data / "ckpt"))
+    patched = load(lmms_data / checkpoint)
+    ours = FastSlowQwen2VL(load(lmms_data / checkpoint))
     kwargs = {"patch_type": ["fastslow"], "loss_weight": 0.3}
     MONKEY_PATCHER.apply_monkey_patch_to_instance(patched, **kwargs)
     patched.next_frame_head.load_state_dict(ours.next_frame_head.state_dict())
@@ -244,6 +271,15 @@ def test_the_patched_forward_is_ours(
     found = {name: weight.grad for name, weight in patched.named_parameters()}
     assert found.keys() == expected.keys()
     torch.testing.assert_close(found, expected)
+
+
+def test_several_videos_need_a_rate_each_where_times_are_read(
+    make_processor: Callable[[str], Any], processor: Any, clip: Tensor
+) -> None:
+    two = asked("video", "video"), [clip, clip]
+    assert processor.process(None, *two)["input_ids"].ndim == 1
+    with pytest.raises(ValueError, match="the sample has 2 videos; lmms-engine gives"):
+        make_processor("qwen3_vl").process(None, *two)
 
 
 def test_a_weight_of_0_computes_no_prediction(lmms_data: Path) -> None:
@@ -391,6 +427,32 @@ def test_accumulation_ranks_and_checkpointing_change_no_step(
             assert ours[f"train/{name}"] == pytest.approx(
                 theirs[f"train/{name}"], rel=1e-4
             )
+
+
+def test_packs_of_a_stream_train_in_bfloat16_and_go_on_from_a_checkpoint(
+    lmms_data: Path, run_settings: Callable[..., Settings]
+) -> None:
+    settings = run_settings(
+        lmms_data,
+        output_dir=str(lmms_data / "packed" / "out"),
+        per_device_train_batch_size=1,
+        bf16=True,
+        freeze_modules=["model.visual"],
+    )
+    settings["dataset_config"] |= {
+        "dataset_type": "vision_iterable",
+        "packing": True,
+        "packing_strategy": "best_fit",
+        "packing_length": 256,
+    }
+    first = train(lmms_data / "packed", settings, ranks=1)
+    settings["trainer_args"]["max_steps"] = 3
+    rest = train(lmms_data / "packed", settings, ranks=1)
+    assert (len(first), len(rest)) == (2, 1)
+    for step in first + rest:
+        assert math.isfinite(step["train/loss"])
+        assert math.isfinite(step["train/grad_norm"])
+    assert first[0]["perf/global_seq_len_avg"] > 128  # more than one sample
 
 
 def test_the_optimizer_keeps_float32(

@@ -15,7 +15,14 @@ from torch import Tensor
 from transformers import Qwen2VLConfig
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as pil
 
-from fastslow.qwen2_vl import VisionGeometry, clip_grid, patchify_clip, smart_resize
+from fastslow import count_tokens
+from fastslow.qwen2_vl import (
+    VisionGeometry,
+    blank_clip,
+    clip_grid,
+    patchify_clip,
+    smart_resize,
+)
 
 NO_LIMITS = VisionGeometry(min_pixels=1, max_pixels=10**6)
 RESIZED = VisionGeometry(min_pixels=56 * 56, max_pixels=112 * 112)
@@ -251,3 +258,13 @@ def test_the_default_geometry_is_that_of_transformers() -> None:
     assert geometry.patch_size == vision.patch_size
     assert geometry.temporal_patch_size == vision.temporal_patch_size
     assert geometry.merge_size == vision.spatial_merge_size
+
+
+@pytest.mark.parametrize("geometry", [NO_LIMITS, ODD])
+def test_blank_clip__one_token(geometry: VisionGeometry) -> None:
+    span, patches = blank_clip(geometry)
+    side = geometry.patch_size * geometry.merge_size
+    frame = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    assert count_tokens([span]) == 1
+    assert patches.shape == patchify_clip(frame, geometry).shape
+    assert not patches.any()
