@@ -170,7 +170,7 @@ def test_a_setting_that_breaks_a_rule_stops_the_run_at_its_start(
         processor_type="fastslow",
         extra_kwargs=extra,
     )
-    with pytest.raises(ValueError, match="slow_ratio is 1.5; it must"):
+    with pytest.raises(ValueError, match=r"^slow_ratio is 1\.5; it must"):
         FastSlowProcessor(config).build()
 
 
