@@ -109,6 +109,21 @@ def test_the_settings_given_stay_as_they_are(settings: Settings) -> None:
             "trainer_args.max_step is no setting; the nearest one is trainer_args.max_",
         ),
         (
+            lambda s: s["trainer_args"].update(fsdp_config={"reshard_after": True}),
+            "trainer_args.fsdp_config.reshard_after is no setting; the nearest one is",
+        ),
+        (
+            lambda s: [
+                s.pop("data_path"),
+                s["dataset_config"].update(datasets=[{"paht": "a.json"}]),
+            ],
+            "dataset_config.datasets.paht is no setting; the nearest one is",
+        ),
+        (
+            lambda s: s["dataset_config"].update(frame_num=9),
+            "frame_num is 9 but max_frames_num asks for 8; they must agree",
+        ),
+        (
             lambda s: s["model_config"]["monkey_patch_kwargs"].update(loss_weight=1),
             "loss_weight is 1 but loss_weight asks for 0.15; they must agree",
         ),

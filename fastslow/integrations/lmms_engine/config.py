@@ -77,6 +77,16 @@ REFUSED: Mapping[str, str] = {
 SCHEDULES = ("cosine", "wsd", "constant")
 """Learning-rate schedules of lmms-engine's FSDP2 trainer."""
 
+SHARDING = (
+    "transformer_layer_cls_to_wrap",
+    "reshard_after_forward",
+    "hsdp_shard_size",
+)
+"""What lmms-engine's FSDP2 trainer reads of fsdp_config."""
+
+SOURCE = ("path", "data_folder", "data_type")
+"""What lmms-engine reads of an entry of datasets."""
+
 DEGREES = ("sp_ulysses_degree", "tp_degree", "ep_degree")
 """Over how many ranks lmms-engine would spread one row."""
 
@@ -117,7 +127,7 @@ def read_config(given: Mapping[str, Any]) -> dict[str, Any]:
 def _flattened(given: Mapping[str, Any]) -> dict[str, Any]:
     """Bring what stands under ``autoregressive_config`` to the top level."""
     method = (*PLACES, *TRANSLATED)
-    known = ("trainer_type", *SECTIONS, "extra_kwargs", NESTED, *method)
+    known = ("trainer_type", *SECTIONS, NESTED, *method)
     _check_known(given, known)
     config = deepcopy(dict(given))
     nested = config.pop(NESTED, None) or {}
@@ -179,7 +189,7 @@ def _put(section: dict[str, Any], name: str, value: Any, *, said_by: str) -> Non
 
 def _check_names(config: Mapping[str, Any]) -> None:
     """Refuse names that lmms-engine would drop."""
-    dataset, model = config["dataset_config"], config["model_config"]
+    dataset, model, arguments = (config[section] for section in SECTIONS)
     processor = dataset.get("processor_config") or {}
     fields = {field.name for field in dataclasses.fields(TrainingArguments)}
     method = [name for name, place in PLACES.items() if place == _PROCESSOR]
@@ -191,9 +201,12 @@ def _check_names(config: Mapping[str, Any]) -> None:
         (".".join(_PROCESSOR), processor.get("extra_kwargs"), method),
         ("model_config", model, ModelConfig.model_fields),
         (".".join(_PATCH), model.get(_PATCH[1]), ("patch_type", "loss_weight")),
-        ("trainer_args", config["trainer_args"], fields | {"warmup_ratio"}),
+        ("trainer_args", arguments, fields | {"warmup_ratio"}),
+        ("trainer_args.fsdp_config", arguments.get("fsdp_config"), SHARDING),
     ):
         _check_known(settings or {}, known, where)
+    for source in dataset.get("datasets") or ():
+        _check_known(source, SOURCE, "dataset_config.datasets")
 
 
 def _check_known(
