@@ -94,7 +94,9 @@ ROOMS: dict[str, set[str]] = {
     "fastslow.diagnostics": set(),
     "fastslow.losses": INTEGERS,
     "fastslow.plotting": CORE,
-    "fastslow.testing": set(),
+    "fastslow.testing": {"fastslow.testing.checks"},
+    "fastslow.testing.checks": CORE
+    | {"fastslow.plotting", "fastslow.testing.strategies"},
     "fastslow.testing.reference": set(),
     "fastslow.testing.strategies": CORE,
     "fastslow.qwen2_vl": CORE,
@@ -115,6 +117,7 @@ BESIDES = {
         "transformers",
     },
     "fastslow.qwen2_vl": {"transformers"},
+    "fastslow.testing.checks": {"hypothesis"},
     "fastslow.testing.strategies": {"hypothesis"},
 }
 """What a room may import beside rooms, LIBRARIES and the standard library."""

@@ -10,6 +10,7 @@ from fastslow.testing.strategies.masks import (
     framed_rows,
     key_intervals,
     ranked_rows,
+    unordered_framed_rows,
     unordered_rows,
 )
 from fastslow.testing.strategies.packing import (
@@ -78,6 +79,7 @@ __all__ = [
     "stride_lists",
     "strides",
     "text_spans",
+    "unordered_framed_rows",
     "unordered_rows",
     "video_spans",
 ]

@@ -1,5 +1,6 @@
 """Ranks, segments and frames of rows, and intervals of keys."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -100,6 +101,28 @@ def unordered_rows(
     return st.lists(tokens, min_size=1, max_size=max_tokens).map(_columns)
 
 
+def unordered_framed_rows(
+    *, max_tokens: int = 12, max_runs: int = 6, max_segments: int = 3
+) -> st.SearchStrategy[FramedRow]:
+    """Draw a row of frames and text whose tokens stand in any order.
+
+    The tokens of a frame share a segment and a rank, a token of text has a rank of its
+    own, and the frames of a segment are numbered by rank. There may be padding.
+
+    Args:
+        max_tokens: Tokens at most.
+        max_runs: Frames and tokens of text at most, of all segments together.
+        max_segments: Segments at most.
+    """
+    run = st.tuples(st.integers(-1, max_segments - 1), st.booleans())
+    return st.builds(
+        _scatter_runs,
+        st.lists(st.integers(0, max_runs - 1), min_size=1, max_size=max_tokens),
+        st.lists(run, min_size=max_runs, max_size=max_runs),
+        st.permutations(range(max_runs)),
+    )
+
+
 def _build_row(first_gap: list[int], segments: list[_Segment]) -> Row:
     """Write segments out token by token; a gap lists the ranks of padding."""
     tokens = [(rank, -1) for rank in first_gap]
@@ -125,6 +148,22 @@ def _number_frames(row: Row, steps: Sequence[int | None]) -> FramedRow:
         previous = token
         frames.append(-1 if step is None or token[1] < 0 else last)
     return *row, torch.tensor(frames, dtype=torch.long)
+
+
+def _scatter_runs(
+    tokens: Sequence[int], runs: Sequence[tuple[int, bool]], ranks: Sequence[int]
+) -> FramedRow:
+    """Give each token what its run has; a run of one token may be text."""
+    counts = Counter(tokens)
+    frames, following = dict.fromkeys(counts, -1), Counter[int]()
+    for run in sorted(counts, key=lambda run: ranks[run]):
+        segment, may_be_text = runs[run]
+        if segment >= 0 and (counts[run] > 1 or not may_be_text):
+            frames[run] = following[segment]
+            following[segment] += 1
+    row = [(ranks[run], runs[run][0], frames[run]) for run in tokens]
+    causal_ranks, segment_ids, frame_ids = torch.tensor(row).T
+    return causal_ranks.clone(), segment_ids.clone(), frame_ids.clone()
 
 
 def _build_intervals(

@@ -1,0 +1,47 @@
+"""The search for the smallest input that breaks a law."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, Phase, find, settings
+from hypothesis.errors import NoSuchExample
+from hypothesis.strategies import SearchStrategy
+
+_T = TypeVar("_T")
+
+DRAWS = 200
+"""Inputs that are drawn at least; a Hypothesis profile may ask for more."""
+
+
+def smallest(
+    inputs: SearchStrategy[_T], breaks: Callable[[_T], Any], *, shrinks: bool = True
+) -> _T | None:
+    """Find the smallest input for which a condition holds.
+
+    Every call draws the same inputs, and nothing is kept on disk.
+
+    Args:
+        inputs: What is drawn.
+        breaks: The condition.
+        shrinks: Whether to look for the smallest, or to be content with any.
+
+    Returns:
+        The input; None if none was found.
+
+    Example:
+        >>> from hypothesis import strategies
+        >>> smallest(strategies.integers(0, 100), lambda number: number > 7)
+        8
+    """
+    quietly = settings(
+        max_examples=max(DRAWS, settings().max_examples),
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink)[: 1 + shrinks],
+        suppress_health_check=list(HealthCheck),
+    )
+    try:
+        return find(inputs, lambda each: bool(breaks(each)), settings=quietly)
+    except NoSuchExample:
+        return None
