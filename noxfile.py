@@ -95,6 +95,20 @@ def recipes(session: nox.Session) -> None:
 
 
 @nox.session
+def reproduce(session: nox.Session) -> None:
+    """Train a short run twice on two ranks; both have to be the same, bit for bit."""
+    session.install("-e", ".[recipes]")
+    torchrun = ["torchrun", "--standalone", "--nproc-per-node", "2"]
+    short = ["--max-steps", "20", "--save-steps", "10", "--warmup-steps", "5"]
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [f"{folder}/first", f"{folder}/second"]
+        for run in runs:
+            recipe = ["recipes/qwen2vl_tiny.py", "--output-dir", run, *short]
+            session.run(*torchrun, *recipe, *session.posargs)
+        session.run("python", "recipes/reproduce.py", *runs)
+
+
+@nox.session
 def integrations(session: nox.Session) -> None:
     """Run the tests that need packages of others: lmms-eval."""
     session.install("-e", ".[dev]", "lmms-eval>=0.7.3")

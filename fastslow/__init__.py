@@ -26,7 +26,7 @@ from fastslow.content import (
     slow_by_top_k,
 )
 from fastslow.cross_entropy import labelled_cross_entropy
-from fastslow.diagnostics import copy_skill, effective_rank
+from fastslow.diagnostics import copy_skill, direction_spread, effective_rank
 from fastslow.frames import (
     FrameSchedule,
     PooledFrame,
@@ -137,6 +137,7 @@ __all__ = [
     "cu_seqlens_from_lengths",
     "dense_mask",
     "describe_schedule",
+    "direction_spread",
     "effective_rank",
     "encoded_grids",
     "fewest_bins_bound",

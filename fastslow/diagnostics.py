@@ -66,3 +66,37 @@ def effective_rank(features: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]:
     shares = values / values.sum()
     entropy: Tensor = torch.special.entr(shares).sum()
     return entropy.exp()
+
+
+def direction_spread(features: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]:
+    """Tell how far vectors point in different directions.
+
+    ``1 - |m|^2`` with ``m`` the mean of the vectors, each brought to length 1: the mean
+    over all pairs of 1 minus their cosine, a vector's pair with itself included. Linear
+    in tokens and channels, so it can be watched at every step.
+
+    Args:
+        features: One vector for each token, none of them zero.
+
+    Returns:
+        A number between 0 and 1, in float32 or wider, without gradient; 0 where there
+        is no vector.
+
+    Laws:
+        bounds: between 0 and 1, up to rounding
+        scale_free: a positive factor for each vector changes nothing
+        rotation_free: nor does a rotation of the channels
+        orthogonal: n orthogonal vectors spread by 1 - 1 / n
+        collapsed: positive multiples of one vector do not spread
+        matches_pairs: equals the mean over all pairs
+
+    Example:
+        >>> direction_spread(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        tensor(0.5000)
+    """
+    rows = features.detach()
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    if not len(rows):
+        return rows.new_zeros(())
+    mean = torch.nn.functional.normalize(rows, dim=-1).mean(0)
+    return 1 - mean.square().sum()

@@ -125,7 +125,9 @@ def result_of(output_dir: Path) -> Result:
     lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     steps = [row for row in rows if "event" not in row]
-    asked: dict[str, Any] = next((r for r in reversed(rows) if "event" in r), {})
+    asked: dict[str, Any] = next(
+        (row for row in reversed(rows) if row.get("event") == "evaluation"), {}
+    )
     last = steps[-max(1, round(LAST_SHARE * len(steps))) :]
 
     def mean(name: str, of: Sequence[Mapping[str, Any]]) -> float | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HOME
@@ -56,6 +57,23 @@ class Data:
     chance: float
     vocabulary_size: int
     video_token_id: int
+
+    def summary(self) -> dict[str, Any]:
+        """Count and sum up the samples, as this rank reads them from disk.
+
+        ``order`` is which samples there are and how long they are; ``contents`` is all
+        that is known of them: names, texts, and the headers of the clips, not what the
+        clips show.
+        """
+        used = {"train": self.train, "held_out": self.held_out}
+        return {
+            name: {
+                "samples": len(samples),
+                "order": samples.fingerprint(),
+                "contents": samples.index.digest(),
+            }
+            for name, samples in used.items()
+        } | {"unusable": len(self.bad)}
 
 
 def plan_data(config: Config, world: World) -> Data:

@@ -4,6 +4,7 @@
 questions. A recipe is a preset of the settings that it takes.
 """
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from itertools import islice
 from math import prod
 
 import torch
+from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from fastslow import (
@@ -19,10 +21,11 @@ from fastslow import (
     VideoSpan,
     copy_skill,
     describe_schedule,
+    direction_spread,
     next_frame_loss,
     to_device,
 )
-from fastslow.qwen2_vl import FastSlowQwen2VL, step_flops
+from fastslow.qwen2_vl import FastSlowOutput, FastSlowQwen2VL, step_flops
 from recipes.command_line import parse_command_line
 from recipes.config import FREE_TO_CHANGE, SETTINGS_FILE, Config, settings_before
 from recipes.data import Data, plan_data
@@ -31,6 +34,7 @@ from recipes.edge.devices import this_device
 from recipes.edge.distributed import (
     World,
     broadcast_from_main,
+    check_same_on_ranks,
     process_group,
     sum_over_ranks,
 )
@@ -48,16 +52,27 @@ from recipes.edge.optimization import (
 from recipes.edge.output_lock import only_run
 from recipes.edge.parallel import parallelise
 from recipes.edge.profiling import peak_memory, profiled
+from recipes.edge.provenance import code_versions, record_start
 from recipes.edge.quarantine import Quarantine
 from recipes.edge.random_states import seed_generators
-from recipes.edge.settings import check_same_settings, write_settings
+from recipes.edge.settings import (
+    check_same_settings,
+    settings_as_json,
+    write_settings,
+)
 from recipes.edge.stopping import STOPPED, StopSignal
 from recipes.edge.tiny import tiny_backbone
 from recipes.edge.weights import build_meta_model, load_pretrained, materialize
 from recipes.preview import preview
 from recipes.progress import Progress, Run, resume, state_beside_tensors
 
-TERMS = ("language_loss", "autoregressive_loss", "copy_loss")
+TERMS = (
+    "language_loss",
+    "autoregressive_loss",
+    "copy_loss",
+    "prediction_spread",
+    "target_spread",
+)
 """What is summed over the rows of a step; the first alone without next-frame loss."""
 
 MFU = """\
@@ -92,8 +107,7 @@ def main(config: Config) -> None:
     with process_group() as world, only_run(config.output_dir, world):
         run = prepare(config, world)
         progress, passed_over = resume(run)
-        settings_file = config.output_dir / SETTINGS_FILE
-        broadcast_from_main(lambda: write_settings(settings_file, config), world)
+        broadcast_from_main(lambda: keep_record(run, progress), world)
         with RunLog(
             output_dir=config.output_dir,
             total_steps=config.max_steps,
@@ -113,12 +127,14 @@ def main(config: Config) -> None:
 
 def prepare(config: Config, world: World) -> Run:
     """Plan the data, and build the model with its optimizer."""
+    check_same_on_ranks(settings_as_json(config) | code_versions(), world)
     before = broadcast_from_main(lambda: settings_before(config), world)
     if before is not None:
         check_same_settings(before, config, free=FREE_TO_CHANGE)
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     data = broadcast_from_main(lambda: plan_data(config, world), world)
+    check_same_on_ranks(data.summary(), world)
     model = build_model(config, data, world)
     seed_generators(config.seed + world.rank)
     run = Run(
@@ -175,8 +191,7 @@ def train(
         rows = list(islice(batches, rows_per_rank))
         waited = time.perf_counter() - started
         counts = sum_over_ranks(
-            count_step(run, rows) | {"waited": waited, "stop": stop.is_asked},
-            run.world,
+            count_step(run, rows, waited) | {"stop": stop.is_asked}, run.world
         )
         if counts["skipped"]:
             run.quarantine.share(bad for row in rows for bad in row.bad)
@@ -245,13 +260,24 @@ def build_model(config: Config, data: Data, world: World) -> FastSlowQwen2VL:
     return model
 
 
-def count_step(run: Run, rows: list[Row]) -> dict[str, float]:
-    """Count what this rank's rows hold, and the work that they are."""
-    return count_rows(rows) | {
-        "clips": sum(len(row.plan.layout.clips) for row in rows),
-        "clip_tokens": sum(len(row.plan.video_rows) for row in rows),
-        "flops": sum(step_flops(run.model, row.plan).total for row in rows),
-    }
+def wait_names(world: World) -> list[str]:
+    """Name the seconds that each rank waited for its rows."""
+    return [f"waited_{rank}" for rank in range(world.size)]
+
+
+def count_step(run: Run, rows: list[Row], waited: float) -> dict[str, float]:
+    """Count what this rank's rows hold, and the work and the waiting that they are."""
+    waits = dict.fromkeys(wait_names(run.world), 0.0)
+    waits[f"waited_{run.world.rank}"] = waited
+    return (
+        count_rows(rows)
+        | waits
+        | {
+            "clips": sum(len(row.plan.layout.clips) for row in rows),
+            "clip_tokens": sum(len(row.plan.video_rows) for row in rows),
+            "flops": sum(step_flops(run.model, row.plan).total for row in rows),
+        }
+    )
 
 
 def train_step(
@@ -274,7 +300,7 @@ def train_step(
         if config.loss_weight:
             ahead, _ = next_frame_loss(output.predictions, output.targets)
             copying, _ = next_frame_loss(output.copies, output.targets)
-            losses += [ahead, copying]
+            losses += [ahead, copying, *spreads(output)]
             loss = loss + config.loss_weight * ahead / pairs
         (loss * world.size).backward()  # FSDP divides gradients by the number of ranks
         sums += torch.stack(losses).detach()
@@ -300,6 +326,13 @@ def train_step(
     }, skipped
 
 
+def spreads(output: FastSlowOutput) -> list[Tensor]:
+    """Tell how far predictions and targets spread, times the tokens that they are."""
+    tokens = len(output.predictions)
+    both = (output.predictions, output.targets.values)
+    return [tokens * direction_spread(features) for features in both]
+
+
 def mean_losses(
     total: dict[str, float], labels: float, pairs: float, *, weight: float
 ) -> dict[str, float]:
@@ -316,12 +349,14 @@ def mean_losses(
         "weighted_autoregressive_loss": weight * ahead_loss,
         "copy_loss": copy_loss,
         "skill": copy_skill(ahead_loss, copy_loss),
+        "spread": total["prediction_spread"] / (total["target_spread"] or math.nan),
     }
 
 
 def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, float]:
     """Measure the whole step's wall clock, data wait included, for each rank."""
     ranks, device = run.world.size, this_device(run.world.device)
+    waits = [counts[name] / seconds for name in wait_names(run.world)]
     mfu = {}
     if device is not None:
         mfu["mfu"] = counts["flops"] / (seconds * ranks * device.bf16_flops)
@@ -330,7 +365,9 @@ def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, 
         "frames_per_second": counts["frames"] / seconds / ranks,
         "tokens_per_clip": counts["clip_tokens"] / counts["clips"],
         "fill": counts["tokens"] / (counts["rows"] * run.config.tokens_per_row),
-        "data_wait": counts["waited"] / seconds / ranks,
+        "data_wait": sum(waits) / ranks,
+        "longest_data_wait": max(waits),
+        "waiting_rank": waits.index(max(waits)),
         "peak_memory_gib": peak_memory(run.world.device) / 2**30,
         "skipped": counts["skipped"],
     }
@@ -369,6 +406,21 @@ def ask_held_out(run: Run, log: RunLog) -> None:
             f"held-out accuracy {accuracy:.3f} on {asked} questions, "
             f"chance {data.chance:.3f} (always the most common answer)"
         )
+
+
+def keep_record(run: Run, progress: Progress) -> None:
+    """Write the settings, and what this start of the run is remembered by."""
+    folder = run.config.output_dir
+    write_settings(folder / SETTINGS_FILE, run.config)
+    start = {
+        "first_step": progress.step + 1,
+        "ranks": run.world.size,
+        "device": run.world.device.type,
+        "seed": run.config.seed,
+        "settings": settings_as_json(run.config),
+        "data": run.data.summary(),
+    }
+    record_start(folder, start)
 
 
 def describe(run: Run, progress: Progress) -> str:

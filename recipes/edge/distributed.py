@@ -12,6 +12,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+from recipes.edge.failures import shared_failures
 
 _T = TypeVar("_T")
 
@@ -50,47 +54,43 @@ def process_group() -> Iterator[World]:
     CUDA each rank takes the GPU of its ``LOCAL_RANK`` and ranks talk over NCCL, else
     they compute on the CPU and talk over gloo.
 
-    An exception leaves the group and goes on: ``torchrun`` then ends the other ranks.
-    Under NCCL their unfinished collectives are aborted first, because an orderly
-    goodbye would wait for ranks that wait for this one.
+    An exception leaves the group and goes on, and ends the other ranks too, see
+    ``shared_failures``. Under NCCL the collectives that this rank has begun are aborted
+    first, because an orderly goodbye would wait for ranks that wait for this one.
 
     Yields:
         The world as this rank sees it.
 
     Raises:
         ValueError: If there are fewer GPUs than ranks on this machine.
+        RuntimeError: If another rank failed before this one did.
 
     Example:
         >>> with process_group() as world:
         ...     (world.rank, world.size, world.is_main)
         (0, 1, True)
     """
-    device = _choose_device()
-    if device.type == "cuda":
-        backend, device_id = "nccl", device
-    else:
-        backend, device_id = "gloo", None
     if "RANK" in os.environ:
-        dist.init_process_group(backend, device_id=device_id)
+        store, rank, size = next(rendezvous("env://"))
     else:
-        dist.init_process_group(
-            backend,
-            store=dist.HashStore(),  # type: ignore[attr-defined]
-            rank=0,
-            world_size=1,
-            device_id=device_id,
-        )
+        store, rank, size = dist.HashStore(), 0, 1  # type: ignore[attr-defined]
     try:
-        size = dist.get_world_size()
-        mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("data",))
-        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh)
-    except BaseException:
-        group = dist.group.WORLD
-        if device.type == "cuda" and group is not None:
-            group.abort()
-        raise
+        with shared_failures(store, rank) as tell:
+            try:
+                device = _join(store, rank, size)
+                mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("data",))
+                yield World(rank=rank, size=size, device=device, mesh=mesh)
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    tell(error)
+                group = dist.group.WORLD
+                if group is not None and dist.get_backend() == "nccl":
+                    group.abort()
+                raise
+            finally:
+                if dist.is_initialized():
+                    dist.destroy_process_group()
     finally:
-        dist.destroy_process_group()
         # A group that a reference cycle keeps past the interpreter's end (a mesh, a
         # sharded model, a traceback) leaves gloo's threads running, which aborts.
         atexit.register(gc.collect)
@@ -193,6 +193,44 @@ def gather_from_ranks(value: _T, world: World) -> list[_T]:
     values: list[Any] = [None] * world.size
     dist.all_gather_object(values, value, group=world.group)
     return values
+
+
+def check_same_on_ranks(values: Mapping[str, Any], world: World) -> None:
+    """Refuse to go on where ranks disagree.
+
+    Args:
+        values: What has to be the same on all ranks, by name; it can be pickled.
+        world: The ranks.
+
+    Raises:
+        ValueError: On every rank, with the same words, if a value differs.
+
+    Example:
+        >>> with process_group() as world:
+        ...     check_same_on_ranks({"seed": 0}, world)
+    """
+    ranks = gather_from_ranks(dict(values), world)
+    for name, first in ranks[0].items():
+        for rank, others in enumerate(ranks):
+            if others.get(name) != first:
+                raise ValueError(
+                    f"{name} is {first!r} on rank 0 but {others.get(name)!r} on rank "
+                    f"{rank}; all ranks of a run have the same"
+                )
+
+
+def _join(store: Store, rank: int, size: int) -> torch.device:
+    """Join the process group; give the device of this rank."""
+    device = _choose_device()
+    on_gpu = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        device_id=device if on_gpu else None,
+    )
+    return device
 
 
 def _choose_device() -> torch.device:

@@ -118,6 +118,11 @@ class SampleIndex:
         """Give the ids of all samples, in order."""
         return list(self._table["sample_id"])
 
+    def digest(self) -> str:
+        """Sum up all that the file says of its samples."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 def write_index(path: Path, samples: Iterable[Sample]) -> SampleIndex:
     """Write samples one by one.

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,18 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recipes.edge.distributed import World
+from recipes.health import Health, Warned, examine
+
+CLOCKED = (
+    "tokens_per_second",
+    "frames_per_second",
+    "mfu",
+    "data_wait",
+    "longest_data_wait",
+    "waiting_rank",
+    "peak_memory_gib",
+)
+"""Metrics that differ when a run is repeated: clocks and memory of the machine."""
 
 _RESERVED = ("step", "event")
 
@@ -35,10 +47,14 @@ class RunLog:
 
     =================  ============================================================
     ``train.log``      one time-stamped line per step and per message
-    ``metrics.jsonl``  one JSON object per step; evaluations have an ``event`` field
+    ``metrics.jsonl``  one JSON object per step; evaluations and warnings have an
+                       ``event`` field
     ``logs/``          TensorBoard curves, ``train/...`` and ``evaluation/...``
     standard error     a progress bar, if it is a terminal
     =================  ============================================================
+
+    Every step is examined by the rules of ``recipes.health``; what they say is written
+    as a message and as a warning.
 
     Lines are flushed as they are written. A metric that is not finite is written as
     null in ``metrics.jsonl``, so that every line is valid JSON, and as ``nan`` or
@@ -47,7 +63,7 @@ class RunLog:
     A run that starts at step 1 starts the files anew. A resumed run appends to them
     and drops the lines of ``metrics.jsonl`` from ``first_step`` on, which the
     interrupted run wrote after its last checkpoint, so no step stands twice;
-    TensorBoard hides those points too.
+    TensorBoard hides those points too. The rules read the lines that are left.
 
     Args:
         output_dir: Folder of the run; made if it does not exist.
@@ -74,10 +90,13 @@ class RunLog:
         self._total_steps = total_steps
         self._open = ExitStack()
         self._outputs: _Outputs | None = None
+        self._health = Health(num_ranks=world.size)
         if not world.is_main:
             return
         output_dir.mkdir(parents=True, exist_ok=True)
         unreadable = _drop_lines(output_dir / "metrics.jsonl", first_step)
+        if first_step > 1:
+            self._health = _read_health(output_dir / "metrics.jsonl", self._health)
         with ExitStack() as opening:
             self._outputs = _open_outputs(opening, output_dir, total_steps, first_step)
             self._open = opening.pop_all()
@@ -119,6 +138,9 @@ class RunLog:
         if "loss" in values:
             outputs.bar.set_postfix(loss=_format(values["loss"]), refresh=False)
         outputs.bar.update(step - outputs.bar.n)
+        self._health, said = examine(self._health, values)
+        for each in said:
+            self._warn(step, each)
 
     def scalars(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Record an evaluation, in the curves and in ``metrics.jsonl``.
@@ -177,6 +199,13 @@ class RunLog:
         outputs.bar.write(text, file=sys.stdout)
         sys.stdout.flush()
 
+    def _warn(self, step: int, said: Warned) -> None:
+        """Record what a rule says of a step."""
+        assert self._outputs is not None
+        line = {"step": step, "event": "warning", **asdict(said)}
+        _write_line(self._outputs.metrics, _json_line(line))
+        self.message(f"WARNING at step {step}, {said.rule}: {said.message}")
+
 
 def _open_outputs(
     opening: ExitStack, output_dir: Path, total_steps: int, first_step: int
@@ -219,6 +248,17 @@ def _drop_lines(path: Path, first_step: int) -> int:
     shortened.write_text("".join(kept), encoding="utf-8")
     shortened.replace(path)
     return unreadable
+
+
+def _read_health(path: Path, health: Health) -> Health:
+    """Let the rules see again what an interrupted run has measured."""
+    if not path.exists():
+        return health
+    for line in path.read_text(encoding="utf-8").splitlines():
+        numbers = json.loads(line)
+        if "event" not in numbers:
+            health, _ = examine(health, numbers)
+    return health
 
 
 def _step_of(line: str) -> int | None:

@@ -25,12 +25,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipes.edge.clips import make_clips
+from recipes.edge.metrics import CLOCKED
 
 INSTANTS = int(os.environ.get("FASTSLOW_FAULTS", "3"))
 IN_A_RUN = 5
 STEPS = 18
 EVERY = 3
-TIMED = {"tokens_per_second", "frames_per_second", "data_wait", "peak_memory_gib"}
 DEADLINE = 240
 
 long_form = pytest.mark.skipif(INSTANTS < 50, reason="nox -s faults runs it")
@@ -138,7 +138,7 @@ def outcome(output: Path) -> Outcome:
     curves.Reload()
     model = output / f"model-{STEPS}" / "model.safetensors"
     return {
-        "metrics": [{k: v for k, v in row.items() if k not in TIMED} for row in rows],
+        "metrics": [{k: v for k, v in row.items() if k not in CLOCKED} for row in rows],
         "curve": [(each.step, each.value) for each in curves.Scalars("train/loss")],
         "state": state,
         "tensors": {file.name: digest(file) for file in last.glob("*.distcp")},

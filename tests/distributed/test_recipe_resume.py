@@ -12,13 +12,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from recipes.edge.clips import make_clips
-
-TIMED = (
-    "tokens_per_second",
-    "frames_per_second",
-    "data_wait",
-    "peak_memory_gib",
-)
+from recipes.edge.metrics import CLOCKED
 
 
 def train(torchrun: Any, folder: Path, data: Path, *flags: str) -> None:
@@ -56,7 +50,7 @@ def steps(folder: Path) -> list[dict[str, Any]]:
     """Read the metrics, without those of the clock."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
+    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in rows]
 
 
 @pytest.mark.parametrize(

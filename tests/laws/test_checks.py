@@ -173,7 +173,7 @@ def test_frames_follow_ranks(row: strategies.FramedRow) -> None:
     ],
 )
 def test_schedules_of_the_library_pass(build: schedules.BuildSchedule) -> None:
-    check_schedule(build, laws=tuple(schedules._BREACHES))
+    check_schedule(build, max_frames=12, laws=tuple(schedules._BREACHES))
 
 
 def mirrored(num_frames: int) -> FrameSchedule:

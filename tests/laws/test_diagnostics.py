@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastslow import copy_skill, effective_rank
+from fastslow import copy_skill, direction_spread, effective_rank
 from fastslow.testing import strategies as fst
 
 losses = st.floats(0.01, 10)
@@ -81,3 +81,53 @@ def test_effective_rank__matches_svd(vectors: Tensor) -> None:
     assert effective_rank(vectors).item() == pytest.approx(math.exp(entropy), abs=1e-5)
     assert effective_rank(vectors.bfloat16()).dtype == torch.float64
     assert not effective_rank(vectors.requires_grad_()).requires_grad
+
+
+@given(features)
+def test_direction_spread__bounds(vectors: Tensor) -> None:
+    assert -1e-9 <= direction_spread(vectors) <= 1
+    assert direction_spread(vectors[:0]) == 0
+    assert direction_spread(vectors.bfloat16()).dtype == torch.float32
+    assert not direction_spread(vectors.requires_grad_()).requires_grad
+
+
+@given(features, fst.seeds())
+def test_direction_spread__scale_free(vectors: Tensor, seed: int) -> None:
+    factors = fst.random_values((len(vectors), 1), seed=seed, dtype=torch.float64)
+    scaled = (factors.abs() + 0.1) * vectors
+    torch.testing.assert_close(direction_spread(scaled), direction_spread(vectors))
+
+
+@given(features, fst.seeds())
+def test_direction_spread__rotation_free(vectors: Tensor, seed: int) -> None:
+    width = vectors.shape[1]
+    square = fst.random_values((width, width), seed=seed, dtype=torch.float64)
+    rotation = torch.linalg.qr(square).Q
+    torch.testing.assert_close(
+        direction_spread(vectors @ rotation), direction_spread(vectors)
+    )
+
+
+@given(st.integers(1, 6), st.integers(0, 3), st.floats(0.01, 100))
+def test_direction_spread__orthogonal(count: int, unused: int, length: float) -> None:
+    vectors = length * torch.eye(count + unused, dtype=torch.float64)[:count]
+    assert direction_spread(vectors).item() == pytest.approx(1 - 1 / count)
+
+
+@given(features, st.integers(1, 5))
+def test_direction_spread__collapsed(vectors: Tensor, times: int) -> None:
+    factors = torch.arange(1, times + 1, dtype=torch.float64)[:, None]
+    spread = direction_spread(factors * vectors[0]).item()
+    assert spread == pytest.approx(0, abs=1e-9)
+
+
+@given(features)
+def test_direction_spread__matches_pairs(vectors: Tensor) -> None:
+    rows = [[value / math.hypot(*row) for value in row] for row in vectors.tolist()]
+    cosines = [
+        sum(a * b for a, b in zip(one, other, strict=True))
+        for one in rows
+        for other in rows
+    ]
+    expected = 1 - sum(cosines) / len(cosines)
+    assert direction_spread(vectors).item() == pytest.approx(expected, abs=1e-9)

@@ -77,18 +77,20 @@ def check_mask(
             known = ", ".join(_BREACHES)
             raise ValueError(f"laws has {law!r}; it must be one of {known}")
 
-    def broken(row: FramedRow) -> list[MaskLaw]:
-        mask = _matrix(make_mask, row)
-        return [law for law in laws if _BREACHES[law](make_mask, row, mask)]
+    broken = dict[MaskLaw, FramedRow]()
 
-    found = smallest(rows, broken, shrinks=False)
-    if found is None:
-        return
+    def look(row: FramedRow) -> bool:
+        mask = _matrix(make_mask, row)
+        for law in laws:
+            if _BREACHES[law](make_mask, row, mask):
+                broken.setdefault(law, row)
+        return False  # so that all rows are looked at
+
+    smallest(rows, look)
     for law in laws:
-        row = smallest(rows, partial(_breaks, law, make_mask))
-        if row is not None:
-            _fail(make_mask, law, row)
-    _fail(make_mask, broken(found)[0], found)
+        if law in broken:
+            row = smallest(rows, partial(_breaks, law, make_mask))
+            _fail(make_mask, law, broken[law] if row is None else row)
 
 
 def _breaks(law: MaskLaw, make_mask: MakeMask, row: FramedRow) -> str:

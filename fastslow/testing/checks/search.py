@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, Phase, find, settings
+from hypothesis import HealthCheck, find, settings
 from hypothesis.errors import NoSuchExample
 from hypothesis.strategies import SearchStrategy
 
@@ -13,9 +13,7 @@ DRAWS = 200
 """Inputs that are drawn at least; a Hypothesis profile may ask for more."""
 
 
-def smallest(
-    inputs: SearchStrategy[_T], breaks: Callable[[_T], Any], *, shrinks: bool = True
-) -> _T | None:
+def smallest(inputs: SearchStrategy[_T], breaks: Callable[[_T], Any]) -> _T | None:
     """Find the smallest input for which a condition holds.
 
     Every call draws the same inputs, and nothing is kept on disk.
@@ -23,7 +21,6 @@ def smallest(
     Args:
         inputs: What is drawn.
         breaks: The condition.
-        shrinks: Whether to look for the smallest, or to be content with any.
 
     Returns:
         The input; None if none was found.
@@ -38,7 +35,6 @@ def smallest(
         derandomize=True,
         database=None,
         deadline=None,
-        phases=(Phase.generate, Phase.shrink)[: 1 + shrinks],
         suppress_health_check=list(HealthCheck),
     )
     try:

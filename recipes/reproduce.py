@@ -1,0 +1,37 @@
+"""Say whether two finished runs are the same, bit for bit.
+
+    python recipes/reproduce.py runs/first runs/second
+
+Compared are metrics, clocks aside, the last checkpoint with the optimizer's state, and
+the exported weights. The exit status is 1 if anything differs. ``nox -s reproduce``
+trains the tiny recipe twice and compares.
+"""
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from recipes.edge.reproduction import differences
+
+SHOWN = 20
+"""Differences that are named at most."""
+
+
+def main(first: Path, second: Path) -> None:
+    """Compare two runs.
+
+    Args:
+        first: Folder of a finished run.
+        second: Folder of another.
+    """
+    found = differences(first, second)
+    for line in found[:SHOWN]:
+        sys.stdout.write(f"{line}\n")
+    if found:
+        sys.exit(f"{first} and {second} differ in {len(found)} places")
+    sys.stdout.write(f"{first} and {second} are the same, bit for bit\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, config=(tyro.conf.Positional,))

@@ -1,0 +1,250 @@
+"""Ranks that disagree or fail end together, with one message, on two real gloo ranks.
+
+No launcher watches here, so whatever ends a rank is the run's own doing. The file is
+its own worker: both ranks go through some cases, each in a process group of its own,
+and leave in ``ends.json`` how every case ended for them.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.edge.distributed import process_group, sum_over_ranks
+
+ROOT = Path(__file__).parents[2]
+SOON = 200
+"""Seconds in which all cases have to end; one collective alone would wait for 1,800."""
+
+
+def train(name: str, **changes: Any) -> None:
+    """Run the recipe on the clips beside this rank."""
+    from recipes.qwen2vl_tiny import TINY
+    from recipes.train import main
+
+    settings = {"tokens_per_row": 300, "packing_window": 5, "max_steps": 9, **changes}
+    data = "clips/train.jsonl"
+    main(replace(TINY, output_dir=Path(name), data_path=data, **settings))
+
+
+def in_a_collective(rank: int) -> None:
+    """Rank 1 fails while rank 0 waits for it."""
+    with process_group() as world:
+        if rank == 1:
+            raise KeyError("clip-17")
+        sum_over_ranks({"loss": 1.0}, world)
+
+
+def other_settings(rank: int) -> None:
+    """Rank 1 was started with another learning rate."""
+    train("other_settings", learning_rate=(3e-3, 1e-3)[rank])
+
+
+def other_data(rank: int) -> None:
+    """Rank 1 finds other samples in its output folder than the main rank wrote."""
+    from recipes.data import read_samples
+    from recipes.edge.archives import ArchiveStore
+    from recipes.qwen2vl_tiny import TINY
+
+    if rank == 1:
+        store, file = ArchiveStore(Path("archives")), Path("other_data/train.arrow")
+        read_samples("fewer/train.jsonl", TINY, store, file, [])
+        read_samples(None, TINY, store, file.with_name("held_out.arrow"), [])
+    train("other_data")
+
+
+def no_video(rank: int) -> None:
+    """Rank 1 has no clips where rank 0 has them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir((".", "blind")[rank])
+        train("no_video")
+
+
+def while_loading(rank: int) -> None:
+    """The second row of rank 1 cannot be read, for a reason that nobody foresaw."""
+    from recipes.edge.loader import PackedRows, Row
+
+    read, rows = PackedRows.__getitem__, list[Row]()
+
+    def fail(self: PackedRows, request: Any) -> Row:
+        rows.append(read(self, request))
+        if rank == 1 and len(rows) == 2:
+            raise OSError("the disk is gone")
+        return rows[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PackedRows, "__getitem__", fail)
+        train("while_loading")
+
+
+def a_slow_disk(rank: int) -> None:
+    """Every row of rank 1 takes longer to read than a step."""
+    from recipes.edge.loader import PackedRows, Row
+
+    read = PackedRows.__getitem__
+
+    def read_slowly(self: PackedRows, request: Any) -> Row:
+        time.sleep(0.5 * rank)
+        return read(self, request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PackedRows, "__getitem__", read_slowly)
+        train("a_slow_disk", max_steps=22, tokens_per_row=100)
+
+
+def at_other_work(rank: int) -> None:
+    """Rank 1 fails while rank 0 is in no collective, and would not be for long."""
+    with process_group():
+        if rank == 1:
+            raise KeyError("clip-18")
+        time.sleep(10 * SOON)
+
+
+def work(rank: int, ports: list[int], names: list[str]) -> None:
+    """Worker: go through cases; the last one may end the process."""
+    ends = dict[str, str]()
+    for name, port in zip(names, ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        try:
+            globals()[name](rank)
+        except Exception as error:
+            ends[name] = f"{type(error).__name__}: {error}"
+        else:
+            ends[name] = "it ends well"
+        Path("ends.json").write_text(json.dumps(ends))
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as opened:
+        probes = [opened.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("localhost", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def make_folders(folder: Path) -> list[Path]:
+    """Give each rank a working folder; only other data are the second's own."""
+    from recipes.edge.clips import make_clips
+
+    first, second = folders = [folder / f"rank-{rank}" for rank in range(2)]
+    for size, place in ((8, first / "clips"), (6, second / "fewer")):
+        make_clips(
+            place, num_clips=size, held_out=0, seed=0, num_frames=4, size=(56, 84)
+        )
+    (second / "other_data").mkdir()
+    (second / "blind").mkdir()
+    for name in ("clips", "a_slow_disk", "other_settings", "while_loading"):
+        (second / name).symlink_to(first / name)
+    (second / "blind" / "no_video").symlink_to(first / "no_video")
+    return folders
+
+
+THE_END = "all ranks of the run end with it"
+Ends = list[dict[str, str]]
+
+
+def ends_of(folders: list[Path], *names: str) -> Ends:
+    """Let two ranks go through cases; tell how each case ended for each of them."""
+    ports = json.dumps(free_ports(len(names)))
+    environment = os.environ | {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), ports, *names],
+            cwd=folder,
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, folder in enumerate(folders)
+    ]
+    try:
+        errors = [rank.communicate(timeout=SOON)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    found: Ends = [json.loads((each / "ends.json").read_text()) for each in folders]
+    if ranks[0].returncode:  # another rank's failure has ended it
+        assert ranks[0].returncode == 1
+        found[0][names[-1]] = f"RuntimeError: {errors[0].splitlines()[-1]}"
+    assert all(each.keys() == set(names) for each in found), errors
+    return found
+
+
+def test_a_failure_is_everyones_wherever_they_are(tmp_path: Path) -> None:
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
+    first, second = ends_of(folders, "in_a_collective", "at_other_work")
+    for name, clip in (("in_a_collective", 17), ("at_other_work", 18)):
+        words = f"KeyError: 'clip-{clip}'"
+        assert second[name] == words
+        assert first[name] == f"RuntimeError: rank 1 failed with {words}; {THE_END}"
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    """How each case of training ended for each rank."""
+    folders = make_folders(tmp_path_factory.mktemp("ranks"))
+    names = ("a_slow_disk", "other_settings", "other_data", "no_video", "while_loading")
+    found = ends_of(folders, *names)
+    return [
+        each | {"folder": str(folder)}
+        for each, folder in zip(found, folders, strict=True)
+    ]
+
+
+def test_a_rank_that_waits_is_named(ends: Ends) -> None:
+    assert [each["a_slow_disk"] for each in ends] == ["it ends well"] * 2
+    (metrics,) = Path(ends[0]["folder"]).glob("a_slow_disk/metrics.jsonl")
+    rows = map(json.loads, metrics.read_text().splitlines())
+    found = [row for row in rows if row.get("rule") == "waiting_rank"]
+    assert [row["step"] for row in found] == [20]
+    assert found[0]["message"].startswith("rank 1 waits for its rows in ")
+
+
+def test_other_settings_end_the_run(ends: Ends) -> None:
+    words = (
+        "ValueError: learning_rate is 0.003 on rank 0 but 0.001 on rank 1; all ranks "
+        "of a run have the same"
+    )
+    assert [each["other_settings"] for each in ends] == [words, words]
+
+
+def test_other_data_end_the_run(ends: Ends) -> None:
+    first, second = (each["other_data"] for each in ends)
+    assert first == second
+    assert first.startswith("ValueError: train is {'samples': 8, 'order': '")
+    assert "on rank 0 but {'samples': 8, " in first
+
+
+def test_a_rank_without_videos_ends_the_run(ends: Ends) -> None:
+    first, second = (each["no_video"] for each in ends)
+    assert first == second
+    assert "of 8 samples cannot be used" in first
+    assert "clips/videos/0000" in first and "No such file or directory" in first
+
+
+def test_a_failure_while_loading_ends_the_run(ends: Ends) -> None:
+    assert [each["while_loading"] for each in ends] == [
+        f"RuntimeError: rank 1 failed with OSError: the disk is gone; {THE_END}",
+        "OSError: the disk is gone",
+    ]
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:])

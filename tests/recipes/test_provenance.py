@@ -1,0 +1,172 @@
+"""What a run's folder says of its numbers, and whether two runs are the same."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from recipes.edge.clips import make_clips
+from recipes.edge.provenance import git_state, record_start
+from recipes.edge.reproduction import differences
+from recipes.edge.settings import settings_as_json
+from recipes.qwen2vl_tiny import TINY
+from recipes.train import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of two runs with the same settings."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_clips(
+        folder / "clips", num_clips=8, held_out=2, seed=0, num_frames=4, size=(56, 84)
+    )
+    runs = folder / "first", folder / "second"
+    for run in runs:
+        train(run, max_steps=2)
+    return runs
+
+
+def train(run: Path, **changes: Any) -> None:
+    data = run.parent / "clips" / "train.jsonl"
+    small = {"tokens_per_row": 100, "save_steps": 2, "seed": 3, **changes}
+    main(replace(TINY, output_dir=run, data_path=str(data), **small))
+
+
+def starts(run: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((run / "run.json").read_text())["starts"]
+    return found
+
+
+def test_a_run_says_where_its_numbers_come_from(twice: tuple[Path, Path]) -> None:
+    (start,) = starts(twice[0])
+    assert (start["first_step"], start["ranks"], start["seed"]) == (1, 1, 3)
+    assert start["settings"]["tokens_per_row"] == 100
+    assert start["command"] == sys.argv
+    assert start["versions"]["torch"] == version("torch")
+    assert start["versions"]["transformers"] == version("transformers")
+    assert start["git"] == git_state()
+    assert start["data"]["train"]["samples"] == 8
+    assert start["data"]["unusable"] == 0
+    assert start["data"] == starts(twice[1])[0]["data"]
+    assert not list(twice[0].glob(".*.partial"))
+
+
+def test_every_start_is_kept(twice: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(twice[0].parent / "clips", tmp_path / "clips")
+    run = tmp_path / "run"
+    shutil.copytree(twice[0], run)
+    (before,) = starts(run)
+    settings = settings_as_json(TINY)
+    record_start(run, {"first_step": 3, "settings": settings})
+    assert starts(run)[0] == before
+    assert starts(run)[1]["first_step"] == 3
+    (run / "run.json").write_text('{"starts": 3}')
+    with pytest.raises(
+        ValueError, match=r"run\.json is no record of a run; it must be a"
+    ):
+        record_start(run, {})
+
+
+def test_data_are_summed_up_by_what_they_say(
+    twice: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (before,) = starts(twice[0])
+    shutil.copytree(twice[0].parent / "clips", tmp_path / "clips")
+    file = tmp_path / "clips" / "train.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row["video"] = str(twice[0].parent / "clips" / row["video"])
+    rows[0]["conversations"], rows[1]["conversations"] = (
+        rows[1]["conversations"],
+        rows[0]["conversations"],
+    )
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    train(tmp_path / "run", max_steps=1)
+    (after,) = starts(tmp_path / "run")
+    assert after["data"]["train"]["samples"] == before["data"]["train"]["samples"]
+    assert after["data"]["train"]["contents"] != before["data"]["train"]["contents"]
+
+
+def git(folder: Path, *command: str) -> str:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    done = subprocess.run(
+        ["git", *who, *command], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def test_git_says_which_code_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "code.py"
+    file.write_text("a = 1\n")
+    assert git_state(file) is None
+    git(tmp_path, "init", "-q")
+    assert git_state(file) is None  # in a clone, but of something else
+    git(tmp_path, "add", "code.py")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "runs").mkdir()
+    assert git_state(file) == {"commit": commit, "is_dirty": False}
+    file.write_text("a = 2\n")
+    assert git_state(file) == {"commit": commit, "is_dirty": True}
+
+
+def test_a_run_repeated_is_the_same(twice: tuple[Path, Path]) -> None:
+    assert differences(*twice) == []
+
+
+def test_one_bit_is_a_difference(twice: tuple[Path, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(twice[1], run)
+    file = run / "model-2" / "next_frame_head.safetensors"
+    tensors = load_file(file)
+    name, tensor = min(tensors.items())
+    tensor.view(-1)[:1].view(torch.int32).bitwise_xor_(1)
+    save_file(tensors, file)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[0]["tokens_per_second"] += 1
+    rows[1]["loss"] += 1e-15
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+    assert differences(twice[0], run) == [
+        "line of metrics.jsonl 2 differs",
+        f"exported weights model-2/{name} differs",
+    ]
+    done = subprocess.run(
+        [sys.executable, "recipes/reproduce.py", str(twice[0]), str(run)],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"{twice[0]} and {run} differ in 2 places"
+
+
+def test_another_seed_is_another_run(twice: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(twice[0].parent / "clips", tmp_path / "clips")
+    train(tmp_path / "run", max_steps=2, seed=4)
+    found = differences(twice[0], tmp_path / "run")
+    for kind in (
+        "line of metrics.jsonl 1",
+        "checkpoint checkpoint-2/",
+        "exported",
+    ):
+        assert any(line.startswith(kind) for line in found)
+
+
+def test_what_is_no_run_is_named(twice: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"has no metrics\.jsonl; it must be a folder of"
+    ):
+        differences(twice[0], tmp_path)
