@@ -81,7 +81,7 @@ def complaint(may: Sequence[str], verdict: str, said: Sequence[str]) -> str | No
     if verdict != "used" and not said:
         return "without a reason"
     for reason in said:
-        odd = {each for each in reason if category(each) in {"Cc", "Cs"}} - {"\n"}
+        odd = {each for each in reason if category(each) in {"Cc", "Cs"}} - {*"\n\t"}
         if odd or len(reason) > LONGEST:
             return f"with an unreadable reason of {len(reason)} characters"
         if "allocate" in reason or "memory" in reason.lower():
