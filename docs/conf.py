@@ -42,6 +42,13 @@ nitpick_ignore_regex = [
     ("py:class", r"fastslow\._plans\.P"),
 ]
 
+# Where the tests of the laws of each module's public functions stand.
+laws_tests = {
+    "fastslow": "tests/laws",
+    "fastslow.plotting": "tests/laws",
+    "fastslow.qwen2_vl": "tests/models",
+}
+
 # Signatures show the types already.
 napoleon_attr_annotations = False
 napoleon_use_rtype = False

@@ -1,25 +1,32 @@
 """The laws of the library, read from its docstrings while the pages are built.
 
-Gives pages the directive ``law-tables`` and docstrings the section ``Laws:``. A public
-function without a law is a warning.
+Gives pages the directive ``law-tables`` and docstrings the section ``Laws:``. A row of
+the tables links to the test of its law, whose source becomes a page. A public name
+without documentation, and a public function without a law or with a law that is no
+test, are warnings. ``laws_tests`` in ``conf.py`` names the modules.
 """
 
 import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from law_tests import LawTest, collect_law_tests
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-MODULES = ("fastslow", "fastslow.plotting", "fastslow.qwen2_vl")
-"""Modules whose public functions are listed, under the module that defines them."""
+PAGES = "_tests"
+"""Folder of the pages that show the sources of tests."""
 
 _LAW = re.compile(r"(\w+): (.+)")
+_MEMBERS = {"attribute", "classmethod", "method", "module", "property", "staticmethod"}
 _log = logging.getLogger(__name__)
 
 
@@ -51,13 +58,12 @@ def read_laws(docstring: str) -> dict[str, str]:
     return laws
 
 
-def public_functions() -> Iterator[Callable[..., object]]:
-    """Find the public functions of the library, each once, module by module."""
-    for name in MODULES:
-        for public, value in vars(importlib.import_module(name)).items():
-            is_function = inspect.isfunction(value) and not public.startswith("_")
-            if is_function and value.__module__.startswith(name):
-                yield value
+def public_functions(module: str) -> Iterator[Callable[..., object]]:
+    """Find the public functions that a module defines or passes on from its parts."""
+    for public, value in vars(importlib.import_module(module)).items():
+        is_function = inspect.isfunction(value) and not public.startswith("_")
+        if is_function and value.__module__.startswith(module):
+            yield value
 
 
 class LawTables(SphinxDirective):
@@ -65,17 +71,16 @@ class LawTables(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Write the tables as reStructuredText and parse them."""
+        root, folders = _root(self.env), sorted(set(self.config.laws_tests.values()))
+        tests = self.env.laws_tests = collect_law_tests(root, folders)
+        for file in {test.file for test in tests.values()}:
+            self.env.note_dependency(str(root / file))
         by_module: dict[str, list[str]] = {}
-        for function in public_functions():
-            laws = read_laws(function.__doc__ or "")
-            if not laws:
-                _log.warning("%s states no law", function.__qualname__)
-            module = function.__module__.partition("._")[0]
-            lines = by_module.setdefault(module, [])
-            for number, (law, statement) in enumerate(laws.items()):
-                target = f"{module}.{function.__name__}"
-                link = f":py:func:`~{target}`" if number == 0 else ""
-                lines += [f"   * - {link}", f"     - {law}", f"     - {statement}"]
+        for name in self.config.laws_tests:
+            for function in public_functions(name):
+                module = function.__module__.partition("._")[0]
+                rows = by_module.setdefault(module, [])
+                rows += _rows(f"{module}.{function.__name__}", function, tests)
         text = "\n".join(
             line
             for module, rows in sorted(by_module.items())
@@ -84,11 +89,102 @@ class LawTables(SphinxDirective):
         return self.parse_text_to_nodes(text)
 
 
+def _root(env: BuildEnvironment) -> Path:
+    """Give the folder of the repository."""
+    return Path(env.srcdir).parent
+
+
+def _rows(
+    target: str, function: Callable[..., object], tests: dict[str, LawTest]
+) -> Iterator[str]:
+    """Write a row for each law of a function."""
+    laws = read_laws(function.__doc__ or "")
+    if not laws:
+        _log.warning("%s states no law", target)
+    link = f":py:func:`~{target}`"
+    for law, statement in laws.items():
+        test = tests.get(f"test_{function.__name__}__{law}")
+        if test is None:
+            _log.warning("the law %s of %s is no test", law, target)
+            continue
+        yield from (f"   * - {link}", f"     - `{law} <{_address(test)}>`__")
+        yield from (f"     - {statement}", f"     - {_examples(test)}")
+        link = ""
+
+
+def _address(test: LawTest) -> str:
+    """Give the place of a test among the pages, from the root of the pages."""
+    return f"{_page(test.file)}.html#line-{test.line}"
+
+
+def _page(file: str) -> str:
+    """Name the page of a file: that of ``tests/laws/a.py`` is ``_tests/laws/a``."""
+    return str(Path(PAGES, *Path(file).with_suffix("").parts[1:]))
+
+
+def _examples(test: LawTest) -> str:
+    """Say how many examples a test runs."""
+    parts = {"drawn": test.drawn, "fixed": test.fixed}
+    return ", ".join(f"{count} {kind}" for kind, count in parts.items() if count)
+
+
 def _table(module: str, rows: list[str]) -> list[str]:
     """Write one table."""
     head = [f".. rubric:: {module}", "", ".. list-table::", "   :header-rows: 1"]
-    columns = ["   :widths: 26 22 52", "", "   * - function", "     - law"]
-    return [*head, *columns, "     - what holds for all inputs", *rows, ""]
+    columns = ["   :widths: 24 20 42 14", "", "   * - function", "     - law"]
+    last = ["     - what holds for all inputs", "     - examples", *rows, ""]
+    return [*head, *columns, *last]
+
+
+def _show_tests(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Give every file that holds a test of a law a page with numbered lines."""
+    tests = getattr(app.env, "laws_tests", {})
+    for file in sorted({test.file for test in tests.values()}):
+        source = (_root(app.env) / file).read_text()
+        shown = app.builder.highlighter.highlight_block(
+            source, "python", linenos="inline", lineanchors="line"
+        )
+        body = f"<h1>{escape(file)}</h1>{shown}"
+        yield _page(file), {"title": file, "body": body}, "page.html"
+
+
+def _check_names(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of public names that no page documents."""
+    objects = env.domains.python_domain.get_objects()
+    documented = {name for name, _, kind, *_ in objects if kind not in _MEMBERS}
+    for module in app.config.laws_tests:
+        parts = {name for name in documented if name.startswith(f"{module}.")}
+        for name in undocumented(module, {name.rpartition(".")[2] for name in parts}):
+            _log.warning("%s has no documentation", name)
+
+
+def undocumented(module: str, documented: set[str]) -> Iterator[str]:
+    """Find public names of a module that have no documentation.
+
+    Args:
+        module: Dotted name.
+        documented: Names of functions, classes and data that the pages document.
+
+    Yields:
+        Dotted names: of what is not among them, of dataclasses without words of their
+        own, and of methods and properties without words.
+    """
+    found = importlib.import_module(module)
+    functions = [function.__name__ for function in public_functions(module)]
+    for name in getattr(found, "__all__", functions):
+        value = getattr(found, name)
+        if name not in documented or _is_made(value):
+            yield f"{module}.{name}"
+        for member, part in vars(value).items() if inspect.isclass(value) else ():
+            speaks = inspect.isfunction(part) or isinstance(part, property)
+            if speaks and not (member.startswith("_") or inspect.getdoc(part)):
+                yield f"{module}.{name}.{member}"
+
+
+def _is_made(value: object) -> bool:
+    """Tell whether the docstring is the one that a dataclass makes of its fields."""
+    is_class = inspect.isclass(value)
+    return is_class and (value.__doc__ or "").startswith(f"{value.__name__}(")
 
 
 def _add_section(_: Sphinx, config: Config) -> None:
@@ -99,8 +195,11 @@ def _add_section(_: Sphinx, config: Config) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the directive and the section."""
+    """Register the directive and the section, the pages of tests and the check."""
     app.setup_extension("sphinx.ext.napoleon")
+    app.add_config_value("laws_tests", {}, "env", dict)
     app.add_directive("law-tables", LawTables)
     app.connect("config-inited", _add_section)
+    app.connect("env-check-consistency", _check_names)
+    app.connect("html-collect-pages", _show_tests)
     return {"parallel_read_safe": True}

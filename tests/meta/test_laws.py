@@ -1,7 +1,9 @@
 """Every public function states its laws, and every law is a test.
 
 Law ``round_trip`` of ``fastslow.ragged.pack_ragged`` is the function
-``test_pack_ragged__round_trip`` of ``tests/laws/test_ragged.py``.
+``test_pack_ragged__round_trip`` of ``tests/laws/test_ragged.py``. Those of
+``fastslow.qwen2_vl`` stand in ``tests/models``, whose files are sorted by the models
+that they need.
 """
 
 import ast
@@ -14,21 +16,23 @@ import pytest
 
 import fastslow
 import fastslow.plotting
+import fastslow.qwen2_vl
 
-FOLDER = Path(__file__).parents[1] / "laws"
+TESTS = Path(__file__).parents[1]
 
 
 def exported_functions() -> list[Callable[..., object]]:
-    """Give the functions of ``fastslow``, and of the room that it does not import."""
+    """Give the functions of ``fastslow``, and of the rooms that it does not import."""
     core = [getattr(fastslow, name) for name in fastslow.__all__]
     pictures = [
         value
         for name, value in vars(fastslow.plotting).items()
         if not name.startswith("_") and value not in core
     ]
+    models = [getattr(fastslow.qwen2_vl, name) for name in fastslow.qwen2_vl.__all__]
     return [
         value
-        for value in core + pictures
+        for value in core + pictures + models
         if inspect.isfunction(value) and value.__module__.startswith("fastslow")
     ]
 
@@ -59,40 +63,42 @@ def read_laws(docstring: str) -> list[str]:
     return names
 
 
-def law_tests() -> dict[str, set[str]]:
-    """Give the tests of laws, by the name of their file."""
+def law_tests() -> set[tuple[str, str]]:
+    """Give the place and the name of each test of a law."""
     return {
-        file.name: {
-            node.name
-            for node in ast.parse(file.read_text()).body
-            if isinstance(node, ast.FunctionDef) and re.match("test_.*__", node.name)
-        }
-        for file in FOLDER.glob("test_*.py")
+        (place_of(file), node.name)
+        for folder in ("laws", "models")
+        for file in (TESTS / folder).glob("test_*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.FunctionDef) and re.match("test_.*__", node.name)
     }
 
 
+def place_of(file: Path) -> str:
+    """Name the file of a test of the core, the folder of a test of a model."""
+    return file.parent.name if file.parent.name == "models" else file.name
+
+
 def stated_tests(function: Callable[..., object]) -> set[tuple[str, str]]:
-    """Give the file and the name of each test that a function's laws call for."""
-    module = function.__module__.rpartition(".")[2].lstrip("_")
+    """Give the place and the name of each test that a function's laws call for."""
+    *package, module = function.__module__.split(".")
+    place = f"test_{module.lstrip('_')}.py" if package == ["fastslow"] else "models"
     laws = read_laws(function.__doc__ or "")
-    name = function.__name__
-    return {(f"test_{module}.py", f"test_{name}__{law}") for law in laws}
+    return {(place, f"test_{function.__name__}__{law}") for law in laws}
 
 
 @pytest.mark.parametrize("function", exported_functions(), ids=lambda f: f.__name__)
 def test_every_function_states_laws_that_are_tests(
     function: Callable[..., object],
 ) -> None:
-    stated, tests = stated_tests(function), law_tests()
+    stated = stated_tests(function)
     assert stated, f"{function.__name__} has no section 'Laws:'"
-    missing = {name for file, name in stated if name not in tests.get(file, set())}
-    assert missing == set()
+    assert stated - law_tests() == set()
 
 
 def test_every_test_of_a_law_has_its_law() -> None:
     stated = set().union(*map(stated_tests, exported_functions()))
-    found = {(file, name) for file, names in law_tests().items() for name in names}
-    assert found - stated == set()
+    assert law_tests() - stated == set()
 
 
 def test_laws_are_read_from_their_section() -> None:

@@ -110,27 +110,31 @@ def check_answers(tokenizer: PreTrainedTokenizerFast, turns: Turns) -> None:
 
 
 @pytest.mark.parametrize("turns", EXAMPLES)
-def test_text_round_trip(tokenizer: PreTrainedTokenizerFast, turns: Turns) -> None:
+def test_examples_read_as_the_template_renders(
+    tokenizer: PreTrainedTokenizerFast, turns: Turns
+) -> None:
     check_text(tokenizer, turns)
 
 
 @given(turns=conversations())
 @settings(max_examples=60, deadline=None)
-def test_text_round_trip_of_any_conversation(
+def test_encode_conversation__text_round_trip(
     tokenizer: PreTrainedTokenizerFast, turns: Turns
 ) -> None:
     check_text(tokenizer, turns)
 
 
 @pytest.mark.parametrize("turns", EXAMPLES)
-def test_answers_only(tokenizer: PreTrainedTokenizerFast, turns: Turns) -> None:
+def test_examples_train_the_answers(
+    tokenizer: PreTrainedTokenizerFast, turns: Turns
+) -> None:
     check_answers(tokenizer, turns)
 
 
 @given(turns=conversations())
 @settings(max_examples=60, deadline=None)
 @example(turns=[("user", "<video>"), ("assistant", "a"), ("assistant", "b")])
-def test_answers_only_of_any_conversation(
+def test_encode_conversation__answers_only(
     tokenizer: PreTrainedTokenizerFast, turns: Turns
 ) -> None:
     check_answers(tokenizer, turns)

@@ -133,7 +133,7 @@ QWEN3_GEOMETRY = VisionGeometry(
         (Qwen3VLConfig(), Family(geometry=QWEN3_GEOMETRY, tells_time=True)),
     ],
 )
-def test_families_are_told_apart(config: PreTrainedConfig, family: Family) -> None:
+def test_family_of__known(config: PreTrainedConfig, family: Family) -> None:
     assert family_of(config) == family
 
 
@@ -181,24 +181,34 @@ sizes = st.lists(
 
 
 @given(sizes, st.integers(1, 5))
-@example([(2, (4, 4)), (1, (5, 7))], 4)
-def test_windows_are_ordered_as_in_transformers(
+def test_window_order__permutation(clips: list[tuple[int, Grid]], window: int) -> None:
+    total = sum(frames * height * width for frames, (height, width) in clips)
+    assert sorted(window_order(clips, window).tolist()) == list(range(total))
+
+
+@given(sizes, st.integers(1, 5))
+def test_window_order__frame_by_frame(
     clips: list[tuple[int, Grid]], window: int
 ) -> None:
-    grid_thw = torch.tensor([(t, 2 * h, 2 * w) for t, (h, w) in clips])
-    order = window_order(clips, window)
-    assert sorted(order.tolist()) == list(range(int(grid_thw.prod(1).sum()) // 4))
-    first = 0
+    order, first = window_order(clips, window), 0
     for frames, (height, width) in clips:
         for _ in range(frames):
             stop = first + height * width
             assert set(order[first:stop].tolist()) == set(range(first, stop))
             first = stop
+
+
+@given(sizes, st.integers(1, 5))
+@example([(2, (4, 4)), (1, (5, 7))], 4)
+def test_window_order__matches_transformers(
+    clips: list[tuple[int, Grid]], window: int
+) -> None:
+    grid_thw = torch.tensor([(t, 2 * h, 2 * w) for t, (h, w) in clips])
     vision_utils = pytest.importorskip("transformers.vision_utils")
     expected, _ = vision_utils.get_vision_window_index(
         grid_thw, spatial_merge_size=2, window_size=4 * window, patch_size=2
     )
-    assert torch.equal(order, expected)
+    assert torch.equal(window_order(clips, window), expected)
 
 
 # Positions
@@ -214,7 +224,7 @@ def test_windows_are_ordered_as_in_transformers(
 @example([((2, 3), 9, 2 / 3), ((1, 1), 4, 0.1)])
 @example([((1, 1), 40, 2 / 1.3)])
 @settings(deadline=None)
-def test_positions_are_those_of_transformers(
+def test_frame_times__matches_transformers(
     make_family: MakeFamily, lay: Lay, clips: list[tuple[Grid, int, float]]
 ) -> None:
     sample: list[Span] = [text(1, 7)]

@@ -73,7 +73,7 @@ def model(
 
 
 @pytest.mark.parametrize("attention", ["frame_causal", "causal"])
-def test_answers_equal_those_without_a_cache(
+def test_generate_answers__cache_free(
     model: FastSlowQwen2VL, lay: Lay, attention: str
 ) -> None:
     plan = lay(PROMPTS, attention=attention)
@@ -87,7 +87,7 @@ def test_answers_equal_those_without_a_cache(
     assert len({tuple(answer) for answer in expected}) > 1
 
 
-def test_the_other_prompts_change_nothing(model: FastSlowQwen2VL, lay: Lay) -> None:
+def test_generate_answers__batch_free(model: FastSlowQwen2VL, lay: Lay) -> None:
     def answers(prompts: Sequence[Sequence[Span]], padding: int = 0) -> list[Any]:
         plan = lay(prompts, padding=padding)
         return generate_answers(
@@ -117,7 +117,7 @@ def test_an_answer_ends_with_its_token(model: FastSlowQwen2VL, lay: Lay) -> None
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_transformers_gives_the_same_answer(
+def test_generate_answers__matches_transformers(
     make_family: Callable[..., Backbone], lay: Lay, seed: int
 ) -> None:
     """An independent way: its own masks, positions, cache and loop."""

@@ -34,9 +34,7 @@ def plan(
 
 @given(rows, st.integers(0, 8))
 @settings(deadline=None)
-def test_placeholders_pooled_tokens_and_video_rows_are_equally_many(
-    samples: list[list[Span]], padding: int
-) -> None:
+def test_plan_row__counts_agree(samples: list[list[Span]], padding: int) -> None:
     row = plan(samples, padding)
     kept = [
         count

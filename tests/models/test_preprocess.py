@@ -81,18 +81,29 @@ def grey_levels(difference: Tensor, geometry: VisionGeometry) -> Tensor:
     return difference.unflatten(1, (3, -1)) * 255 * std
 
 
-@given(sides, sides, st.integers(1, 64), st.integers(1, 10**6), st.integers(0, 10**7))
-@example(360, 640, 28, 100352, 0)
-@example(14, 14, 28, 1, 10**6)
-@example(70, 42, 28, 1, 10**6)
-def test_smart_resize_is_that_of_transformers(
-    height: int, width: int, factor: int, min_pixels: int, more: int
+frame_sizes = st.tuples(sides, sides).filter(lambda size: max(size) <= 200 * min(size))
+pixel_bounds = st.tuples(st.integers(1, 10**6), st.integers(0, 10**7)).map(
+    lambda drawn: {"min_pixels": drawn[0], "max_pixels": sum(drawn)}
+)
+
+
+@given(frame_sizes, st.integers(1, 64), pixel_bounds)
+def test_smart_resize__multiples(
+    size: tuple[int, int], factor: int, bounds: dict[str, int]
 ) -> None:
-    assume(max(height, width) <= 200 * min(height, width))
-    bounds = {"min_pixels": min_pixels, "max_pixels": min_pixels + more}
-    size = smart_resize(height, width, factor=factor, **bounds)
-    assert size == pil.smart_resize(height, width, factor=factor, **bounds)
-    assert all(side > 0 and side % factor == 0 for side in size)
+    resized = smart_resize(*size, factor=factor, **bounds)
+    assert all(side > 0 and side % factor == 0 for side in resized)
+
+
+@given(frame_sizes, st.integers(1, 64), pixel_bounds)
+@example((360, 640), 28, {"min_pixels": 100352, "max_pixels": 100352})
+@example((14, 14), 28, {"min_pixels": 1, "max_pixels": 10**6 + 1})
+@example((70, 42), 28, {"min_pixels": 1, "max_pixels": 10**6 + 1})
+def test_smart_resize__matches_transformers(
+    size: tuple[int, int], factor: int, bounds: dict[str, int]
+) -> None:
+    resized = smart_resize(*size, factor=factor, **bounds)
+    assert resized == pil.smart_resize(*size, factor=factor, **bounds)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +138,7 @@ def test_smart_resize_says_what_is_wrong() -> None:
 
 @given(st.integers(1, 7), st.integers(1, 90), st.integers(1, 90), geometries)
 @settings(max_examples=40, deadline=None)
-def test_clip_grid_foretells_the_patches(
+def test_clip_grid__matches_patchify(
     count: int, height: int, width: int, geometry: VisionGeometry
 ) -> None:
     assume(max(height, width) <= 200 * min(height, width))
@@ -141,7 +152,7 @@ def test_clip_grid_foretells_the_patches(
 
 
 @pytest.mark.parametrize("size", [(56, 56), (84, 56), (28, 112)])
-def test_still_frames_are_patched_as_images(size: tuple[int, int]) -> None:
+def test_patchify_clip__matches_transformers(size: tuple[int, int]) -> None:
     first, second = random_frames(2, *size)
     clip = torch.stack([first, first, second, second])
     images = [processed_image(frame, NO_LIMITS) for frame in (first, second)]
@@ -149,6 +160,24 @@ def test_still_frames_are_patched_as_images(size: tuple[int, int]) -> None:
     torch.testing.assert_close(
         patchify_clip(clip, NO_LIMITS), torch.cat(images), rtol=1e-6, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("size", [(112, 112), (60, 100)])
+def test_patchify_clip__scales(size: tuple[int, int]) -> None:
+    frames, scales = random_frames(8, *size), (1, 2, 1, 2)
+    geometry = VisionGeometry(min_pixels=1, max_pixels=112 * 112, grid_multiple=2)
+    _, *grid = clip_grid(8, *size, geometry)
+    sizes = [[14 * side // scale for side in grid] for scale in scales]
+    parts = patchify_clip(frames, geometry, scales).split(
+        [math.prod(pixels) // 14**2 for pixels in sizes]
+    )
+    for pair, part, pixels in zip(frames.split(2), parts, sizes, strict=True):
+        area = math.prod(pixels)
+        alone = VisionGeometry(min_pixels=area, max_pixels=area)
+        resized = torch.nn.functional.interpolate(
+            pair, pixels, mode="bicubic", antialias=True
+        )
+        assert torch.equal(part, patchify_clip(resized, alone))
 
 
 def test_every_setting_of_the_geometry_counts() -> None:

@@ -14,6 +14,7 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from fastslow import (
     IGNORED_LABEL,
+    FrameSchedule,
     Grid,
     Span,
     TextSpan,
@@ -103,7 +104,9 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
     st.integers(1, 9), st.sampled_from((1.0, 2.0, 24.0, 29.97)), st.sampled_from((1, 2))
 )
 @example(5, 24.0, 2)
-def test_times_are_told_as_in_transformers(raw: int, fps: float, patch: int) -> None:
+def test_timestamp_texts__matches_transformers(
+    raw: int, fps: float, patch: int
+) -> None:
     indices = [3 * n for n in range(raw)]
     frames = temporal_patches(raw, temporal_patch_size=patch)
     texts = timestamp_texts(
@@ -116,6 +119,19 @@ def test_times_are_told_as_in_transformers(raw: int, fps: float, patch: int) -> 
     expected = END.join(f"<{time:.1f} seconds>{START}" for time in times)
     assert "".join(texts) == expected
     assert len(texts) == frames
+
+
+@given(
+    fst.grids(max_side=5),
+    fst.schedules(),
+    st.sampled_from((Family(), Family(tokens_per_second=2), QWEN3)),
+)
+def test_place_clip__same_frames(
+    grid: Grid, schedule: FrameSchedule, family: Family
+) -> None:
+    seconds = [0.4 * n for n in range(2 * schedule.num_frames)]
+    clip = place_clip(grid, schedule, seconds, family=family, encode=encode)
+    assert (clip.span.grid, clip.span.schedule) == (grid, schedule)
 
 
 def test_a_conversation_reads_as_the_processor_writes_it() -> None:
@@ -211,11 +227,20 @@ def test_the_other_families_tell_time_by_positions() -> None:
     fst.after_video_rules(),
 )
 @settings(deadline=None)
-def test_positions_are_those_of_transformers(
+def test_place_clip__matches_transformers(
     make_family: MakeFamily, lay: Lay, clips: list[tuple[Grid, int]], rule: str
 ) -> None:
     spans = sample([(grid, (1,) * frames) for grid, frames in clips])
     plan = lay([spans], after_video_rule=rule)
+    processor = Qwen3VLProcessor.__new__(Qwen3VLProcessor)
+    ids = list[int]()
+    for (height, width), frames in clips:
+        ids += encode("Look")
+        for time in processor._calculate_timestamps(list(range(2 * frames)), 2.0, 2):
+            ids += encode(f"<{time:.1f} seconds>{START}")
+            ids += [VIDEO_TOKEN_ID] * (height * width) + encode(END)
+        ids += [*encode("What?"), 12, 13, 14]
+    assert plan.layout.input_ids.tolist() == ids
     inputs = inputs_of(plan, torch.empty(0))
     expected, _ = make_family("qwen3_vl").model.get_rope_index(**inputs)
     assert torch.equal(plan.layout.position_ids[1:], expected[:, 0])

@@ -1,6 +1,5 @@
 """Fast frames that enter the tower smaller: from pixels to losses."""
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -10,8 +9,6 @@ from fastslow import (
     TextSpan,
     VideoSpan,
     build_schedule,
-    encoded_grids,
-    merged_grid,
     next_frame_loss,
     scale_fast_frames,
     tokens_per_frame,
@@ -20,7 +17,6 @@ from fastslow.qwen2_vl import (
     FastSlowQwen2VL,
     RowPlan,
     VisionGeometry,
-    clip_grid,
     patchify_clip,
 )
 
@@ -33,24 +29,6 @@ def random_frames(count: int, height: int, width: int) -> torch.Tensor:
     return torch.randint(
         256, (count, 3, height, width), dtype=torch.uint8, generator=generator
     )
-
-
-@pytest.mark.parametrize("size", [(112, 112), (60, 100)])
-def test_a_scaled_frame_is_patched_as_a_smaller_clip(size: tuple[int, int]) -> None:
-    frames = random_frames(8, *size)
-    _, height, width = clip_grid(8, *size, GEOMETRY)
-    patches = patchify_clip(frames, GEOMETRY, SCHEDULE.scales)
-    grids = encoded_grids(merged_grid((height, width)), SCHEDULE)
-    parts = patches.split([4 * math.prod(grid) for grid in grids])
-    for number, (part, grid) in enumerate(zip(parts, grids, strict=True)):
-        pair = frames[2 * number : 2 * number + 2]
-        pixels = [28 * side for side in grid]
-        area = math.prod(pixels)
-        alone = VisionGeometry(min_pixels=area, max_pixels=area)
-        resized = torch.nn.functional.interpolate(
-            pair, pixels, mode="bicubic", antialias=True
-        )
-        assert torch.equal(part, patchify_clip(resized, alone))
 
 
 def test_scales_that_do_not_fit_are_named() -> None:

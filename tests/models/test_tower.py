@@ -24,7 +24,7 @@ FAMILIES = ["qwen2_vl", "qwen3_vl"]
     st.lists(st.tuples(st.integers(1, 3), fst.grids(max_side=4)), max_size=4),
     st.integers(1, 3),
 )
-def test_the_plan_is_what_transformers_computes(
+def test_plan_tower__matches_transformers(
     runs: list[tuple[int, tuple[int, int]]], merge_size: int
 ) -> None:
     plan = plan_tower(runs, merge_size=merge_size)
