@@ -43,8 +43,10 @@ def visible_pairs(intervals: KeyIntervals) -> int:
         Pairs of one head of one layer.
 
     Laws:
-        matches_reference: equals counting pair by pair, kept keys and padding included
-        additive: a pack has the pairs of its samples
+        matches_reference: equals counting pair by pair, kept keys and padding included:
+            ``visible_pairs(v) == dense_mask(interval_mask(v), n).sum()``
+        additive: a pack has the pairs of its samples: ``visible_pairs(a ++ b) ==
+            visible_pairs(a) + visible_pairs(b)``
 
     Example:
         >>> from fastslow import visible_intervals
@@ -76,8 +78,10 @@ def live_tiles(intervals: KeyIntervals, *, block_size: int = 128) -> int:
         ValueError: If ``block_size`` is below 1.
 
     Laws:
-        matches_create_block_mask: equals the tiles that ``create_block_mask`` lists
-        matches_reference: equals looking at every tile's pairs
+        matches_create_block_mask: equals the tiles that ``create_block_mask`` lists:
+            ``live_tiles(v) == kv_num_blocks.sum() + full_kv_num_blocks.sum()``
+        matches_reference: equals looking at every tile's pairs: ``live_tiles(v) ==
+            sum(tile.any() for tile in tiles of dense_mask)``
 
     Example:
         >>> from fastslow import visible_intervals
@@ -106,8 +110,11 @@ def tile_efficiency(intervals: KeyIntervals, *, block_size: int = 128) -> float:
         ValueError: If ``block_size`` is below 1.
 
     Laws:
-        ratio: pairs over the pairs that live tiles hold, both counted one by one
-        single_tokens: blocks of 1 token waste nothing
+        ratio: pairs over the pairs that live tiles hold, both counted one by one:
+            ``tile_efficiency(v) == visible_pairs(v) / (live_tiles(v) * block_size **
+            2)``
+        single_tokens: blocks of 1 token waste nothing: ``tile_efficiency(v,
+            block_size=1) == 1``
 
     Example:
         >>> from fastslow import visible_intervals
@@ -143,7 +150,8 @@ def attention_flops(
 
     Laws:
         matches_torch: over all pairs, equals torch's own counts, forward and backward
-        linear: proportional to pairs, heads and layers
+        linear: proportional to pairs, heads and layers: ``attention_flops(a * pairs) ==
+            a * attention_flops(pairs)``
 
     Example:
         >>> attention_flops(11, num_heads=28, head_dim=128)
@@ -169,10 +177,16 @@ def frame_causal_pairs(run_lengths: Sequence[int]) -> int:
         Pairs of one head of one layer, without a window.
 
     Laws:
-        matches_visible_pairs: summed over samples, equals ``visible_pairs`` of a layout
-        matches_reference: equals reading every run token by token
-        ends: n runs of 1 have n (n + 1) / 2 pairs, 1 run of n has n * n
-        order_free: the order of the runs changes nothing
+        matches_visible_pairs: summed over samples, equals ``visible_pairs`` of a
+            layout: ``sum(map(frame_causal_pairs, runs)) ==
+            visible_pairs(visible_keys(layout))``
+        matches_reference: equals reading every run token by token:
+            ``frame_causal_pairs(n) == sum(n[i] * sum(n[:i + 1]) for i)``
+        ends: n runs of 1 read as a triangle, 1 run of n as a square:
+            ``frame_causal_pairs([1] * n) == n * (n + 1) / 2`` and
+            ``frame_causal_pairs([n]) == n * n``
+        order_free: the order of the runs changes nothing:
+            ``frame_causal_pairs(sorted(runs)) == frame_causal_pairs(runs)``
 
     Example:
         >>> frame_causal_pairs([1, 2, 1])
@@ -196,8 +210,10 @@ def sample_cost(model: CostModel, *, tokens: int, pairs: int, patches: int) -> i
         FLOPs of the forward pass.
 
     Laws:
-        terms: one token, pair or patch costs its term
-        additive: counts added up cost the sum of their costs
+        terms: one token, pair or patch costs its term: ``sample_cost(c, tokens=t,
+            pairs=p, patches=q) == c.per_token * t + c.per_pair * p + c.per_patch * q``
+        additive: counts added up cost the sum of their costs: ``cost(a + b) == cost(a)
+            + cost(b)``
 
     Example:
         >>> from fastslow import balance
@@ -245,7 +261,8 @@ def transformer_cost(
     Laws:
         matches_torch: terms of a token and a patch equal torch's count of a layer of as
             many weights
-        matches_attention: the term of a pair is ``attention_flops`` of 1 pair
+        matches_attention: the term of a pair is ``attention_flops`` of 1 pair:
+            ``cost.per_pair == attention_flops(1)``
 
     Example:
         >>> transformer_cost(  # Qwen2-VL 7B

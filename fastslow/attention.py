@@ -49,13 +49,17 @@ def interval_attention(
 
     Laws:
         matches_sdpa: equals ``scaled_dot_product_attention`` under the dense mask of
-            the intervals on every query that reads a key
+            the intervals on every query that reads a key: ``interval_attention(q, k, v,
+            visible) == sdpa(q, k, v, dense_mask(interval_mask(visible), n))``
         gradients_match: so do the gradients of query, key and value
-        reads_nothing: a query without keys gives zero and sends back no gradient
-        support: an output depends on a value exactly where its query may read that
-            key, and on no key elsewhere
+        reads_nothing: a query without keys gives zero and sends back no gradient:
+            ``out[q] == 0 if not mask[q].any()``
+        support: an output depends on a value exactly where its query may read that key,
+            and on no key elsewhere: ``(d out[q] / d value[k] != 0) == mask[q, k]``
         tile_free: the size of the tiles changes nothing
-        heads_grouped: query heads that share a key head equal a repeated key head
+        heads_grouped: query heads that share a key head equal a repeated key head:
+            ``attend(q, k, v) == attend(q, k.repeat_interleave(g),
+            v.repeat_interleave(g))``
 
     Example:
         >>> bounds = KeyIntervals(start=torch.tensor([0, 0, 2], dtype=torch.int32),

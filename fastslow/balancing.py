@@ -49,18 +49,22 @@ def balance(
             than ``costs``, or one of ``lengths`` and ``capacity`` is missing.
 
     Laws:
-        partition: every item lies on exactly one rank or is left
-        capacity: no rank holds more than its capacity
-        equal_counts: as many items of length 1 as there are places fill every rank
-        maximal: an item that is left fits on no rank
+        partition: every item lies on exactly one rank or is left: ``sorted(sum(ranks,
+            left)) == list(range(n))``
+        capacity: no rank holds more than its capacity: ``sum(lengths[i] for i in rank)
+            <= capacity``
+        equal_counts: as many items of length 1 as there are places fill every rank:
+            ``[len(rank) for rank in ranks] == [capacity] * num_ranks``
+        maximal: an item that is left fits on no rank: ``sum(lengths[i] for i in rank) +
+            lengths[j] > capacity for j in left``
         never_worse: the costliest rank costs at most as much as the greedy rule's
-            unless more items found room
-        guarantee: without lengths at most 4/3 - 1/(3 num_ranks) times the least
-            possible cost of the costliest rank
+            unless more items found room: ``max(loads) <= max(greedy loads)``
+        guarantee: without lengths at most 4/3 - 1/(3 m) times the least possible cost
+            of the costliest of m ranks: ``max(loads) <= (4/3 - 1/(3 m)) * least``
         settled: without lengths, and before 16 exchanges per rank, the costliest rank
             has no gift or swap left that helps, or is within 1/10,000 of the mean
         renumbers: where no two items cost the same, renumbering items renumbers the
-            answer
+            answer: ``balance(costs[p]) == p^-1 of balance(costs)``
 
     Example:
         >>> balance([3, 3, 2, 2, 2], 2).ranks
@@ -106,8 +110,10 @@ def imbalance(costs_per_rank: Sequence[float]) -> float:
         ValueError: If there is no rank or a cost is out of range.
 
     Laws:
-        ratio: exactly the largest cost over the mean, for integers
-        range: between 1, which equal costs have, and the number of ranks
+        ratio: exactly the largest cost over the mean, for integers: ``imbalance(c) ==
+            max(c) / (sum(c) / len(c))``
+        range: between 1, which equal costs have, and the number of ranks: ``1 <=
+            imbalance(c) <= len(c)``
 
     Example:
         >>> imbalance([3, 1])
@@ -136,8 +142,10 @@ def imbalance_bound(costs: Sequence[float], num_ranks: int) -> float:
         ValueError: If a number is out of range.
 
     Laws:
-        lower_bound: no assignment of all items has a lower imbalance
-        attained: one item per rank has exactly this imbalance
+        lower_bound: no assignment of all items has a lower imbalance:
+            ``imbalance(loads) >= imbalance_bound(costs, m)``
+        attained: one item per rank has exactly this imbalance: ``imbalance(costs) ==
+            imbalance_bound(costs, len(costs))``
 
     Example:
         >>> imbalance_bound([3, 1], 2)

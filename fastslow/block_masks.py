@@ -43,7 +43,8 @@ def interval_block_mask(intervals: KeyIntervals, *, block_size: int = 128) -> Bl
             neither print nor use the BlockMask of an empty row.
 
     Laws:
-        matches_create_block_mask: every field equals that of ``create_block_mask``
+        matches_create_block_mask: every field equals that of ``create_block_mask``:
+            ``block_mask(v) == create_block_mask(interval_mask(v))``
 
     Example:
         >>> frames = torch.arange(6).repeat_interleave(2)
@@ -94,7 +95,8 @@ def frame_causal_block_mask(
         ValueError: As ``visible_intervals`` and ``interval_block_mask`` do.
 
     Laws:
-        matches_create_block_mask: every field equals that of ``create_block_mask``
+        matches_create_block_mask: every field equals that of ``create_block_mask``:
+            ``block_mask(r, s) == create_block_mask(frame_causal_mask(r, s))``
 
     Example:
         >>> ranks = torch.arange(4).repeat_interleave(64)

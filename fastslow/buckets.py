@@ -21,13 +21,20 @@ def bucket_length(tokens: int, capacity: int, *, buckets: int, multiple_of: int)
             between 1 and ``capacity``.
 
     Laws:
-        holds: at least the tokens, and the tokens need it: no shorter length holds them
-        multiple: a multiple of ``multiple_of``
-        few: all rows together have at most ``buckets`` lengths
-        monotone: more tokens never make a row shorter
-        longest: the capacity has its own length, itself rounded up
-        waste: less padding than a part of the capacity and the rounding
-        matches_reference: equals listing the lengths and taking the first that holds
+        holds: at least the tokens, and the tokens need it: no shorter length holds
+            them: ``n <= bucket_length(n) <= b for every length b >= n``
+        multiple: a multiple of ``multiple_of``: ``bucket_length(n) % multiple_of == 0``
+        few: all rows together have at most ``buckets`` lengths: ``len({bucket_length(n)
+            for n <= capacity}) <= buckets``
+        monotone: more tokens never make a row shorter: ``bucket_length(m) <=
+            bucket_length(n) if m <= n``
+        longest: the capacity has its own length, itself rounded up:
+            ``bucket_length(capacity) == ceil(capacity / multiple_of) * multiple_of``
+        waste: less padding than a part of the capacity and the rounding:
+            ``bucket_length(n) - n < capacity / buckets + multiple_of``
+        matches_reference: equals listing the lengths and taking the first that holds:
+            ``bucket_length(n) == min(b for b in reference.bucket_lengths(...) if b >=
+            n)``
 
     Example:
         >>> [bucket_length(n, 1000, buckets=4, multiple_of=128) for n in (9, 300, 513)]

@@ -33,7 +33,8 @@ def slow_frames_for_budget(
             frames fast; the message names the smallest budget that holds it.
 
     Laws:
-        most: that many slow frames fit, and one more does not or is not there
+        most: that many slow frames fit, and one more does not or is not there:
+            ``tokens(k) <= budget < tokens(k + 1)``
         smallest: the budget that a refusal names is met, and one less is refused
 
     Example:
@@ -82,12 +83,15 @@ def schedule_for_budget(
             largest stride; the message names the smallest budget that holds it.
 
     Laws:
-        within_budget: it has no more tokens than the budget
+        within_budget: it has no more tokens than the budget:
+            ``sum(tokens_per_frame(grid, s)) <= budget``
         matches_reference: no schedule of the family uses more tokens, and it is the
-            first of its equals in the order above
-        monotone: a larger budget never uses fewer tokens
+            first of its equals in the order above: ``schedule_for_budget(...) ==
+            reference.schedule_for_budget(...)``
+        monotone: a larger budget never uses fewer tokens: ``tokens(b) <= tokens(c) if b
+            <= c``
         smallest: the budget that a refusal names is met exactly, and one less is
-            refused
+            refused: ``tokens(named) == named``
 
     Example:
         >>> from fastslow import describe_schedule

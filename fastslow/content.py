@@ -28,8 +28,9 @@ def slow_by_similarity(
         Whether each frame is slow, for ``two_level_schedule``.
 
     Laws:
-        first: frame 0 is slow
-        prefix: the first m frames are chosen as in the clip of m frames
+        first: frame 0 is slow: ``slow[0]``
+        prefix: the first m frames are chosen as in the clip of m frames:
+            ``slow_by_similarity(x[:m]) == slow_by_similarity(x)[:m]``
         matches_reference: equals the loop-written reference
 
     Example:
@@ -66,8 +67,10 @@ def slow_by_score(
         Whether each frame is slow, for ``two_level_schedule``.
 
     Laws:
-        matches_reference: equals the loop-written reference
-        monotone: a higher threshold makes no further frame slow
+        matches_reference: equals the loop-written reference: ``slow[t] == (not
+            scores[t] < threshold)``
+        monotone: a higher threshold makes no further frame slow: ``slow(b) <= slow(a)
+            if a <= b``
 
     Example:
         >>> slow_by_score(torch.tensor([torch.nan, 0.1, 0.5, 0.3]), 0.3)
@@ -97,9 +100,9 @@ def slow_by_top_k(scores: Float[Tensor, " frames"], k: int) -> tuple[bool, ...]:
         ValueError: If ``k`` is negative.
 
     Laws:
-        count: min(k, frames) frames are slow
+        count: min(k, frames) frames are slow: ``sum(slow) == min(k, T)``
         matches_reference: equals the loop-written reference
-        nested: the slow frames of k are slow for k + 1
+        nested: the slow frames of k are slow for k + 1: ``slow(k) <= slow(k + 1)``
 
     Example:
         >>> slow_by_top_k(torch.tensor([0.2, 0.7, 0.2, 0.1]), 2)
@@ -138,8 +141,10 @@ def keep_by_score(
 
     Laws:
         matches_reference: equals the loop-written reference
-        one_per_frame: frame 0 keeps all tokens, every other frame at least one
-        monotone: a higher threshold keeps no further token
+        one_per_frame: frame 0 keeps all tokens, every other frame at least one:
+            ``keep[0].all(), keep[t].any()``
+        monotone: a higher threshold keeps no further token: ``keep(b) <= keep(a) if a
+            <= b``
 
     Example:
         >>> keep_by_score(torch.tensor([[0.0, 0.0], [0.3, 0.0], [0.0, 0.1]]), 0.1)

@@ -44,10 +44,13 @@ def labelled_cross_entropy(
 
     Laws:
         matches_cross_entropy: forward and both gradients are those of
-            ``F.cross_entropy`` on all logits, with -100 where there is no label
+            ``F.cross_entropy`` on all logits, with -100 where there is no label: ``loss
+            == F.cross_entropy(hidden @ W.T, labels, reduction='sum')``
         chunk_free: how many rows meet the vocabulary at a time changes nothing
-        no_labels: without labels the sum is 0 and both gradients are zeros
-        additive: sums and counts of packed rows are those of the rows added up
+        no_labels: without labels the sum is 0 and both gradients are zeros: ``sum == 0,
+            d sum / d hidden == d sum / d W == 0``
+        additive: sums and counts of packed rows are those of the rows added up:
+            ``loss(a ++ b) == loss(a) + loss(b)``
         matches_reference: equals the loop-written reference
 
     Example:

@@ -19,9 +19,12 @@ def copy_skill(loss: float, copy_loss: float) -> float:
         Where nothing changes there is nothing to beat, and it is not a number.
 
     Laws:
-        ends: a loss of 0 gives 1, that of copying gives 0
-        scale_free: a common factor changes nothing
-        falls: a larger loss never gives a larger skill
+        ends: a loss of 0 gives 1, that of copying gives 0: ``copy_skill(0, c) == 1,
+            copy_skill(c, c) == 0``
+        scale_free: a common factor changes nothing: ``copy_skill(a * x, a * c) ==
+            copy_skill(x, c)``
+        falls: a larger loss never gives a larger skill: ``copy_skill(y, c) <=
+            copy_skill(x, c) if x <= y``
 
     Example:
         >>> copy_skill(0.2, 0.8)
@@ -44,12 +47,15 @@ def effective_rank(features: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]:
         A number between 1 and the smaller side, in float64, without gradient.
 
     Laws:
-        bounds: between 1 and the smaller of both sides
-        scale_free: a factor changes nothing
-        rotation_free: nor does a rotation of the channels
-        orthogonal: n orthogonal vectors of one length use n directions
-        collapsed: multiples of one vector use 1
-        matches_svd: equals the definition on the singular values themselves
+        bounds: between 1 and the smaller of both sides: ``1 <= r <= min(n, d)``
+        scale_free: a factor changes nothing: ``r(a * X) == r(X)``
+        rotation_free: nor does a rotation of the channels: ``r(X @ Q) == r(X) if Q.T @
+            Q == eye``
+        orthogonal: n orthogonal vectors of one length use n directions: ``r(X) == n if
+            X @ X.T == a * eye``
+        collapsed: multiples of one vector use 1: ``r(u[:, None] * v) == 1``
+        matches_svd: equals the definition on the singular values themselves: ``r ==
+            exp(-sum(p * log(p))), p = s / sum(s)``
 
     Example:
         >>> effective_rank(torch.eye(4)[:3])

@@ -174,8 +174,9 @@ def frame_kinds(
         number of each frame's kind.
 
     Laws:
-        round_trip: moved to its time, its kind is the frame, slow or not
-        distinct: no two kinds are equal
+        round_trip: moved to its time, its kind is the frame, slow or not:
+            ``kinds[kind_of[i]] moved by frames[i].start == frames[i]``
+        distinct: no two kinds are equal: ``len(set(kinds)) == len(kinds)``
 
     Example:
         >>> from fastslow import build_schedule
@@ -223,8 +224,9 @@ def encoded_grids(grid: Grid, schedule: FrameSchedule) -> tuple[Grid, ...]:
         ValueError: If a scale does not divide both sides.
 
     Laws:
-        covers: times its scale, each grid is the clip's
-        no_scales: without scales all are the clip's grid
+        covers: times its scale, each grid is the clip's: ``grids[t] * scales[t] ==
+            grid``
+        no_scales: without scales all are the clip's grid: ``grids == (grid,) * T``
 
     Example:
         >>> from fastslow import build_schedule, scale_fast_frames
@@ -257,8 +259,10 @@ def tokens_per_frame(grid: Grid, schedule: FrameSchedule) -> tuple[int, ...]:
         ValueError: As ``frame_windows`` does.
 
     Laws:
-        matches_pooling: equals the lengths that pooling returns
-        monotone: under ``ceil`` a larger stride never keeps more tokens
+        matches_pooling: equals the lengths that pooling returns:
+            ``tokens_per_frame(grid, s) == pool_frames(x, s).cu_seqlens.diff()``
+        monotone: under ``ceil`` a larger stride never keeps more tokens: ``n(b) <= n(a)
+            if a <= b``
         matches_reference: equals the loop-written reference
 
     Example:
@@ -288,7 +292,8 @@ def describe_schedule(schedule: FrameSchedule, grid: Grid) -> str:
         ValueError: As ``frame_windows`` does.
 
     Laws:
-        counts: the tokens it tells are the sum of ``tokens_per_frame``
+        counts: the tokens it tells are the sum of ``tokens_per_frame``: ``told ==
+            sum(tokens_per_frame(grid, schedule))``
 
     Example:
         >>> from fastslow import build_schedule

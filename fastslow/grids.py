@@ -25,7 +25,8 @@ def temporal_patches(num_video_frames: int, *, temporal_patch_size: int = 2) -> 
         ValueError: If an argument is below 1.
 
     Laws:
-        ceil: the smallest count whose patches hold every raw frame
+        ceil: the smallest count whose patches hold every raw frame: ``(n - 1) * size <
+            frames <= n * size``
 
     Example:
         >>> temporal_patches(16), temporal_patches(7)
@@ -53,7 +54,8 @@ def merged_grid(patch_grid: Grid, *, merge_size: int = 2) -> Grid:
         ValueError: If a side is not a positive multiple of ``merge_size``.
 
     Laws:
-        exact: every merged token holds merge_size ** 2 patches and none is left
+        exact: every merged token holds merge_size ** 2 patches and none is left: ``h *
+            w * merge_size ** 2 == H * W``
 
     Example:
         >>> merged_grid((32, 46))
@@ -85,7 +87,8 @@ def merged_stride(patch_stride: int, *, merge_size: int = 2) -> int:
         ValueError: If ``patch_stride`` is not a positive multiple of ``merge_size``.
 
     Laws:
-        exact: the merged stride spans as many patches as the patch stride
+        exact: the merged stride spans as many patches as the patch stride:
+            ``merged_stride(s) * merge_size == s``
 
     Example:
         >>> merged_stride(4), merged_stride(8)
@@ -129,12 +132,15 @@ def window_bounds(
             ``error``.
 
     Laws:
-        covers: under ``ceil`` the windows of a stride hold every cell exactly once
+        covers: under ``ceil`` the windows of a stride hold every cell exactly once:
+            ``sum(windows, []) == list(range(side))``
         edges_agree: ``floor`` gives the windows of ``ceil`` that are whole, and
-            ``error`` either the same as both or a ValueError
+            ``error`` either the same as both or a ValueError: ``floor == [w for w in
+            ceil if len(w) == stride]``
         counted: windows by count hold every cell, and each is at most one cell longer
-            than side / count, rounded up
-        divides: where count divides side, they are the windows of stride side / count
+            than side / count, rounded up: ``len(w) <= ceil(side / count) + 1``
+        divides: where count divides side, they are the windows of stride side / count:
+            ``by_count(side, c) == by_stride(side, side / c) if side % c == 0``
 
     Example:
         >>> window_bounds(13, stride=4)
@@ -179,10 +185,12 @@ def pooled_grid(
 
     Laws:
         covers: under ``ceil`` the windows cover the grid and the last one of a side is
-            not empty
-        counts_windows: the number of windows that ``window_bounds`` cuts each side into
-        identity: stride 1 changes nothing
-        composes: strides a and b, one after the other, are stride a * b
+            not empty: ``(n - 1) * stride < side <= n * stride``
+        counts_windows: the number of windows that ``window_bounds`` cuts each side
+            into: ``n == len(window_bounds(side, stride))``
+        identity: stride 1 changes nothing: ``pooled_grid(g, 1) == g``
+        composes: strides a and b, one after the other, are stride a * b:
+            ``pooled_grid(pooled_grid(g, a), b) == pooled_grid(g, a * b)``
 
     Example:
         >>> pooled_grid((13, 23), 4), pooled_grid((13, 23), 4, edge="floor")

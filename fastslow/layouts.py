@@ -76,7 +76,8 @@ def count_tokens(sample: Sequence[Span]) -> int:
         Its length in a packed row.
 
     Laws:
-        matches_layout: equals the length of the layout of the sample alone
+        matches_layout: equals the length of the layout of the sample alone:
+            ``count_tokens(s) == len(build_layout([s]).input_ids)``
 
     Example:
         >>> from fastslow import schedule_from_strides
@@ -115,12 +116,17 @@ def build_layout(
             ``attention`` or ``after_video_rule`` is unknown.
 
     Laws:
-        packs: without padding, the layout of a pack is its samples' layouts end to end
-        ranks_sorted: ranks never fall within a segment
+        packs: without padding, the layout of a pack is its samples' layouts end to end:
+            ``build_layout(a + b) == build_layout(a) ++ build_layout(b)``
+        ranks_sorted: ranks never fall within a segment: ``rank[i] <= rank[i + 1] if
+            segment[i] == segment[i + 1]``
         frames_share_rank: under ``frame_causal`` two tokens of a sample share a rank
-            when they come from one pooled frame
-        padding: what fills the row up is at its end, in no segment, unlabelled
-        matches_reference: equals the loop-written reference
+            when they come from one pooled frame: ``(rank[i] == rank[j]) == (frame of i
+            is frame of j)``
+        padding: what fills the row up is at its end, in no segment, unlabelled:
+            ``segment[real:] == -1, labels[real:] == -100``
+        matches_reference: equals the loop-written reference: ``build_layout(s) ==
+            reference.layout(s)``
 
     Example:
         >>> from fastslow import schedule_from_strides
@@ -179,9 +185,12 @@ def visible_keys(
             back to the first frame.
 
     Laws:
-        no_window: without a window, ``visible_intervals`` of ranks and segments
-        keeps: what the window keeps is read by all that come after it in its sample
-        matches_reference: equals the loop-written reference
+        no_window: without a window, ``visible_intervals`` of ranks and segments:
+            ``visible_keys(l) == visible_intervals(l.causal_ranks, l.segment_ids)``
+        keeps: what the window keeps is read by all that come after it in its sample:
+            ``reads(q, k) if kept[k] and k < q and segment[k] == segment[q]``
+        matches_reference: equals the loop-written reference: ``reads ==
+            reference.window_pairs(...)``
 
     Example:
         >>> from fastslow import dense_mask, interval_mask, repeat_strides

@@ -80,10 +80,13 @@ def plan_next_frame(
     Laws:
         rows_are_sources: under plain strides the rows are the tokens of every frame but
             each clip's last
-        same_shape: predictions, targets and copies agree frame by frame
-        unseen: no target reads a frame that a token visible to its rows has read
+        same_shape: predictions, targets and copies agree frame by frame:
+            ``lengths(predictions) == lengths(targets) == lengths(copies)``
+        unseen: no target reads a frame that a token visible to its rows has read:
+            ``frame(target) > frame(k) if reads(row, k)``
         pairings_agree: where all strides are equal, ``common_grid`` is ``source_grid``
-        matches_reference: equals the loop-written reference
+        matches_reference: equals the loop-written reference,
+            ``reference.next_frame_pairs``
 
     Example:
         >>> from fastslow import VideoSpan, build_layout, schedule_from_strides
@@ -134,9 +137,12 @@ def plan_labels(layout: TokenLayout) -> LabelPlan:
         could predict it and is left out.
 
     Laws:
-        next_token: each target is the labelled token right after its row
-        within_segment: row and target lie in one sample
-        matches_reference: equals the loop-written reference
+        next_token: each target is the labelled token right after its row: ``targets[i]
+            == labels[rows[i] + 1] != -100``
+        within_segment: row and target lie in one sample: ``segment[rows[i]] ==
+            segment[rows[i] + 1]``
+        matches_reference: equals the loop-written reference: ``rows ==
+            reference.labelled_rows(...)``
 
     Example:
         >>> from fastslow import TextSpan, build_layout

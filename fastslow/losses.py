@@ -66,16 +66,24 @@ def next_frame_loss(
 
     Laws:
         zero_at_target: predicting the target exactly costs nothing, but under
-            ``cosine`` a target of zeros, which has no direction, costs 1
-        target_detached: the gradient with respect to targets and weights is zero
-        additive: sums and counts of packed clips are those of the clips added up
-        cosine_scale_free: a positive factor on predictions changes no cosine loss
+            ``cosine`` a target of zeros, which has no direction, costs 1: ``loss(y, y)
+            == 0``
+        target_detached: the gradient with respect to targets and weights is zero:
+            ``dL/dtargets == dL/dweights == 0``
+        additive: sums and counts of packed clips are those of the clips added up:
+            ``loss(a ++ b) == loss(a) + loss(b)``
+        cosine_scale_free: a positive factor on predictions changes no cosine loss:
+            ``loss(c * x, y) == loss(x, y) if c > 0``
         normalized: under ``normalize_targets`` scale and offset of a target are free,
-            as long as its variance is far above 1e-5
+            as long as its variance is far above 1e-5: ``loss(x, a * y + b) == loss(x,
+            y) if a > 0``
         frame_weight: under ``frame`` repeating a frame's tokens changes nothing
-        constant_weights: equal weights do not change the quotient
-        weight_zero: tokens of weight 0 might as well not be there under ``token``
-        matches_reference: equals the loop-written reference
+        constant_weights: equal weights do not change the quotient: ``sum(weights=c) /
+            count(weights=c) == sum() / count()``
+        weight_zero: tokens of weight 0 might as well not be there under ``token``:
+            ``loss(x, y, w) == loss(x[w > 0], y[w > 0], w[w > 0])``
+        matches_reference: equals the loop-written reference: ``loss(x, y) ==
+            reference.next_frame_loss(x, y)``
 
     Example:
         >>> from fastslow import pack_ragged
@@ -126,9 +134,11 @@ def change_weights(
         A weight between 0 and 2 for each token, without gradient, in float32 or wider.
 
     Laws:
-        still: features that only change in scale weigh nothing
-        symmetric: both directions of time weigh the same
-        bounds: between 0 and 2; opposite features weigh 2
+        still: features that only change in scale weigh nothing: ``change_weights(x, c *
+            x) == 0 if c > 0``
+        symmetric: both directions of time weigh the same: ``change_weights(x, y) ==
+            change_weights(y, x)``
+        bounds: between 0 and 2; opposite features weigh 2: ``0 <= 1 - cos(x, y) <= 2``
 
     Example:
         >>> change_weights(torch.eye(2), torch.tensor([[3.0, 0.0], [1.0, 0.0]]))

@@ -76,12 +76,19 @@ def frame_causal_mask(
         ValueError: If the lengths differ.
 
     Laws:
-        preorder: reflexive on real tokens, and m @ m reaches nothing that m does not
-        no_cross_segment: no token reads another segment, padding reads nothing
-        reduces_to_causal: one token per frame is causal attention, one frame is full
-        rank_order_only: a strictly increasing map of the ranks changes nothing
-        packs_block_diagonally: the mask of a pack is the block diagonal of its parts
-        matches_reference: equals the loop-written reference
+        preorder: reflexive on real tokens, and two steps reach nothing that one does
+            not: ``m.diagonal() == (segment >= 0)`` and ``(m @ m > 0) == m``
+        no_cross_segment: no token reads another segment, padding reads nothing: ``not
+            m[q, k] if segment[q] != segment[k] or segment[q] == -1``
+        reduces_to_causal: one token per frame is causal attention, one frame is full:
+            ``mask(arange(n)) == ones(n, n).tril()`` and ``mask(zeros(n)) == ones(n,
+            n)``
+        rank_order_only: a strictly increasing map of the ranks changes nothing:
+            ``mask(f(ranks)) == mask(ranks) if f rises``
+        packs_block_diagonally: the mask of a pack is the block diagonal of its parts:
+            ``mask(a ++ b) == block_diag(mask(a), mask(b))``
+        matches_reference: equals the loop-written reference: ``m ==
+            reference.visible_pairs(ranks, segments)``
 
     Example:
         >>> ranks = torch.tensor([0, 1, 1, 2])
@@ -142,14 +149,20 @@ def visible_intervals(
             ``frame_ids``, or ``is_kept`` comes without ``window``.
 
     Laws:
-        matches_rule: without a window, the same pairs as ``frame_causal_mask``
-        window_matches_reference: with one, the pairs of the loop-written reference
-        wide_window: a window of all frames changes nothing
-        within_causal: a window only removes pairs, fewer the wider it is
+        matches_rule: without a window, the same pairs as ``frame_causal_mask``:
+            ``(start[q] <= k < stop[q]) == m[q, k]``
+        window_matches_reference: with one, the pairs of the loop-written reference:
+            ``reads == reference.window_pairs(...)``
+        wide_window: a window of all frames changes nothing: ``intervals(window=T + 1)
+            == intervals()``
+        within_causal: a window only removes pairs, fewer the wider it is: ``reads(w) <=
+            reads(w + 1) <= m``
         evictable: a key that a later query of its segment cannot read is read by none
-            after that query, so a server may evict it
-        holds_diagonal: start <= q < stop on real tokens
-        monotone: no bound falls from one real token to the next
+            after that query, so a server may evict it: ``not reads(r, k) if k < q < r
+            and not reads(q, k)``
+        holds_diagonal: a real token reads itself: ``start[q] <= q < stop[q]``
+        monotone: no bound falls from one real token to the next: ``start[q] <= start[q
+            + 1], stop[q] <= stop[q + 1]``
 
     Example:
         >>> visible = visible_intervals(torch.tensor([0, 1, 1, 2]))
@@ -200,8 +213,11 @@ def interval_mask(intervals: KeyIntervals) -> MaskMod:
         A ``mask_mod``; it closes over the tensors.
 
     Laws:
-        matches_rule: on visible intervals, the same pairs as ``frame_causal_mask``
-        matches_intervals: on any intervals, the pairs that ``KeyIntervals`` states
+        matches_rule: on visible intervals, the same pairs as ``frame_causal_mask``:
+            ``dense_mask(interval_mask(visible_intervals(r, s))) ==
+            dense_mask(frame_causal_mask(r, s))``
+        matches_intervals: on any intervals, the pairs that ``KeyIntervals`` states:
+            ``m[q, k] == (start[q] <= k < stop[q])``
 
     Example:
         >>> rule = interval_mask(visible_intervals(torch.tensor([0, 1])))
@@ -241,7 +257,8 @@ def dense_mask(
         True where the query (row) may read the key (column).
 
     Laws:
-        matches_create_mask: equals torch's ``create_mask`` of the same rule
+        matches_create_mask: equals torch's ``create_mask`` of the same rule:
+            ``dense_mask(rule, n) == create_mask(rule, 1, 1, n, n)``
 
     Example:
         >>> dense_mask(lambda b, h, q_idx, kv_idx: kv_idx <= q_idx, 3).int()

@@ -33,10 +33,13 @@ def take_bin(lengths: Sequence[int], capacity: int) -> tuple[int, ...]:
             longer than it.
 
     Laws:
-        oldest_first: item 0 is always chosen, so no item waits for ever
-        capacity: the bin holds at most its capacity
-        maximal: no item that stays behind would still fit
-        matches_reference: equals the same attempts in plain loops
+        oldest_first: item 0 is always chosen, so no item waits for ever: ``0 in taken``
+        capacity: the bin holds at most its capacity: ``sum(lengths[i] for i in taken)
+            <= capacity``
+        maximal: no item that stays behind would still fit: ``sum(lengths[i] for i in
+            taken) + lengths[j] > capacity for j not in taken``
+        matches_reference: equals the same attempts in plain loops: ``take_bin(...) ==
+            reference.take_bin(...)``
 
     Example:
         >>> take_bin([3, 6, 5, 2], 8)
@@ -97,7 +100,7 @@ def stream_order(
             one.
 
     Laws:
-        permutation: every item comes once
+        permutation: every item comes once: ``sorted(order) == list(range(n))``
         grouped: the items of a group come one after another
         within: without their groups, the items of a group keep that order
 
@@ -145,9 +148,12 @@ def next_bin(
             items than there are, or an item that begins to wait does not fit a bin.
 
     Laws:
-        once_per_pass: within a pass every item comes exactly once
-        bounded_wait: an item leaves within ``window`` bins after it begins to wait
-        resumes: continuing from any state gives the bins of an uninterrupted stream
+        once_per_pass: within a pass every item comes exactly once: ``sorted(sum(bins,
+            ())) == list(range(n))``
+        bounded_wait: an item leaves within ``window`` bins after it begins to wait:
+            ``leaves(i) - begins(i) < window``
+        resumes: continuing from any state gives the bins of an uninterrupted stream:
+            ``bins(state_k) == bins(state_0)[k:]``
 
     Example:
         >>> bins, state = next_bin([3, 6, 5, 2], 8, StreamState(), window=4, seed=0)

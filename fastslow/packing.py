@@ -30,12 +30,16 @@ def best_fit_decreasing(
             nothing is dropped.
 
     Laws:
-        partition: every item lies in exactly one bin
-        capacity: no bin holds more than its capacity
+        partition: every item lies in exactly one bin: ``sorted(sum(bins, ())) ==
+            list(range(n))``
+        capacity: no bin holds more than its capacity: ``sum(lengths[i] for i in bin) <=
+            capacity``
         bound: at least ``fewest_bins_bound`` bins and at most 11/9 of the fewest
-            possible plus 6/9
-        scale: scaling lengths and capacity together changes nothing
-        matches_reference: equals placing item by item in a loop
+            possible plus 6/9: ``bound <= len(bins) <= 11/9 * fewest + 6/9``
+        scale: scaling lengths and capacity together changes nothing: ``bins(a *
+            lengths, a * capacity) == bins(lengths, capacity)``
+        matches_reference: equals placing item by item in a loop: ``bins ==
+            reference.best_fit_decreasing(...)``
 
     Example:
         >>> best_fit_decreasing([5, 4, 3, 2, 2], 8)
@@ -68,12 +72,16 @@ def first_fit_decreasing(
             nothing is dropped.
 
     Laws:
-        partition: every item lies in exactly one bin
-        capacity: no bin holds more than its capacity
+        partition: every item lies in exactly one bin: ``sorted(sum(bins, ())) ==
+            list(range(n))``
+        capacity: no bin holds more than its capacity: ``sum(lengths[i] for i in bin) <=
+            capacity``
         bound: at least ``fewest_bins_bound`` bins and at most 11/9 of the fewest
-            possible plus 6/9
-        scale: scaling lengths and capacity together changes nothing
-        matches_reference: equals placing item by item in a loop
+            possible plus 6/9: ``bound <= len(bins) <= 11/9 * fewest + 6/9``
+        scale: scaling lengths and capacity together changes nothing: ``bins(a *
+            lengths, a * capacity) == bins(lengths, capacity)``
+        matches_reference: equals placing item by item in a loop: ``bins ==
+            reference.first_fit_decreasing(...)``
 
     Example:
         >>> first_fit_decreasing([6, 5, 3, 2], 8)
@@ -105,9 +113,11 @@ def fewest_bins_bound(lengths: Sequence[int], capacity: int) -> int:
         ValueError: If ``capacity`` is below 1, or an item is empty or longer than it.
 
     Laws:
-        lower_bound: no packing has fewer bins
-        volume: at least ceil(sum / capacity)
-        matches_reference: equals the loop over every ``k``
+        lower_bound: no packing has fewer bins: ``bound <= len(bins)``
+        volume: at least what the volume needs: ``bound >= ceil(sum(lengths) /
+            capacity)``
+        matches_reference: equals the loop over every ``k``: ``bound ==
+            reference.fewest_bins_bound(...)``
 
     Example:
         >>> fewest_bins_bound([5, 5, 5, 1], 8)
@@ -144,8 +154,10 @@ def fill(lengths: Sequence[int], bins: Sequence[Sequence[int]], capacity: int) -
         ValueError: If there are no bins.
 
     Laws:
-        share: real tokens over all tokens, counted one by one
-        bound: at most the tokens over those of ``fewest_bins_bound`` bins
+        share: real tokens over all tokens, counted one by one: ``fill == sum(lengths) /
+            (len(bins) * capacity)``
+        bound: at most the tokens over those of ``fewest_bins_bound`` bins: ``fill <=
+            sum(lengths) / (fewest_bins_bound * capacity)``
 
     Example:
         >>> fill([5, 4, 3], [(0, 2), (1,)], 8)

@@ -51,7 +51,8 @@ def render_mask(mask_mod: MaskMod, num_tokens: int) -> str:
         The picture, without a newline at its end.
 
     Laws:
-        round_trip: reading ``#`` as True and ``.`` as False gives ``dense_mask`` back
+        round_trip: reading ``#`` as True and ``.`` as False gives ``dense_mask`` back:
+            ``[[c == '#' for c in line] for line in text] == mask``
 
     Example:
         >>> import torch
@@ -82,7 +83,8 @@ def schedule_svg(schedule: FrameSchedule, grid: Grid) -> str:
         ValueError: As ``frame_windows`` does.
 
     Laws:
-        one_window_per_token: a frame has as many windows as ``tokens_per_frame`` counts
+        one_window_per_token: a frame has as many windows as ``tokens_per_frame``
+            counts: ``#rectangles == tokens_per_frame(grid, s)[t]``
         tiles: under plain strides the windows of a frame cover every cell of the grid
             exactly once
 
@@ -132,7 +134,8 @@ def layout_svg(layout: TokenLayout) -> str:
         An SVG document.
 
     Laws:
-        one_cell_per_token: as many cells as tokens, each of its token's kind
+        one_cell_per_token: as many cells as tokens, each of its token's kind: ``#cells
+            == len(layout.input_ids)``
         numbers: the lines are ``segment_ids``, ``frame_ids``, ``causal_ranks`` and the
             bounds of ``visible_keys``, with ``-`` for -1
     """
@@ -182,8 +185,9 @@ def mask_svg(layout: TokenLayout) -> str:
         An SVG document.
 
     Laws:
-        round_trip: the rectangles of ``pairs`` cover what is True in ``dense_mask``
-        disjoint: they do not overlap
+        round_trip: the rectangles of ``pairs`` cover what is True in ``dense_mask``:
+            ``union of rectangles == dense_mask``
+        disjoint: they do not overlap: ``sum of areas == dense_mask.sum()``
         one_cell_per_token: each strip has as many cells as the row has tokens
     """
     kinds, places = _kinds(layout), _places(layout)

@@ -103,11 +103,12 @@ def plan_pooling(
 
     Laws:
         partition: where every frame is pooled once, ``average`` and ``max`` read every
-            cell exactly once
+            cell exactly once: ``sorted(cells) == list(range(H * W * T))``
         transpose: both directions hold the same (window, cell) pairs
         weights: the shares of a window, divided, add up to 1; those of a mean are
-            powers of two
-        matches_reference: equals the loop-written reference
+            powers of two: ``sum(shares of a window) == 1``
+        matches_reference: equals the loop-written reference: ``plan ==
+            reference.pool_plan(...)``
 
     Example:
         >>> from fastslow import schedule_from_strides

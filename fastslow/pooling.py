@@ -34,10 +34,12 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
         ValueError: If the plan is for another number of cells.
 
     Laws:
-        adjoint: the backward pass of a linear mode is the transpose of the forward pass
+        adjoint: the backward pass of a linear mode is the transpose of the forward
+            pass: ``<P x, y> == <x, P' y>``
         routes: the gradient of a maximum goes to the cell that it came from, the first
             of equal ones
-        matches_reference: equals the loop-written reference
+        matches_reference: equals the loop-written reference: ``pool_tokens(x, plan) ==
+            reference.pool(x)``
     """
     if len(tokens) != len(plan.cell_starts):
         raise ValueError(
@@ -74,14 +76,20 @@ def pool_frames(
             or the mode do not allow it.
 
     Laws:
-        identity: stride 1 changes nothing, in any mode
-        constant: a constant clip stays constant, in any mode
-        linear: commutes with every linear map of the channels, but for ``max``
-        mean: the mean weighted by window size is that of the clip
-        composes: on grids that both strides divide, a then b is a * b
-        frame_order: permuting frames permutes the blocks of the result
+        identity: stride 1 changes nothing, in any mode: ``pool(x, 1) == x``
+        constant: a constant clip stays constant, in any mode: ``pool(c * ones) == c *
+            ones``
+        linear: commutes with every linear map of the channels, but for ``max``:
+            ``pool(x @ A) == pool(x) @ A``
+        mean: the mean weighted by window size is that of the clip: ``sum(size[w] *
+            pool(x)[w]) / sum(size) == x.mean()``
+        composes: on grids that both strides divide, a then b is a * b: ``pool(pool(x,
+            a), b) == pool(x, a * b)``
+        frame_order: permuting frames permutes the blocks of the result: ``pool(x[p],
+            s[p]) == blocks of pool(x, s) in order p``
         matches_torch: equals ``avg_pool2d``, ``max_pool2d`` or ``interpolate`` frame by
-            frame
+            frame: ``pool(x, s)[t] == avg_pool2d(x[t], s[t], ceil_mode=True,
+            count_include_pad=False)``
 
     Example:
         >>> clip = torch.arange(8.0).reshape(2, 2, 2, 1)

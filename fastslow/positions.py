@@ -48,11 +48,16 @@ def video_positions(
 
     Laws:
         stride_one: stride 1 gives Qwen2-VL's own positions
-        inside_window: every coordinate lies inside the window that it stands for
-        centred: at most half a cell lies between it and the middle, towards the origin
-        translation: ``start`` is added to every coordinate
-        lengths: as many tokens per frame as ``tokens_per_frame`` counts
-        times_looked_up: with ``times``, time is looked up there and nothing else moves
+        inside_window: every coordinate lies inside the window that it stands for:
+            ``window.start <= p < window.stop``
+        centred: at most half a cell lies between it and the middle, towards the origin:
+            ``0 <= middle - p <= 1/2``
+        translation: ``start`` is added to every coordinate: ``positions(start=a) ==
+            positions(start=0) + a``
+        lengths: as many tokens per frame as ``tokens_per_frame`` counts: ``#{p of frame
+            t} == tokens_per_frame(grid, s)[t]``
+        times_looked_up: with ``times``, time is looked up there and nothing else moves:
+            ``p[0] == start + times[frame]``
 
     Example:
         >>> from fastslow import schedule_from_strides
@@ -101,8 +106,10 @@ def after_video(grid: Grid, num_frames: int, *, rule: AfterVideo = "all_axes") -
         ValueError: If ``rule`` is unknown.
 
     Laws:
-        independent_of_strides: pooling never moves the text
-        clears_video: under ``all_axes`` no video coordinate reaches the text
+        independent_of_strides: pooling never moves the text: ``after(s) == after(stride
+            1)``
+        clears_video: under ``all_axes`` no video coordinate reaches the text:
+            ``max(positions) < after_video(grid, T)``
 
     Example:
         >>> after_video((4, 6), 8), after_video((4, 6), 8, rule="spatial_axes")

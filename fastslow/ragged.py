@@ -37,8 +37,10 @@ def pack_ragged(sequences: Sequence[Shaped[Tensor, " _ *feature"]]) -> Ragged:
         ValueError: If ``sequences`` is empty.
 
     Laws:
-        round_trip: ``unpack_ragged(pack_ragged(xs))`` gives back xs exactly
-        associative: packing packs equals packing all their sequences
+        round_trip: unpacking gives back the sequences exactly:
+            ``unpack_ragged(pack_ragged(xs)) == xs``
+        associative: packing packs equals packing all their sequences:
+            ``pack(unpack(pack(a)) + unpack(pack(b))) == pack(a + b)``
 
     Example:
         >>> pack_ragged([torch.tensor([1, 2]), torch.tensor([3])]).cu_seqlens
@@ -65,8 +67,8 @@ def unpack_ragged(ragged: Ragged) -> tuple[Shaped[Tensor, " _ *feature"], ...]:
         One tensor per sequence.
 
     Laws:
-        round_trip: ``pack_ragged(unpack_ragged(r))`` gives back r exactly, where r has
-            a sequence
+        round_trip: packing gives back r exactly, where r has a sequence:
+            ``pack_ragged(unpack_ragged(r)) == r``
 
     Example:
         >>> ragged = pack_ragged([torch.tensor([1, 2]), torch.tensor([3])])
@@ -91,8 +93,9 @@ def select_ragged(ragged: Ragged, sequences: Int[Tensor, " chosen"]) -> Ragged:
         Those sequences end to end.
 
     Laws:
-        matches_unpacked: packs the sequences of ``unpack_ragged`` that are numbered
-        identity: all numbers in order change nothing
+        matches_unpacked: packs the sequences of ``unpack_ragged`` that are numbered:
+            ``select(r, i) == pack([unpack(r)[j] for j in i])``
+        identity: all numbers in order change nothing: ``select(r, arange(n)) == r``
 
     Example:
         >>> ragged = pack_ragged([torch.tensor([1, 2]), torch.tensor([3])])
@@ -119,8 +122,10 @@ def cu_seqlens_from_lengths(
         ``sequences + 1`` bounds, as FlashAttention expects them.
 
     Laws:
-        round_trip: ``lengths_from_cu_seqlens`` undoes it
-        bounds: begins with 0, never falls, ends with the total
+        round_trip: ``lengths_from_cu_seqlens`` undoes it:
+            ``lengths_from_cu_seqlens(cu_seqlens_from_lengths(n)) == n``
+        bounds: begins with 0, never falls, ends with the total: ``cu[0] == 0, cu[i] <=
+            cu[i + 1], cu[-1] == sum(n)``
 
     Example:
         >>> cu_seqlens_from_lengths(torch.tensor([2, 0, 3]))
@@ -141,7 +146,8 @@ def lengths_from_cu_seqlens(
         Differences of neighbouring bounds.
 
     Laws:
-        round_trip: ``cu_seqlens_from_lengths`` undoes it
+        round_trip: ``cu_seqlens_from_lengths`` undoes it:
+            ``cu_seqlens_from_lengths(lengths_from_cu_seqlens(cu)) == cu``
 
     Example:
         >>> lengths_from_cu_seqlens(torch.tensor([0, 2, 2, 5]))
@@ -164,9 +170,10 @@ def segment_ids_from_cu_seqlens(
         0-based sequence of each item, -1 for padding.
 
     Laws:
-        round_trip: ``lengths_from_segment_ids`` gives the lengths back
-        sorted: ids never fall within the sequences
-        padding: items past the last bound are -1
+        round_trip: ``lengths_from_segment_ids`` gives the lengths back:
+            ``lengths_from_segment_ids(segment_ids_from_cu_seqlens(cu)) == cu.diff()``
+        sorted: ids never fall within the sequences: ``ids[i] <= ids[i + 1]``
+        padding: items past the last bound are -1: ``ids[cu[-1]:] == -1``
 
     Example:
         >>> segment_ids_from_cu_seqlens(torch.tensor([0, 2, 2, 5]), 6)
@@ -191,7 +198,8 @@ def lengths_from_segment_ids(
         One length per sequence; padding is not counted.
 
     Laws:
-        round_trip: ``segment_ids_from_cu_seqlens`` of the lengths gives the ids back
+        round_trip: ``segment_ids_from_cu_seqlens`` of the lengths gives the ids back:
+            ``segment_ids_from_cu_seqlens(cu_seqlens_from_lengths(n)) == ids``
 
     Example:
         >>> lengths_from_segment_ids(torch.tensor([0, 0, 2, -1]), 4)
@@ -214,7 +222,8 @@ def position_ids_from_cu_seqlens(
         Position of each item in its sequence; padding counts from 0 as well.
 
     Laws:
-        restarts: each sequence and the padding begin at 0 and step by 1
+        restarts: each sequence and the padding begin at 0 and step by 1: ``ids[i] == i
+            - cu[segment[i]]``
 
     Example:
         >>> position_ids_from_cu_seqlens(torch.tensor([0, 2, 2, 5]), 6)

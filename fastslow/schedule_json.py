@@ -18,7 +18,8 @@ def schedule_to_json(schedule: FrameSchedule) -> str:
         default is left out.
 
     Laws:
-        round_trip: ``schedule_from_json`` gives the schedule back
+        round_trip: ``schedule_from_json`` gives the schedule back:
+            ``schedule_from_json(schedule_to_json(s)) == s``
 
     Example:
         >>> from fastslow import build_schedule
@@ -53,7 +54,8 @@ def schedule_from_json(text: str) -> FrameSchedule:
             schedule breaks a rule.
 
     Laws:
-        round_trip: ``schedule_to_json`` gives the text back
+        round_trip: ``schedule_to_json`` gives the text back:
+            ``schedule_to_json(schedule_from_json(text)) == text``
 
     Example:
         >>> from fastslow import build_schedule

@@ -50,17 +50,26 @@ def build_schedule(
         ValueError: If an argument is out of its range.
 
     Laws:
-        length: one stride per frame, each one of the two given
-        slow_count: ceil(T r) slow frames; round(T r), halves up, for ``uniform``
-        exact_count: ratio k / T gives k slow frames under every strategy
-        extremes: ratio 0 gives no slow frame, ratio 1 no fast one
-        period: ``interleave`` with ratio 1/s is slow exactly at multiples of s
-        prefix: m frames of an ``interleave`` schedule are the schedule of m frames
-        even_gaps: gaps between slow frames of ``interleave`` and ``uniform`` differ
-            by at most one
-        uniform_ends: ``uniform`` with two slow frames or more begins and ends slow
-        mirrored: ``last_slow`` is ``first_slow`` backwards
-        matches_reference: equals the loop-written reference
+        length: one stride per frame, each one of the two given: ``len(strides) == T,
+            set(strides) <= {slow, fast}``
+        slow_count: of T frames ceil(T r) are slow; under ``uniform`` round(T r), halves
+            up: ``sum(is_slow) == ceil(T * r)``
+        exact_count: ratio k / T gives k slow frames under every strategy:
+            ``sum(is_slow) == k if r == k / T``
+        extremes: ratio 0 gives no slow frame, ratio 1 no fast one: ``not any(is_slow)
+            if r == 0, all(is_slow) if r == 1``
+        period: ``interleave`` with ratio 1/s is slow exactly at multiples of s:
+            ``is_slow[t] == (t % s == 0)``
+        prefix: m frames of an ``interleave`` schedule are the schedule of m frames:
+            ``build_schedule(T).strides[:m] == build_schedule(m).strides``
+        even_gaps: gaps between slow frames of ``interleave`` and ``uniform`` differ by
+            at most one: ``max(gaps) - min(gaps) <= 1``
+        uniform_ends: ``uniform`` with two slow frames or more begins and ends slow:
+            ``is_slow[0] and is_slow[-1]``
+        mirrored: ``last_slow`` is ``first_slow`` backwards: ``last_slow.strides ==
+            first_slow.strides[::-1]``
+        matches_reference: equals the loop-written reference: ``is_slow ==
+            reference.slow_frames(...)``
 
     Example:
         >>> print(build_schedule(8))
@@ -118,7 +127,8 @@ def two_level_schedule(
         ValueError: If there is no frame or a stride is out of its range.
 
     Laws:
-        levels: frames that are slow have the slow stride, all others the fast one
+        levels: frames that are slow have the slow stride, all others the fast one:
+            ``strides[t] == (slow_stride if is_slow[t] else fast_stride)``
 
     Example:
         >>> two_level_schedule([True, False, False]).strides
@@ -157,7 +167,8 @@ def schedule_from_strides(
         ValueError: If there is no frame, a stride is below 1, or the lengths differ.
 
     Laws:
-        round_trip: the schedule's strides are those given
+        round_trip: the schedule's strides are those given:
+            ``schedule_from_strides(s).strides == s``
 
     Example:
         >>> print(schedule_from_strides([1, 4, 2, 4]))
@@ -195,9 +206,12 @@ def repeat_strides(
         ValueError: If there is no frame or no pattern, or a stride is below 1.
 
     Laws:
-        period: frames one period apart have the same stride
-        prefix: m frames of it are the schedule of m frames, so a stream needs no length
-        phase: the frame at ``phase`` has the first stride of the pattern
+        period: frames one period apart have the same stride: ``strides[t] == strides[t
+            + len(pattern)]``
+        prefix: m frames of it are the schedule of m frames, so a stream needs no
+            length: ``repeat_strides(T).strides[:m] == repeat_strides(m).strides``
+        phase: the frame at ``phase`` has the first stride of the pattern:
+            ``strides[phase] == pattern[0]``
 
     Example:
         >>> print(repeat_strides(7, (2, 4, 4)))
@@ -238,7 +252,8 @@ def schedule_from_grids(
         ValueError: If there is no frame, a side is below 1, or the lengths differ.
 
     Laws:
-        counts: on any grid, each frame keeps as many tokens as its own grid has
+        counts: on any grid, each frame keeps as many tokens as its own grid has:
+            ``tokens_per_frame(any, schedule_from_grids(g)) == [h * w for h, w in g]``
 
     Example:
         >>> print(schedule_from_grids([(12, 12), (1, 1), (1, 1)]))
@@ -279,7 +294,8 @@ def kernel_schedule(
             remain under ``error``.
 
     Laws:
-        chunks: its frames read one run of ``kernel[0]`` frames after the other
+        chunks: its frames read one run of ``kernel[0]`` frames after the other:
+            ``frames[i].start == i * kernel[0]``
 
     Example:
         >>> schedule = kernel_schedule(10, (4, 2, 2))

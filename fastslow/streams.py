@@ -24,8 +24,10 @@ def select_frames(schedule: FrameSchedule, frames: Sequence[int]) -> FrameSchedu
         ValueError: If a frame does not exist.
 
     Laws:
-        chosen: its pooled frames are those numbered, in that order
-        identity: all numbers in order change nothing
+        chosen: its pooled frames are those numbered, in that order: ``select_frames(s,
+            i).frames == [s.frames[j] for j in i]``
+        identity: all numbers in order change nothing: ``select_frames(s, range(n)) ==
+            s``
 
     Example:
         >>> from fastslow import repeat_strides
@@ -59,8 +61,10 @@ def keep_tokens(
         ValueError: If there is not one entry per frame, or a frame keeps nothing.
 
     Laws:
-        counts: each frame keeps as many tokens as its mask marks
-        positions: a token that remains stays where it was
+        counts: each frame keeps as many tokens as its mask marks:
+            ``tokens_per_frame(grid, kept)[t] == mask[t].sum()``
+        positions: a token that remains stays where it was: ``positions(kept) ==
+            positions(s)[mask]``
 
     Example:
         >>> from fastslow import repeat_strides, tokens_per_frame
@@ -105,10 +109,13 @@ def scale_fast_frames(schedule: FrameSchedule, scale: int) -> FrameSchedule:
         ValueError: If ``scale`` is below 1.
 
     Laws:
-        tokens: every pooled frame keeps as many tokens, at the same places
-        slow_untouched: a frame has scale 1 where a slow frame reads it, else ``scale``
+        tokens: every pooled frame keeps as many tokens, at the same places:
+            ``tokens_per_frame(grid, scaled) == tokens_per_frame(grid, s)``
+        slow_untouched: a frame has scale 1 where a slow frame reads it, else ``scale``:
+            ``scales[t] == (1 if a slow frame reads t else scale)``
         averages: where fast strides are multiples of ``scale``, averaging a clip whose
-            fast frames are averaged already is averaging the clip
+            fast frames are averaged already is averaging the clip: ``pool(pool(x,
+            scale), stride / scale) == pool(x, stride)``
 
     Example:
         >>> from fastslow import build_schedule
@@ -144,10 +151,12 @@ def merge_streams(
             or the order is unknown.
 
     Laws:
-        keeps_all: no pooled frame is lost or added
-        stream_order: ``stream`` is the streams end to end
-        time_order: under ``time`` no pooled frame reads beyond those after it, and
-            each stream that was in order keeps its own
+        keeps_all: no pooled frame is lost or added: ``Counter(merged.frames) ==
+            Counter(a.frames + b.frames)``
+        stream_order: ``stream`` is the streams end to end: ``merged.frames == a.frames
+            + b.frames``
+        time_order: under ``time`` no pooled frame reads beyond those after it, and each
+            stream that was in order keeps its own
 
     Example:
         >>> from fastslow import repeat_strides, schedule_from_grids, select_frames

@@ -82,11 +82,14 @@ def varlen_plan(intervals: KeyIntervals) -> VarlenPlan:
             to one key do not end with it, as those of a frame do.
 
     Laws:
-        union: both calls together read every visible pair once, and no other
+        union: both calls together read every visible pair once, and no other: ``causal
+            part + rest == dense mask, entry by entry``
         disjoint_parts: the first call reads nothing ahead of a query, the second
-            nothing else
-        bounds: calls begin and end with their bounds, and no sequence is empty
-        merges: outputs merged by log-sum-exp equal attention under the dense mask
+            nothing else: ``k <= q in the first, k > q in the second``
+        bounds: calls begin and end with their bounds, and no sequence is empty: ``cu[0]
+            == 0, cu[i] < cu[i + 1]``
+        merges: outputs merged by log-sum-exp equal attention under the dense mask:
+            ``sum(exp(lse_i - lse) * out_i) == attention(q, k, v, mask)``
 
     Example:
         >>> from fastslow import visible_intervals
@@ -136,8 +139,10 @@ def slice_ranges(intervals: KeyIntervals) -> SliceRanges:
         ValueError: If keys are kept.
 
     Laws:
-        union: the slices together read every visible pair once, and no other
-        matches_reference: equals the loop-written reference
+        union: the slices together read every visible pair once, and no other: ``sum of
+            slices == dense mask, entry by entry``
+        matches_reference: equals the loop-written reference: ``slice_ranges(v) ==
+            reference.slices(...)``
         each_query_once: slices are in order; each query but padding is in exactly one
 
     Example:

@@ -47,7 +47,8 @@ def encode_conversation(
             the template changes what it has written when turns are added.
 
     Laws:
-        text_round_trip: the decoded spans read as the chat template renders the turns
+        text_round_trip: the decoded spans read as the chat template renders the turns:
+            ``decode(encode_conversation(turns)) == apply_chat_template(turns)``
         answers_only: the trained tokens are the answers, each with its end
     """
     if turns and turns[0][0] == "assistant":

@@ -120,7 +120,7 @@ def window_order(
         tower.
 
     Laws:
-        permutation: every token comes once
+        permutation: every token comes once: ``sorted(order) == list(range(n))``
         frame_by_frame: tokens of a frame stay together, frames in order
         matches_transformers: equals the order that transformers computes
 

@@ -57,8 +57,10 @@ def step_flops(model: FastSlowQwen2VL, plan: RowPlan) -> StepFlops:
         matches_torch: products with weights equal torch's own count, forward and
             backward, whatever trains
         matches_pairs: tower attention equals torch's own count of a forward pass
-        padding_is_free: a padded row has the FLOPs of its samples
-        additive: a pack has the FLOPs of its samples
+        padding_is_free: a padded row has the FLOPs of its samples: ``step_flops(row +
+            padding) == step_flops(row)``
+        additive: a pack has the FLOPs of its samples: ``step_flops(a ++ b) ==
+            step_flops(a) + step_flops(b)``
     """
     visual, language = model.backbone.model.visual, model.backbone.model.language_model
     window = model.family.window

@@ -48,7 +48,8 @@ def generate_answers(
     Laws:
         cache_free: equals reading each prompt and its answer so far anew for every
             token
-        batch_free: the other prompts of a row change no answer
+        batch_free: the other prompts of a row change no answer: ``answers(a ++ b) ==
+            answers(a) + answers(b)``
         matches_transformers: without pooling and with causal attention, equals
             Qwen2-VL's own ``generate``
     """

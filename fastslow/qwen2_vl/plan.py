@@ -101,7 +101,8 @@ def plan_row(
         ValueError: As ``build_layout`` does.
 
     Laws:
-        counts_agree: pooled tokens, placeholders and video rows are equally many
+        counts_agree: pooled tokens, placeholders and video rows are equally many:
+            ``len(pool.window_sizes) == #placeholders == len(video_rows)``
     """
     layout = build_layout(
         samples,

@@ -69,7 +69,8 @@ def smart_resize(
             bounds are crossed or below 1.
 
     Laws:
-        multiples: both sides are positive multiples of ``factor``
+        multiples: both sides are positive multiples of ``factor``: ``h % factor == w %
+            factor == 0``
         matches_transformers: equals transformers' function of the same name
 
     Example:
@@ -117,7 +118,8 @@ def clip_grid(
         ValueError: As ``smart_resize`` and ``temporal_patches`` do.
 
     Laws:
-        matches_patchify: the product is the number of patches of ``patchify_clip``
+        matches_patchify: the product is the number of patches of ``patchify_clip``: ``t
+            * h * w == len(patchify_clip(frames))``
 
     Example:
         >>> clip_grid(16, 448, 448, VisionGeometry())

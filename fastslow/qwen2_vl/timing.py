@@ -56,7 +56,8 @@ def place_clip(
             or as ``temporal_patches`` does.
 
     Laws:
-        same_frames: grid and schedule stay what they are
+        same_frames: grid and schedule stay what they are: ``(span.grid, span.schedule)
+            == (grid, schedule)``
         matches_transformers: positions and ids are those of transformers' own processor
             and model
 
@@ -156,7 +157,8 @@ def frame_times(
         ``times`` of a ``VideoSpan``.
 
     Laws:
-        matches_transformers: equals the positions that transformers computes
+        matches_transformers: equals the positions that transformers computes:
+            ``times[t] == floor(t * seconds_per_frame * tokens_per_second)``
 
     Example:
         >>> frame_times(4, seconds_per_frame=2 / 3, tokens_per_second=2)
