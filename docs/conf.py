@@ -21,6 +21,7 @@ extensions = [
     "explorer",
     "gallery",
     "laws",
+    "llms",
 ]
 exclude_patterns = ["_build", "gallery"]
 myst_heading_anchors = 3  # a heading can be linked, as on GitHub
@@ -30,6 +31,8 @@ html_title = f"fastslow {release}"
 html_static_path = ["_static"]
 
 sphinx_gallery_conf = gallery.SETTINGS
+# Sources of tests are pages that only the builder of HTML makes.
+linkcheck_ignore = ["_tests/.*"]
 
 autodoc_member_order = "bysource"
 
