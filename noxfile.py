@@ -30,10 +30,11 @@ def compile(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format."""
+    """Check style, format and spelling."""
     session.install("-e", ".[dev]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("codespell")
 
 
 @nox.session
@@ -41,6 +42,15 @@ def types(session: nox.Session) -> None:
     """Check types."""
     session.install("-e", ".[dev]")
     session.run("mypy")
+
+
+PAGES = "docs/_build/html"
+
+
+def build_pages(session: nox.Session, builder: str, output: str, *options: str) -> None:
+    """Run one of Sphinx's builders; what one has read, others need not read again."""
+    strict = ["-n", "-W", "--keep-going", "-b", builder]
+    session.run("sphinx-build", *strict, *options, "docs", output)
 
 
 @nox.session
@@ -55,11 +65,20 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the pages without a warning, and run their examples."""
+    """Build the pages without a warning, run their examples, test what was built."""
     session.install("-e", ".[docs]")
-    for builder in ("html", "doctest"):
-        output = f"docs/_build/{builder}"
-        session.run("sphinx-build", "-n", "-W", "-b", builder, "docs", output)
+    shared = ["-d", "docs/_build/doctrees"]
+    build_pages(session, "html", PAGES, *shared)
+    build_pages(session, "doctest", "docs/_build/doctest", *shared)
+    quick = ["--jaxtyping-packages=", "tests/docs/test_pages.py"]
+    session.run("pytest", *quick, *session.posargs, env={"DOCS_PAGES": PAGES})
+
+
+@nox.session
+def links(session: nox.Session) -> None:
+    """Ask for every address outside that the pages name."""
+    session.install("-e", ".[docs]")
+    build_pages(session, "linkcheck", "docs/_build/linkcheck")
 
 
 @nox.session

@@ -29,6 +29,7 @@ myst_heading_anchors = 3  # a heading can be linked, as on GitHub
 html_theme = "furo"
 html_title = f"fastslow {release}"
 html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 sphinx_gallery_conf = gallery.SETTINGS
 # Sources of tests are pages that only the builder of HTML makes.

@@ -6,6 +6,7 @@ them from its file 3 and writes to its file 4.
 
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -196,3 +197,19 @@ class Page:
             self._unread += data
         message, _, self._unread = self._unread.partition(b"\0")
         return dict(json.loads(message))
+
+
+def contrast(one: str, other: str) -> float:
+    """Give the ratio of WCAG 2 for two opaque colours."""
+    lights = sorted(map(luminance, (one, other)))
+    return (lights[1] + 0.05) / (lights[0] + 0.05)
+
+
+def luminance(colour: str) -> float:
+    """Give the relative luminance of ``rgb(r, g, b)``."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

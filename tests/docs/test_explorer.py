@@ -9,9 +9,9 @@ import io
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlencode
@@ -25,7 +25,6 @@ from fastslow.testing import reference
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 EXPLORER = runpy.run_path(str(DOCS / "_extensions" / "explorer.py"))
-BROWSER = runpy.run_path(str(Path(__file__).with_name("browser.py")))
 
 STANDARD: dict[str, Any] = {
     "frames": 8,
@@ -101,15 +100,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=True,
     )
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Start a browser."""
-    if BROWSER["CHROMIUM"] is None:
-        pytest.skip("no Chromium here, so the explorer's page is not driven")
-    with BROWSER["Page"](tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 class Explorer:
@@ -264,6 +254,27 @@ def test_rule_answers_every_case_as_the_library(explorer: Explorer, site: Path) 
     settings = json.dumps([case["settings"] for case in cases])
     found = explorer.page.evaluate(f"{settings}.map(explorerRule.plan)")
     for case, plan in zip(cases, found, strict=True):
+        for name, expected in case["answers"].items():
+            assert plan[name] == expected, (name, case["settings"])
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js here")
+def test_rule_answers_every_case_outside_a_browser_too() -> None:
+    cases = EXPLORER["make_cases"]()
+    script = """
+        const { readFileSync } = require("fs"), { runInThisContext } = require("vm");
+        const rule = readFileSync(process.argv[1], "utf8") + ";explorerRule";
+        const settings = JSON.parse(readFileSync(0, "utf8"));
+        console.log(JSON.stringify(settings.map(runInThisContext(rule).plan)));
+    """
+    done = subprocess.run(
+        ["node", "-e", script, str(DOCS / "_static" / "explorer" / "rule.js")],
+        input=json.dumps([case["settings"] for case in cases]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for case, plan in zip(cases, json.loads(done.stdout), strict=True):
         for name, expected in case["answers"].items():
             assert plan[name] == expected, (name, case["settings"])
 
@@ -554,7 +565,7 @@ def test_colours_follow_the_theme(explorer: Explorer, theme: str, scheme: str) -
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast_is_enough(explorer: Explorer, scheme: str) -> None:
+def test_contrast_is_enough(explorer: Explorer, contrast: Any, scheme: str) -> None:
     explorer.page.prefer(scheme)
     explorer.open({"window": 2}, query=20)
     words = explorer.page.evaluate(
@@ -580,19 +591,3 @@ def test_contrast_is_enough(explorer: Explorer, scheme: str) -> None:
         value = explorer.colours()[name]
         shade = ", ".join(str(value >> shift & 255) for shift in (0, 8, 16))
         assert contrast(f"rgb({shade})", paper) >= 3, name
-
-
-def contrast(one: str, other: str) -> float:
-    """Give the ratio of WCAG 2 for two opaque colours."""
-    lights = sorted(map(luminance, (one, other)))
-    return (lights[1] + 0.05) / (lights[0] + 0.05)
-
-
-def luminance(colour: str) -> float:
-    """Give the relative luminance of ``rgb(r, g, b)``."""
-    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    red, green, blue = (
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
-        for part in parts
-    )
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
