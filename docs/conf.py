@@ -20,6 +20,7 @@ extensions = [
     "benchmarks",
     "explorer",
     "gallery",
+    "languages",
     "laws",
     "llms",
 ]
@@ -30,6 +31,21 @@ html_theme = "furo"
 html_title = f"fastslow {release}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
+templates_path = ["_templates"]
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "sidebar/languages.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
+
+# Of a page in another language, what is still English can be told by its class.
+locale_dirs = ["locale"]
+translation_progress_classes = "untranslated"
 
 sphinx_gallery_conf = gallery.SETTINGS
 # Sources of tests are pages that only the builder of HTML makes.

@@ -48,9 +48,9 @@ class Parallel:
     compute: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of forward and backward pass."""
     activation_checkpointing: ActivationCheckpointing = "none"
-    """What the backward pass recomputes. ``selective``: all but attention and matrix
-    products, so nothing that is expensive; ``full``: whole blocks of tower and
-    language model, so that only their inputs are kept."""
+    """What the backward pass recomputes. Under ``selective`` all but attention and
+    matrix products, so nothing that is expensive; under ``full`` whole blocks of tower
+    and language model, so that only their inputs are kept."""
     torch_compile: bool = False
     """Whether blocks of tower and language model are compiled, each by itself."""
     cpu_offload: bool = False
