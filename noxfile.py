@@ -5,6 +5,7 @@ Each session makes a virtual environment with pip. Where an environment with the
 """
 
 import tempfile
+from pathlib import Path
 
 import nox
 
@@ -70,8 +71,22 @@ def docs(session: nox.Session) -> None:
     shared = ["-d", "docs/_build/doctrees"]
     build_pages(session, "html", PAGES, *shared)
     build_pages(session, "doctest", "docs/_build/doctest", *shared)
+    build_pages(session, "html", f"{PAGES}/zh_CN", "-D", "language=zh_CN")
     quick = ["--jaxtyping-packages=", "tests/docs/test_pages.py"]
     session.run("pytest", *quick, *session.posargs, env={"DOCS_PAGES": PAGES})
+
+
+@nox.session
+def translate(session: nox.Session) -> None:
+    """Bring the catalogues of translations up to date with the English pages."""
+    session.install("-e", ".[docs]")
+    build_pages(session, "gettext", "docs/_build/gettext")
+    for catalogue in sorted(Path("docs/locale").rglob("*.po")):
+        page = catalogue.stem
+        source = ["-i", f"docs/_build/gettext/{page}.pot", "-D", page]
+        target = ["-d", "docs/locale", "-l", catalogue.parents[1].name]
+        form = ["--omit-header", "--ignore-obsolete", "--width", "88"]
+        session.run("pybabel", "update", *source, *target, *form)
 
 
 @nox.session

@@ -46,6 +46,7 @@ html_sidebars = {
 # Of a page in another language, what is still English can be told by its class.
 locale_dirs = ["locale"]
 translation_progress_classes = "untranslated"
+gettext_location = False
 
 sphinx_gallery_conf = gallery.SETTINGS
 # Sources of tests are pages that only the builder of HTML makes.

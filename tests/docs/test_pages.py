@@ -32,6 +32,8 @@ FOUND = {
 }
 """A page that has to be among those that a search for a word finds."""
 
+TRANSLATED = ("index", "concepts", "recipes")
+
 SHOWN = (
     "index",
     "concepts",
@@ -40,6 +42,7 @@ SHOWN = (
     "benchmarks",
     "api/masks",
     "_tests/laws/test_masks",
+    "zh_CN/concepts",
 )
 """Pages of every kind, for tests in a browser."""
 
@@ -115,6 +118,39 @@ def test_pictures_are_described() -> None:
     ours = {words for source, words in pictures if "_images/" in source}
     assert len(ours) >= 4
     assert [words for words in ours if " " not in words] == []
+
+
+def untranslated(page: str) -> list[str]:
+    """Find what a page in another language says in English still; code may be."""
+    parts = re.findall(r"<(\w+) [^>]*\buntranslated\b[^>]*>(.*?)</\1>", page, re.DOTALL)
+    words = [
+        re.sub(r"<code.*?</code>|<a class=.headerlink.*?</a>", "", s) for _, s in parts
+    ]
+    words += re.findall(r'<img alt="([\x00-\x7f]*)" class="untranslated"', page)
+    said = [re.sub(r"<.*?>", "", word).strip() for word in words]
+    return [word for word in said if re.search(r"[A-Za-z]", word)]
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_translations_have_no_gap(name: str) -> None:
+    page = (FOLDER / "zh_CN" / f"{name}.html").read_text(encoding="utf-8")
+    assert len(re.findall("[\u4e00-\u9fff]", page)) > 500
+    assert set(untranslated(page)) <= {"fastslow"}, "nox -s translate, then fill in"
+
+
+def test_a_gap_is_found() -> None:
+    page = (
+        '<p class="untranslated">New <code>x</code>.</p><p>Old</p><p class="untranslated">'
+        '<code>y</code></p><img alt="A clip." class="untranslated" src="a.svg">'
+    )
+    assert untranslated(page) == ["New .", "A clip."]
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_languages_lead_to_each_other(name: str) -> None:
+    here, there = FOLDER / f"{name}.html", FOLDER / "zh_CN" / f"{name}.html"
+    assert f"zh_CN/{name}.html" in read(here).links
+    assert f"../{name}.html" in read(there).links
 
 
 def search_index() -> dict[str, Any]:
