@@ -1,8 +1,8 @@
 """The pages that exist in several languages, and the links between them.
 
-The English build has all pages. A build in another language (``-D language=zh_CN``, into
-a folder of that name beside the English pages) has those of ``TRANSLATED``, from the same
-sources and ``locale``; what they link to beyond these is the English page.
+The English build has all pages. A build in another language (``-D language=zh_CN``,
+into a folder of that name beside the English pages) has those of ``TRANSLATED``, from the
+same sources and ``locale``; what they link to beyond these is the English page.
 """
 
 from pathlib import Path
@@ -58,7 +58,7 @@ def _offer_languages(
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Choose the pages before they are read, mend their links before they are stored."""
+    """Choose pages before they are read, mend links before they are stored."""
     app.setup_extension("sphinx.ext.intersphinx")
     app.connect("config-inited", _choose_pages, priority=100)
     app.connect("doctree-read", _link_to_english)

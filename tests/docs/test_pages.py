@@ -117,18 +117,17 @@ def test_pictures_are_described() -> None:
     assert [source for source, words in pictures if not words] == []
     ours = {words for source, words in pictures if "_images/" in source}
     assert len(ours) >= 4
-    assert [words for words in ours if " " not in words] == []
+    assert [words for words in ours if len(words) < 20] == []
 
 
 def untranslated(page: str) -> list[str]:
     """Find what a page in another language says in English still; code may be."""
-    parts = re.findall(r"<(\w+) [^>]*\buntranslated\b[^>]*>(.*?)</\1>", page, re.DOTALL)
-    words = [
-        re.sub(r"<code.*?</code>|<a class=.headerlink.*?</a>", "", s) for _, s in parts
-    ]
-    words += re.findall(r'<img alt="([\x00-\x7f]*)" class="untranslated"', page)
-    said = [re.sub(r"<.*?>", "", word).strip() for word in words]
-    return [word for word in said if re.search(r"[A-Za-z]", word)]
+    marked = r"<(\w+) [^>]*\buntranslated\b[^>]*>(.*?)</\1>"
+    parts = [words for _, words in re.findall(marked, page, re.DOTALL)]
+    parts += re.findall(r'<img alt="([\x00-\x7f]*)" class="untranslated"', page)
+    code = r"<code.*?</code>|<a class=.headerlink.*?</a>|<.*?>"
+    said = [re.sub(code, "", words).strip() for words in parts]
+    return [words for words in said if re.search(r"[A-Za-z]", words)]
 
 
 @pytest.mark.parametrize("name", TRANSLATED)
@@ -140,8 +139,9 @@ def test_translations_have_no_gap(name: str) -> None:
 
 def test_a_gap_is_found() -> None:
     page = (
-        '<p class="untranslated">New <code>x</code>.</p><p>Old</p><p class="untranslated">'
-        '<code>y</code></p><img alt="A clip." class="untranslated" src="a.svg">'
+        '<p class="untranslated">New <code>x</code>.</p><p>Old</p>'
+        '<p class="untranslated"><code>y</code></p>'
+        '<img alt="A clip." class="untranslated" src="a.svg">'
     )
     assert untranslated(page) == ["New .", "A clip."]
 
