@@ -25,13 +25,14 @@ text { font: 12px ui-sans-serif, system-ui, sans-serif; fill: #374151 }
 .padding { fill: #cdd2d8 }
 .text { fill: #7b8794 }
 .slow { fill: #2f6fb7 }
-.fast { fill: #e3912f }
+.fast { fill: #c46f0c }
 @media (prefers-color-scheme: dark) {
   text { fill: #d3d8de }
   .paper { fill: #1b1e23 }
   .cells { stroke: #1b1e23 }
   .hidden { fill: #262a31 }
   .padding { fill: #4a515b }
+  .fast { fill: #e3912f }
 }
 """
 _MARGIN = 14

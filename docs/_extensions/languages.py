@@ -1,8 +1,8 @@
 """The pages that exist in several languages, and the links between them.
 
 The English build has all pages. A build in another language (``-D language=zh_CN``,
-into a folder of that name beside the English pages) has those of ``TRANSLATED``, from the
-same sources and ``locale``; what they link to beyond these is the English page.
+into a folder of that name beside the English pages) has those of ``TRANSLATED``, from
+the same sources and ``locale``; what they link to beyond these is the English page.
 """
 
 from pathlib import Path
