@@ -29,6 +29,8 @@ def _choose_pages(app: Sphinx, config: Config) -> None:
         config.include_patterns = [f"{page}.*" for page in TRANSLATED]
         config.suppress_warnings = [*config.suppress_warnings, "toc.not_readable"]
         config.laws_tests = {}
+        if "plot_gallery" in config:
+            config.plot_gallery = False
         inventory = str(Path(app.outdir).parent / "objects.inv")
         config.intersphinx_mapping = {"english": ("..", inventory)}
 
@@ -60,7 +62,7 @@ def _offer_languages(
 def setup(app: Sphinx) -> dict[str, Any]:
     """Choose pages before they are read, mend links before they are stored."""
     app.setup_extension("sphinx.ext.intersphinx")
-    app.connect("config-inited", _choose_pages, priority=100)
+    app.connect("config-inited", _choose_pages, priority=1)
     app.connect("doctree-read", _link_to_english)
     app.connect("html-page-context", _offer_languages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
