@@ -30,7 +30,7 @@ def _choose_pages(app: Sphinx, config: Config) -> None:
         config.suppress_warnings = [*config.suppress_warnings, "toc.not_readable"]
         config.laws_tests = {}
         if "plot_gallery" in config:
-            config.plot_gallery = False
+            config.plot_gallery = "False"
         inventory = str(Path(app.outdir).parent / "objects.inv")
         config.intersphinx_mapping = {"english": ("..", inventory)}
 
