@@ -49,6 +49,7 @@ translation_progress_classes = "untranslated"
 gettext_location = False
 
 sphinx_gallery_conf = gallery.SETTINGS
+
 # Sources of tests are pages that only the builder of HTML makes.
 linkcheck_ignore = ["_tests/.*"]
 

@@ -7,12 +7,13 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 PAPER, INK = "#ffffff", "#374151"
-"""What changes on a dark page: the background, and lines and words."""
+"""The background, and lines and words."""
 
-DARK = {PAPER: "#1b1e23", INK: "#d3d8de"}
-
-COLOURS = ("#2f6fb7", "#e3912f", "#7b8794", "#5aa469", "#b65fa8")
+COLOURS = ("#2f6fb7", "#c46f0c", "#7b8794", "#5aa469", "#b65fa8")
 """Slow, fast and text as the library draws them, then others."""
+
+DARK = {PAPER: "#1b1e23", INK: "#d3d8de", COLOURS[1]: "#e3912f"}
+"""What changes on a dark page."""
 
 STYLE = {
     "axes.edgecolor": INK,
