@@ -27,10 +27,18 @@ def pages_in_order(env: BuildEnvironment) -> Iterator[str]:
             waiting += reversed(env.toctree_includes.get(page, []))
 
 
+class _Translator(TextTranslator):
+    """Writes text, and leaves out what extensions show in HTML alone."""
+
+    def unknown_visit(self, node: nodes.Node) -> None:
+        """Pass over a node that has no form as text."""
+        raise nodes.SkipNode
+
+
 def text_of(page: str, env: BuildEnvironment, builder: TextBuilder) -> str:
     """Write one page as text."""
     tree = env.get_and_resolve_doctree(page, builder)
-    translator = TextTranslator(tree, builder)
+    translator = _Translator(tree, builder)
     tree.walkabout(translator)
     return f"{translator.body.strip()}\n"
 
