@@ -114,9 +114,11 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
 
 def test_pictures_are_described() -> None:
     pictures = {picture for page in PAGES for picture in read(page).pictures}
-    assert [source for source, words in pictures if not words] == []
-    ours = {words for source, words in pictures if "_images/" in source}
-    assert len(ours) >= 4
+    # A small one of the gallery adds nothing to the title beside it.
+    told = [(source, words) for source, words in pictures if "_thumb." not in source]
+    assert [source for source, words in told if not words] == []
+    ours = {words for source, words in told if "_images/" in source}
+    assert len(ours) >= 20
     assert [words for words in ours if len(words) < 20] == []
 
 
