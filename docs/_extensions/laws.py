@@ -9,7 +9,7 @@ test, are warnings. ``laws_tests`` in ``conf.py`` names the modules.
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def public_functions(module: str) -> Iterator[Callable[..., object]]:
 
 
 class LawTables(SphinxDirective):
-    """One table of laws for each module."""
+    """One table of laws for each function, in the order of modules."""
 
     def run(self) -> list[nodes.Node]:
         """Write the tables as reStructuredText and parse them."""
@@ -79,14 +79,12 @@ class LawTables(SphinxDirective):
         for name in self.config.laws_tests:
             for function in public_functions(name):
                 module = function.__module__.partition("._")[0]
-                rows = by_module.setdefault(module, [])
-                rows += _rows(f"{module}.{function.__name__}", function, tests)
-        text = "\n".join(
-            line
-            for module, rows in sorted(by_module.items())
-            for line in _table(module, rows)
+                target = f"{module}.{function.__name__}"
+                lines = by_module.setdefault(module, [f".. rubric:: {module}", ""])
+                lines += _table(target, _rows(target, function, tests))
+        return self.parse_text_to_nodes(
+            "\n".join(line for _, lines in sorted(by_module.items()) for line in lines)
         )
-        return self.parse_text_to_nodes(text)
 
 
 def _root(env: BuildEnvironment) -> Path:
@@ -101,15 +99,13 @@ def _rows(
     laws = read_laws(function.__doc__ or "")
     if not laws:
         _log.warning("%s states no law", target)
-    link = f":py:func:`~{target}`"
     for law, statement in laws.items():
         test = tests.get(f"test_{function.__name__}__{law}")
         if test is None:
             _log.warning("the law %s of %s is no test", law, target)
             continue
-        yield from (f"   * - {link}", f"     - `{law} <{_address(test)}>`__")
+        yield f"   * - `{law} <{_address(test)}>`__"
         yield from (f"     - {statement}", f"     - {_examples(test)}")
-        link = ""
 
 
 def _address(test: LawTest) -> str:
@@ -128,12 +124,12 @@ def _examples(test: LawTest) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in parts.items() if count)
 
 
-def _table(module: str, rows: list[str]) -> list[str]:
-    """Write one table."""
-    head = [f".. rubric:: {module}", "", ".. list-table::", "   :header-rows: 1"]
-    columns = ["   :widths: 24 20 42 14", "", "   * - function", "     - law"]
-    last = ["     - what holds for all inputs", "     - examples", *rows, ""]
-    return [*head, *columns, *last]
+def _table(target: str, rows: Iterable[str]) -> Iterator[str]:
+    """Write the table of one function, which heads its laws."""
+    yield from (".. list-table::", "   :class: laws", "   :header-rows: 1")
+    yield from ("   :widths: 30 54 16", "   :width: 100%", "")
+    yield from (f"   * - :py:func:`~{target}`", "     - for all inputs")
+    yield from ("     - examples", *rows, "")
 
 
 def _show_tests(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
