@@ -45,15 +45,6 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
 
 
-PAGES = "docs/_build/html"
-
-
-def build_pages(session: nox.Session, builder: str, output: str, *options: str) -> None:
-    """Run one of Sphinx's builders; what one has read, others need not read again."""
-    strict = ["-n", "-W", "--keep-going", "-b", builder]
-    session.run("sphinx-build", *strict, *options, "docs", output)
-
-
 @nox.session
 def faults(session: nox.Session) -> None:
     """Harm runs at fifty random instants; each ends as an undisturbed one."""
@@ -64,11 +55,20 @@ def faults(session: nox.Session) -> None:
     )
 
 
+PAGES = "docs/_build/html"
+
+
+def build_pages(session: nox.Session, builder: str, output: str, *options: str) -> None:
+    """Run one of Sphinx's builders; every warning is an error."""
+    strict = ["-n", "-W", "--keep-going", "-b", builder]
+    session.run("sphinx-build", *strict, *options, "docs", output)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the pages without a warning, run their examples, test what was built."""
     session.install("-e", ".[docs]")
-    shared = ["-d", "docs/_build/doctrees"]
+    shared = ["-d", "docs/_build/doctrees"]  # what one has read serves the other
     build_pages(session, "html", PAGES, *shared)
     build_pages(session, "doctest", "docs/_build/doctest", *shared)
     build_pages(session, "html", f"{PAGES}/zh_CN", "-D", "language=zh_CN")
