@@ -89,12 +89,15 @@ def direction_spread(features: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]
         is no vector.
 
     Laws:
-        bounds: between 0 and 1, up to rounding
-        scale_free: a positive factor for each vector changes nothing
-        rotation_free: nor does a rotation of the channels
-        orthogonal: n orthogonal vectors spread by 1 - 1 / n
-        collapsed: positive multiples of one vector do not spread
-        matches_pairs: equals the mean over all pairs
+        bounds: between 0 and 1, up to rounding: ``0 <= s <= 1``
+        scale_free: a positive factor for each vector changes nothing: ``s(a[:, None] *
+            X) == s(X)``
+        rotation_free: nor does a rotation of the channels: ``s(X @ Q) == s(X) if Q.T @
+            Q == eye``
+        orthogonal: n orthogonal vectors spread by ``s(X) == 1 - 1 / n``
+        collapsed: positive multiples of one vector do not spread: ``s(u[:, None] * v)
+            == 0``
+        matches_pairs: equals the mean over all pairs: ``s == mean(1 - cos(x, y))``
 
     Example:
         >>> direction_spread(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
