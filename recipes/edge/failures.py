@@ -75,13 +75,12 @@ def _watch(board: Store, left: Event) -> None:
     """Wait until this rank has left, or end it after another one has failed."""
     while not left.wait(LOOK_SECONDS):
         try:
-            has_failed = board.check([_FIRST])
+            found = board.get(_FIRST) if board.check([_FIRST]) else None
         except dist.DistError:  # who keeps the store has left: all is done, or lost
             return
-        if has_failed:
+        if found is not None:
             if not left.wait(GRACE_SECONDS):
-                first = json.loads(board.get(_FIRST))
-                sys.stderr.write(f"{_message(first)}\n")
+                sys.stderr.write(f"{_message(json.loads(found))}\n")
                 sys.stderr.flush()
                 os._exit(1)
             return

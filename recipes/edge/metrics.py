@@ -171,7 +171,7 @@ class RunLog:
             return False
         lines = Path(self._outputs.metrics.name).read_text(encoding="utf-8")
         return any(
-            content["step"] == step and "event" in content
+            (content["step"], content.get("event")) == (step, "evaluation")
             for content in map(json.loads, lines.splitlines())
         )
 

@@ -109,6 +109,13 @@ def test_an_evaluation_is_known_again(tmp_path: Path, world: World) -> None:
         assert log.has_evaluation(4)
 
 
+def test_a_warning_is_no_evaluation(tmp_path: Path, world: World) -> None:
+    with RunLog(output_dir=tmp_path, total_steps=1, first_step=1, world=world) as log:
+        log.step(1, {"gradient_norm": float("nan")})
+        assert rows(tmp_path)[1]["event"] == "warning"
+        assert not log.has_evaluation(1)
+
+
 def test_after_a_sync_a_process_may_be_killed(tmp_path: Path, world: World) -> None:
     with RunLog(output_dir=tmp_path, total_steps=9, first_step=1, world=world) as log:
         log.step(1, {"loss": 0.5})
