@@ -1,5 +1,6 @@
 """From samples to packed rows: every integer is planned before a pixel is decoded."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -186,9 +187,19 @@ def stream_rows(
         batch_size=None,
         sampler=requests(),
         num_workers=num_workers,
+        worker_init_fn=_outlive_sigterm,
         **loading,
         generator=torch.Generator(),
     )
+
+
+def _outlive_sigterm(_: int) -> None:
+    """Go on after SIGTERM, as long as the rank does: it still needs rows to save.
+
+    ``torchrun`` and schedulers signal all processes of a rank, and torch's own handler
+    ends a worker, and with it the rank. A worker ends with its loader or its rank.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Ahead:

@@ -12,14 +12,13 @@ class StopSignal:
     """Notes SIGTERM instead of dying of it, so that a run can save first.
 
     A rank whose ``torchrun`` is gone is to stop as well: nobody would hear of its end,
-    and the same command, given again, would find it still at work. Processes that are
-    forked inside, such as those that load data, die of SIGTERM as usual.
+    and the same command, given again, would find it still at work. A process that is
+    forked inside notes the signal too, and goes on.
     """
 
     def __init__(self) -> None:
         """Nothing has been asked yet."""
         self._is_noted = False
-        self._process = os.getpid()
         has_launcher = "TORCHELASTIC_RUN_ID" in os.environ
         self._launcher = os.getppid() if has_launcher else None
 
@@ -44,6 +43,4 @@ class StopSignal:
         return self._is_noted or is_orphan
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            os._exit(STOPPED)
         self._is_noted = True

@@ -75,11 +75,7 @@ class Attempt:
 
     def ranks(self) -> list[int]:
         """Give the processes of the ranks, those that there are."""
-        children = Path(f"/proc/{self.launcher}/task/{self.launcher}/children")
-        try:
-            return [int(child) for child in children.read_text().split()]
-        except OSError:
-            return []
+        return children(self.launcher)
 
     def wait_until(self, done: Callable[[], bool]) -> None:
         """Wait for something that has to come before the run ends."""
@@ -112,6 +108,15 @@ class Attempt:
             assert time.monotonic() < end, self.log.read_text()
             time.sleep(0.02)
         return code
+
+
+def children(process: int) -> list[int]:
+    """Give the processes that one has started, those that there are."""
+    try:
+        text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
 
 
 Outcome = dict[str, Any]
@@ -264,10 +269,16 @@ def test_a_harmed_run_ends_as_an_undisturbed_one(
     "how", ["SIGTERM", pytest.param("torchrun dies", marks=long_form)]
 )
 def test_a_run_that_is_asked_to_stop_saves_first(runs: Runs, how: str) -> None:
-    attempt = runs.start(f"stopped-{how.replace(' ', '-')}")
+    flags = ("--dataloader-num-workers", "1")
+    attempt = runs.start(f"stopped-{how.replace(' ', '-')}", *flags)
     attempt.wait_for_step(EVERY + 1)
     ranks = attempt.ranks()
     number = signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL
+    if how == "SIGTERM":  # a torchrun that forks its ranks signals them alone
+        workers = [worker for rank in ranks for worker in children(rank)]
+        assert len(workers) == 2
+        for worker in workers:
+            os.kill(worker, number)
     os.kill(attempt.launcher, number)
     assert attempt.end() == (1 if how == "SIGTERM" else -number)
     end = time.monotonic() + DEADLINE
