@@ -5,6 +5,7 @@ tenths. Triton comes with torch on GPUs, and FlexAttention needs it as well; onl
 that has a GPU's tensor in its hands imports this module.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -35,20 +36,21 @@ def sum_bags_on_gpu(
     if not sums.numel():
         return sums
     block = min(triton.next_power_of_2(channels), LONGEST_BLOCK)
-    _sum_bags[(len(starts), triton.cdiv(channels, block))](
-        rows,
-        entries,
-        starts,
-        entries if weights is None else weights,
-        sums,
-        len(entries),
-        len(starts),
-        channels,
-        is_weighted=weights is not None,
-        is_wide=rows.element_size() == 8,
-        block=block,
-        num_warps=8 if block > 2048 else 4,
-    )
+    with torch.cuda.device_of(rows):  # a kernel is launched on the current device
+        _sum_bags[(len(starts), triton.cdiv(channels, block))](
+            rows,
+            entries,
+            starts,
+            entries if weights is None else weights,
+            sums,
+            len(entries),
+            len(starts),
+            channels,
+            is_weighted=weights is not None,
+            is_wide=rows.element_size() == 8,
+            block=block,
+            num_warps=8 if block > 2048 else 4,
+        )
     return sums
 
 
