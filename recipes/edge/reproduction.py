@@ -41,7 +41,7 @@ def differences(first: Path, second: Path) -> list[str]:
 
 def _compare(kind: str, first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]:
     """Name what differs or is missing."""
-    for name in first.keys() | second.keys():
+    for name in first | second:
         if name not in first or name not in second:
             yield f"{kind} {name} is in one run alone"
         elif not _is_same(first[name], second[name]):

@@ -193,8 +193,8 @@ def _packs_otherwise(make_mask: MakeMask, row: FramedRow, mask: Tensor) -> str:
     ranks, segments, frames = row
     for segment in segments[segments >= 0].unique().tolist():
         tokens = (segments == segment).nonzero().flatten()
-        one = torch.zeros_like(tokens)
-        alone = _matrix(make_mask, (ranks[tokens], one, frames[tokens]))
+        first_segment = torch.zeros_like(tokens)
+        alone = _matrix(make_mask, (ranks[tokens], first_segment, frames[tokens]))
         packed = mask[tokens][:, tokens]
         pair = _first(alone != packed)
         if pair is not None:

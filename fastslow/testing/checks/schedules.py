@@ -89,12 +89,9 @@ def check_schedule(
 def _wrong_length(build: BuildSchedule, num_frames: int, earlier: range) -> str:
     built = build(num_frames)
     if not isinstance(built, FrameSchedule):
-        wrong = len(built) != num_frames
-        return (
-            f"it has {len(built)} strides where {num_frames} are needed"
-            if wrong
-            else ""
-        )
+        if len(built) == num_frames:
+            return ""
+        return f"it has {len(built)} strides where {num_frames} are needed"
     if built.num_frames != num_frames:
         return f"it is for {built.num_frames} frames where {num_frames} were asked for"
     return "" if built.frames else f"it reads none of {num_frames} frames"
