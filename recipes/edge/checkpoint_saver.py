@@ -50,7 +50,9 @@ class CheckpointSaver:
         if is_async:
             group = dist.new_group(backend="gloo")
             self._world_of_thread = replace(world, group=group)
-            self._thread = ThreadPoolExecutor(1, "checkpoint")
+            self._thread = ThreadPoolExecutor(
+                1, "checkpoint", _take_device, (world.device,)
+            )
 
     def __enter__(self) -> "CheckpointSaver":
         """Give the saver itself."""
@@ -110,3 +112,12 @@ class CheckpointSaver:
         if world.is_main:
             remove_old_checkpoints(self._output_dir, keep=self._keep)
         return folder
+
+
+def _take_device(device: torch.device) -> None:
+    """Make the rank's GPU that of this thread, for DCP waits for the current stream.
+
+    A new thread has the first GPU, where each rank would open a context.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
