@@ -19,13 +19,13 @@ read: ``recipes.edge.tensor_files`` says how.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -34,6 +34,7 @@ from recipes.edge.distributed import World, broadcast_from_main, gather_from_ran
 from recipes.edge.manifests import digest_files
 from recipes.edge.random_states import random_states, restore_random_states
 from recipes.edge.tensor_files import read_shapes, read_tensors, write_tensors
+from recipes.edge.values import by_dotted_name
 
 FORMAT_VERSION = 2
 """Version of ``state.json`` that this module writes and reads."""
@@ -276,7 +277,7 @@ def _check_groups(
 
 def _check_shapes(folder: Path, tensors: Mapping[str, Any]) -> None:
     """Compare names and shapes in a checkpoint with those that will be loaded."""
-    wanted = dict(_by_dotted_name(tensors))
+    wanted = dict(by_dotted_name(tensors))  # named as DCP does
     saved = read_shapes(folder)
     missing, unknown = wanted.keys() - saved.keys(), saved.keys() - wanted.keys()
     if missing:
@@ -291,16 +292,6 @@ def _check_shapes(folder: Path, tensors: Mapping[str, Any]) -> None:
                 f"{folder} holds {name} of shape {tuple(saved[name])} but the run's "
                 f"is {tuple(value.shape)}; both must agree"
             )
-
-
-def _by_dotted_name(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Name tensors as DCP does: the keys on the way, with dots between."""
-    for key, value in tensors.items():
-        if isinstance(value, Tensor):
-            yield key, value
-        else:
-            for name, tensor in _by_dotted_name(value):
-                yield f"{key}.{name}", tensor
 
 
 def _read_content(folder: Path) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from recipes.edge.values import convert, nearest
+from recipes.edge.values import by_dotted_name, convert, nearest
 
 _Settings = TypeVar("_Settings")
 
@@ -161,24 +161,14 @@ def check_same_settings(
     Raises:
         ValueError: If any other setting differs; the message names it.
     """
-    settings_before = dict(_by_dotted_name(before))
-    for name, now in _by_dotted_name(settings_as_json(config)):
+    settings_before = dict(by_dotted_name(before))
+    for name, now in by_dotted_name(settings_as_json(config)):
         then = settings_before.get(name)
         if name not in free and then != now:
             raise ValueError(
                 f"{name} is {now!r} but the run began with {then!r}; it "
                 "goes on with the settings that it began with, or in another output_dir"
             )
-
-
-def _by_dotted_name(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Name every setting, those of settings within too."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            for inner, each in _by_dotted_name(value):
-                yield f"{name}.{inner}", each
-        else:
-            yield name, value
 
 
 _CORE_SCHEMA = (

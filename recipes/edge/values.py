@@ -2,7 +2,7 @@
 
 import difflib
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -34,6 +34,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     (best,) = difflib.get_close_matches(name, list(known), n=1, cutoff=0)
     return best
+
+
+def by_dotted_name(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Name every value, those of mappings within too.
+
+    Args:
+        values: Values and mappings of them, at any depth.
+
+    Yields:
+        The keys on the way with dots between, and the value.
+
+    Example:
+        >>> dict(by_dotted_name({"seed": 0, "parallel": {"replicate": 2}}))
+        {'seed': 0, 'parallel.replicate': 2}
+    """
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            for inner, each in by_dotted_name(value):
+                yield f"{name}.{inner}", each
+        else:
+            yield name, value
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:
