@@ -62,6 +62,7 @@ class ArchiveStore:
 
         Raises:
             ArchiveError: If the archive is missing or broken.
+            OSError: If the cache cannot be written to; the archive may be good.
         """
         if archive.endswith(".tar") and Path(archive).exists():
             return Path(archive)
@@ -80,17 +81,12 @@ class ArchiveStore:
         partial = plain.with_suffix(".partial")
         downloads = self.cache_dir / "downloads"
         source = fetch(archive, downloads)
-        opener = open if source.suffix == ".tar" else gzip.open
         try:
-            most = max(UNZIPPED_BYTES, UNZIPPED_RATIO * source.stat().st_size)
-            with opener(source, "rb") as packed, partial.open("wb") as file:
-                while block := packed.read(2**20):
-                    file.write(block)
-                    if file.tell() > most:
-                        raise OSError(f"it would have more than {most:,} bytes")
-        except (OSError, EOFError, zlib.error) as error:
+            with partial.open("wb") as file:
+                file.writelines(_unzipped(archive, source))
+        except (ArchiveError, OSError):
             partial.unlink(missing_ok=True)
-            raise ArchiveError(f"{archive} cannot be unpacked: {error}") from error
+            raise
         partial.rename(plain)
         if downloads in source.parents:
             source.unlink()
@@ -104,6 +100,22 @@ class ArchiveStore:
         kept.sort(key=lambda each: each.stat().st_mtime)
         for each in kept[: max(len(kept) + 1 - self.most, 0)]:
             each.unlink(missing_ok=True)
+
+
+def _unzipped(archive: str, source: Path) -> Iterator[bytes]:
+    """Yield the .tar of an archive block by block."""
+    opener = open if source.suffix == ".tar" else gzip.open
+    size = 0
+    try:
+        most = max(UNZIPPED_BYTES, UNZIPPED_RATIO * source.stat().st_size)
+        with opener(source, "rb") as packed:
+            while block := packed.read(2**20):
+                size += len(block)
+                if size > most:
+                    raise OSError(f"it would have more than {most:,} bytes")
+                yield block
+    except (OSError, EOFError, zlib.error) as error:
+        raise ArchiveError(f"{archive} cannot be unpacked: {error}") from error
 
 
 def list_members(archive: str, plain: Path) -> Iterator[MediaFile]:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import resource
 import subprocess
 import sys
 import tarfile
@@ -101,6 +102,18 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
     found = {run.communicate(timeout=120)[0] for run in runs}
     assert len(found) == 1
     assert found.pop().strip().isdigit()
+
+
+def test_a_full_disk_is_not_the_fault_of_an_archive(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "clips.tar.gz", {"a": b"1" * 10_000})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            ArchiveStore(tmp_path / "cache").open(str(archive))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 def test_links_and_folders_are_passed_over(tmp_path: Path) -> None:
