@@ -35,7 +35,7 @@ for first in range(0, len(steps), max(len(steps) // 8, 1)):
         print(f"{mean:{len(name) + 2}.3f}", end="")
     print()
 for record in records:
-    if "event" in record:
+    if record.get("event") == "evaluation":
         print(f"held-out accuracy {record['accuracy']}, chance {record['chance']}")
 
 panels = [

@@ -4,6 +4,7 @@ Whatever a file claims, it opens no other file, no frame is larger than ``MOST_P
 and reading it ends.
 """
 
+import errno
 import stat
 import time
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ FORMATS = (
     *("tiff_pipe", "image2"),
 )
 """Formats that hold their own frames. A playlist would have other files opened."""
+
+_FAILING_DISK = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
+"""What a file system says of itself: no fault of a sample, which is not left out."""
 
 
 class VideoError(Exception):
@@ -117,6 +121,8 @@ def _check_file(file: MediaFile) -> None:
     try:
         status = file.path.stat()
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in _FAILING_DISK:
+            raise
         reason = getattr(error, "strerror", None) or error
         raise VideoError(f"{file} cannot be opened: {reason}") from error
     if not stat.S_ISREG(status.st_mode):

@@ -265,6 +265,7 @@ def keep_targets(folder: Path, world: World) -> dict[str, Any]:
     found: dict[str, Any] = {"names": set(get_model_state_dict(model)) == names}
     found["before"] = weights(model)
     train(model, optimizer, world)
+    folder.mkdir(exist_ok=True)
     saved = save_checkpoint(
         folder, 1, model=model, optimizer=optimizer, state={}, world=world
     )

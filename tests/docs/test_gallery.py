@@ -79,7 +79,9 @@ def test_a_picture_follows_the_page_into_the_dark(
     for file in files:
         with importlib.import_module("matplotlib").rc_context(drawing.STYLE):
             figure = figures.Figure()
-            figure.subplots().set_xlabel("words")
+            axes = figure.subplots()
+            axes.set_xlabel("words")
+            axes.plot([0, 1], color=drawing.COLOURS[1])
         drawing.save_svg(figure, file)
     drawn = files[0].read_text()
     assert drawn == files[1].read_text()

@@ -1,5 +1,6 @@
 """Probing and decoding of real video files, whole and broken."""
 
+import errno
 import itertools
 import os
 import struct
@@ -132,6 +133,17 @@ def test_a_name_with_a_colon_is_a_file_and_no_protocol(
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"none\.mp4 cannot be opened: No such file"):
         probe_video(MediaFile(path=tmp_path / "none.mp4"))
+
+
+def test_a_disk_that_fails_is_no_fault_of_a_sample(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, **_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "stat", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        probe_video(MediaFile(path=video))
 
 
 @pytest.mark.parametrize("name", ["a\0b.mp4", "\ud800.mp4", "x" * 300 + ".mp4"])
