@@ -8,7 +8,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -68,13 +68,15 @@ class ArchiveStore:
             return Path(archive)
         digest = hashlib.sha256(identity(archive).encode()).hexdigest()[:32]
         plain = self.cache_dir / f"{digest}.tar"
-        if not plain.exists():
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-            with _locked(plain.with_suffix(".lock")):
-                if not plain.exists():
-                    self._unzip(archive, plain)
-        os.utime(plain)
-        return plain
+        while True:
+            if not plain.exists():
+                self.cache_dir.mkdir(parents=True, exist_ok=True)
+                with _locked(plain.with_suffix(".lock")):
+                    if not plain.exists():
+                        self._unzip(archive, plain)
+            with suppress(FileNotFoundError):  # let go by another process meanwhile
+                os.utime(plain)
+                return plain
 
     def _unzip(self, archive: str, plain: Path) -> None:
         """Write the .tar of an archive aside, and show it by a rename."""
@@ -93,12 +95,15 @@ class ArchiveStore:
         self._make_room(plain)
 
     def _make_room(self, newest: Path) -> None:
-        """Remove what was opened longest ago; who reads it still can."""
+        """Remove what was opened longest ago; who has it open still can read it."""
         if self.most is None:
             return
-        kept = [each for each in self.cache_dir.glob("*.tar") if each != newest]
-        kept.sort(key=lambda each: each.stat().st_mtime)
-        for each in kept[: max(len(kept) + 1 - self.most, 0)]:
+        kept = list[tuple[float, Path]]()
+        for each in self.cache_dir.glob("*.tar"):
+            with suppress(FileNotFoundError):  # other processes make room as well
+                kept.append((each.stat().st_mtime, each))
+        kept = sorted(pair for pair in kept if pair[1] != newest)
+        for _, each in kept[: max(len(kept) + 1 - self.most, 0)]:
             each.unlink(missing_ok=True)
 
 

@@ -31,6 +31,7 @@ from fastslow.qwen2_vl import (
 from recipes.edge.archives import ArchiveError
 from recipes.edge.containers import VideoError
 from recipes.edge.conversations import BadSample
+from recipes.edge.media import MediaFile
 from recipes.edge.samples import (
     ClipSettings,
     PlannedClip,
@@ -119,8 +120,7 @@ class PackedRows(Dataset[Row]):
 
     def _decode(self, planned: PlannedClip) -> Tensor:
         """Decode a clip, and check that the file kept what its header said."""
-        file = planned.clip.file(self.samples.store)
-        frames = decode_frames(file, planned.frame_indices)
+        file, frames = self._frames_of(planned)
         geometry = self.settings.family.geometry
         patches = patchify_clip(frames, geometry, planned.span.schedule.scales)
         grids = encoded_grids(planned.span.grid, planned.span.schedule)
@@ -131,6 +131,16 @@ class PackedRows(Dataset[Row]):
                 f"{expected}"
             )
         return patches
+
+    def _frames_of(self, planned: PlannedClip) -> tuple[MediaFile, Tensor]:
+        """Decode a clip; an archive that is let go meanwhile is asked for again."""
+        while True:
+            file = planned.clip.file(self.samples.store)
+            try:
+                return file, decode_frames(file, planned.frame_indices)
+            except VideoError:
+                if not planned.clip.name or file.path.exists():
+                    raise
 
 
 def stream_rows(

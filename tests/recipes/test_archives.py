@@ -215,3 +215,24 @@ def test_a_bomb_is_not_unzipped(
     with pytest.raises(ArchiveError, match=r"it would have more than 1,048,576 bytes"):
         store.open(str(archive))
     assert list(store.cache_dir.glob("*.partial")) == []
+
+
+def test_an_archive_that_is_let_go_while_it_is_opened_comes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process makes room between the look and the touch."""
+    source = tmp_path / "clips.tar.gz"
+    with tarfile.open(source, "w:gz") as archive:
+        archive.add(__file__, "a.py")
+    store, touch, touched = ArchiveStore(tmp_path / "cache", most=3), os.utime, []
+
+    def let_go_first(path: Path) -> None:
+        touched.append(path)
+        if len(touched) == 1:
+            path.unlink()
+        touch(path)
+
+    monkeypatch.setattr(os, "utime", let_go_first)
+    plain = store.open(str(source))
+    assert touched == [plain, plain]
+    assert plain.exists()
