@@ -27,6 +27,7 @@ DRAWN = "_drawn"
 FAMILIES = {
     "A1": "Attention on the CPU",
     "A2": "Attention kernels",
+    "A3": "Attention of the tower",
     "E1": "Cross entropy",
     "E2": "Next-frame loss",
     "L1": "Pooling, strides 1 and 3",

@@ -11,10 +11,11 @@ pytest=(python -m pytest -q -W default --jaxtyping-packages= -p no:cacheprovider
 failed=0
 
 # In this order: a run that is cut off still writes what it has.
-"${run[@]}" 350 "${pytest[@]}" --benchmark-quiet "$@" -k "l2 or m3 or e2 or e1 or t1 or a2" \
+"${run[@]}" 350 "${pytest[@]}" --benchmark-quiet "$@" -k "l2 or m3 or e2 or e1 or a3 or t1 or a2" \
     tests/benchmarks/test_pooling.py \
     tests/benchmarks/test_masks.py \
     tests/benchmarks/test_losses.py \
+    tests/benchmarks/test_tower_gpu.py \
     tests/benchmarks/test_training.py \
     tests/benchmarks/test_attention_gpu.py || failed=1
 "${run[@]}" 220 "${pytest[@]}" tests/gpu tests/oracles/test_no_sync.py || failed=1
