@@ -109,7 +109,8 @@ def parallelise(model: FastSlowQwen2VL, settings: Parallel, world: World) -> Non
     choose_trained(model, settings)
     checkpoint_activations(model, settings.activation_checkpointing)
     if settings.torch_compile:
-        compile_blocks(model)
+        # On a GPU rows are padded to few lengths, see ClipSettings.row_buckets.
+        compile_blocks(model, few_lengths=world.device.type == "cuda")
     shard(model, settings, mesh)
 
 
@@ -154,20 +155,40 @@ def checkpoint_activations(
         block.forward = _checkpointed(block.forward, settings)
 
 
-def compile_blocks(model: FastSlowQwen2VL, *, backend: str = "inductor") -> None:
+def compile_blocks(
+    model: FastSlowQwen2VL, *, few_lengths: bool = False, backend: str = "inductor"
+) -> None:
     """Compile every block of tower and language model by itself.
 
     Blocks of a kind share their code, so one compilation serves all of them; with
-    adapters there is a second, for the first block, whose input has no gradient. A
-    block that is checkpointed as well compiles whole or not at all: it stays as it is
-    where its attention reads lengths on the host, as attention in tiles does.
+    adapters there is a second, for the first block, whose input has no gradient. The
+    tower, whose rows have any number of patches, has a graph for the first row and one
+    for all others. A block that is checkpointed as well compiles whole or not at all:
+    it stays as it is where its attention reads lengths on the host, as attention in
+    tiles does.
 
     Args:
         model: Not sharded yet.
+        few_lengths: Whether the language model has a graph for each length of a row,
+            made for that length, instead of one for all lengths after the first. A
+            single short row would otherwise leave all others to the slower graph.
         backend: Compiler that ``torch.compile`` uses.
     """
-    for block in blocks_of(model):
+    # Past the limit, blocks are no longer compiled. It is counted by code object, and
+    # tower and language model share one, that of the function that wraps both.
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS
+    for block in tower_blocks_of(model):
         block.forward = torch.compile(block.forward, backend=backend)
+    for layer in model.backbone.model.language_model.layers:
+        layer.forward = torch.compile(
+            layer.forward, backend=backend, dynamic=False if few_lengths else None
+        )
+
+
+MOST_GRAPHS = 64
+"""Graphs at most of all blocks together. A language model has up to four for each
+length of a row: with and without adapters' gradient at its input, in training and in
+evaluation; a tower up to six."""
 
 
 def sharding_mesh(world: World, replicate: int) -> DeviceMesh:
@@ -229,9 +250,14 @@ def _trained_blocks(model: FastSlowQwen2VL) -> Iterator[nn.Module]:
 
 
 def blocks_of(model: FastSlowQwen2VL) -> Iterator[nn.Module]:
-    """Give the blocks of the tower, the language model and the target tower."""
-    yield from model.backbone.model.visual.blocks
+    """Give the blocks of the tower, the target tower and the language model."""
+    yield from tower_blocks_of(model)
     yield from model.backbone.model.language_model.layers
+
+
+def tower_blocks_of(model: FastSlowQwen2VL) -> Iterator[nn.Module]:
+    """Give the blocks of the tower and of the target tower."""
+    yield from model.backbone.model.visual.blocks
     if model.target_tower is not None:
         yield from model.target_tower.get_submodule("blocks").children()
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -22,13 +23,24 @@ from fastslow import (
     TextSpan,
     VideoSpan,
     dense_mask,
+    interval_block_mask,
     interval_mask,
     next_frame_loss,
     pool_tokens,
     repeat_strides,
     schedule_from_strides,
+    to_device,
+    visible_intervals,
 )
-from fastslow.qwen2_vl import FastSlowOutput, FastSlowQwen2VL, RowPlan, plan_row
+from fastslow.qwen2_vl import (
+    FastSlowOutput,
+    FastSlowQwen2VL,
+    RowPlan,
+    TowerPlan,
+    plan_row,
+    plan_tower,
+)
+from fastslow.qwen2_vl.tower import tower_arguments
 from recipes.edge.checkpoint import load_checkpoint, save_checkpoint
 from recipes.edge.distributed import World, process_group
 from recipes.edge.lora import checkpoint_name, merge_adapters, reset_adapters
@@ -503,3 +515,82 @@ def test_compiled_layers_share_one_graph(lora_rank: int) -> None:
     ).last_hidden_state.sum().backward()
     assert counters["stats"]["unique_graphs"] == (2 if lora_rank else 1)
     assert not counters["graph_break"]
+
+
+def random_row(random: Random) -> TowerPlan:
+    """Plan what a tower needs to know of some frames of some sizes."""
+    sides = [(random.randint(2, 5), random.randint(2, 5)) for _ in range(4)]
+    return plan_tower([(random.randint(1, 4), grid) for grid in sides])
+
+
+def see(model: FastSlowQwen2VL, plan: TowerPlan) -> None:
+    """Let a tower without values see the frames of a plan."""
+    patches = torch.empty(len(plan.position_ids), 3 * 2 * 2 * 2)
+    known = tower_arguments(to_device(plan, "meta"))
+    model.backbone.model.visual(patches.bfloat16().to("meta"), grid_thw=None, **known)
+
+
+def read(model: FastSlowQwen2VL, tokens: int) -> None:
+    """Let a language model read a row of so many tokens under a BlockMask."""
+    mask = interval_block_mask(visible_intervals(torch.arange(tokens) // 3))
+    language_model = model.backbone.model.language_model
+    with torch.no_grad():  # FlexAttention has no backward pass on the CPU
+        language_model(
+            None,
+            torch.empty(1, 1, 0, 0),
+            torch.arange(tokens).expand(4, 1, -1),
+            inputs_embeds=torch.randn(1, tokens, 32, requires_grad=True),
+            layout_mask=mask,
+            use_cache=False,
+        )
+
+
+@no_hook
+@compiler
+@pytest.mark.usefixtures("clean_compiler")
+@pytest.mark.parametrize("tower", ["frozen", "trained"])
+def test_a_compiled_tower_has_two_graphs_whatever_is_packed(tower: str) -> None:
+    """As on a GPU: tensors without values are not on the CPU, and wait for nothing."""
+    settings = Parallel(tower=tower, activation_checkpointing="selective")
+    model = make_model()
+    choose_trained(model, settings)
+    checkpoint_activations(model, settings.activation_checkpointing)
+    compile_blocks(model.bfloat16().to("meta"), backend="eager")
+    random = Random(0)
+    for _ in range(12):
+        see(model, random_row(random))
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
+
+
+@no_hook
+@compiler
+@pytest.mark.usefixtures("clean_compiler")
+def test_compiled_layers_have_graphs_for_each_row_length() -> None:
+    """Two of each: the input of the first layer asks for a gradient, others do not."""
+    model = make_model()
+    compile_blocks(model, few_lengths=True, backend="eager")
+    lengths = [512, 128, 512, 384, 256, 128, 512, 384]
+    for tokens in lengths:
+        read(model, tokens)
+    assert counters["stats"]["unique_graphs"] == 2 * len(set(lengths))
+    assert not counters["graph_break"]
+
+
+@no_hook
+@compiler
+@pytest.mark.usefixtures("clean_compiler")
+def test_no_block_is_left_out_for_having_many_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tower and language model share what torch counts graphs by."""
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    model, seeing = make_model(), make_model().bfloat16().to("meta")
+    for each in (seeing, model):
+        compile_blocks(each, few_lengths=True, backend="eager")
+    random = Random(0)
+    for _ in range(2):
+        see(seeing, random_row(random))
+    for tokens in (128, 256, 384, 512):
+        read(model, tokens)
+    assert counters["stats"]["unique_graphs"] == 2 + 2 * 4
