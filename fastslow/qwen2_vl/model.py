@@ -19,7 +19,7 @@ from fastslow.pooling import pool_tokens
 from fastslow.qwen2_vl.attention import ATTENTION_NAME, attention_mask
 from fastslow.qwen2_vl.families import family_of, window_order
 from fastslow.qwen2_vl.plan import RowPlan, encoded_runs
-from fastslow.qwen2_vl.tower import prepare_tower, tower_arguments
+from fastslow.qwen2_vl.tower import prepare_tower
 from fastslow.ragged import Ragged
 
 Backbone = (
@@ -215,7 +215,7 @@ class FastSlowQwen2VL(nn.Module):
                 f"patches has {len(patches)} rows but the plan is for "
                 f"{tokens * merged_patches}; both describe the same clips"
             )
-        known = {} if self.family.window else tower_arguments(plan.tower)
+        known = {} if self.family.window else vars(plan.tower)
         return self.backbone.model.visual(patches, grid_thw=plan.grid_thw, **known)
 
     def _look_ahead(
@@ -237,7 +237,7 @@ class FastSlowQwen2VL(nn.Module):
             cu_seqlens = plan.next_frame.targets.cu_seqlens[:1]
             return nothing, Ragged(values=nothing, cu_seqlens=cu_seqlens), nothing
         if self.target_tower is not None:
-            known = {} if self.family.window else tower_arguments(plan.tower)
+            known = {} if self.family.window else vars(plan.tower)
             with torch.no_grad():
                 target = self.target_tower(patches, grid_thw=plan.grid_thw, **known)
             seen = target.last_hidden_state

@@ -33,6 +33,9 @@ which reads the bounds on the host and so ends every compiled graph."""
 class TowerPlan:
     """What the tower needs to know of the clips of a row.
 
+    Fields are named as a tower of transformers names its arguments, so that
+    ``tower(patches, grid_thw=grid_thw, **vars(plan))`` is the call.
+
     Attributes:
         position_ids: Row and column of each patch, in the order of ``patchify_clip``.
         cu_seqlens: Cumulative number of patches, frame by frame.
@@ -83,22 +86,6 @@ def plan_tower(runs: Sequence[tuple[int, Grid]], *, merge_size: int = 2) -> Towe
         cu_seqlens=cu_seqlens_from_lengths(torch.tensor(sizes, dtype=torch.long)),
         max_seqlen=max(sizes, default=0),
     )
-
-
-def tower_arguments(plan: TowerPlan) -> dict[str, Any]:
-    """Give what transformers' tower takes beside patches and ``grid_thw``.
-
-    Args:
-        plan: Of the clips whose patches are passed.
-
-    Returns:
-        Keyword arguments of the tower's ``forward``.
-    """
-    return {
-        "position_ids": plan.position_ids,
-        "cu_seqlens": plan.cu_seqlens,
-        "max_seqlen": plan.max_seqlen,
-    }
 
 
 def prepare_tower(tower: nn.Module) -> None:

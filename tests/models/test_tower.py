@@ -13,7 +13,6 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position
 
 from fastslow import VideoSpan, build_schedule, scale_fast_frames
 from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_tower
-from fastslow.qwen2_vl.tower import tower_arguments
 from fastslow.testing import strategies as fst
 
 FAMILIES = ["qwen2_vl", "qwen3_vl"]
@@ -64,7 +63,7 @@ def test_the_tower_is_that_of_transformers(
         return output.last_hidden_state, output.pooler_output, *gradients
 
     expected = both_ways(stock)
-    found = both_ways(ours, **tower_arguments(plan_tower(runs)))
+    found = both_ways(ours, **vars(plan_tower(runs)))
     assert len(found) == len(expected) > 4
     for theirs, mine in zip(expected, found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
@@ -91,8 +90,7 @@ def test_frames_of_one_size_are_one_call(
     visual = model.backbone.model.visual
     for plan, expected in ((whole, [6]), (mixed, [1] * 6)):
         batches.clear()
-        known = tower_arguments(plan.tower)
-        visual(make_patches(plan), grid_thw=plan.grid_thw, **known)
+        visual(make_patches(plan), grid_thw=plan.grid_thw, **vars(plan.tower))
         assert batches == expected * len(visual.blocks)
 
 
