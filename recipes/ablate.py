@@ -118,7 +118,6 @@ def main(asked: Ablation) -> int:
     left = [config for config in configs if not is_finished(config)]
     say(f"{len(configs)} runs, {len(configs) - len(left)} of them finished")
     runner = Runner(asked.ranks, asked.jobs)
-    failed = 0
 
     def do(config: Config) -> int:
         status = runner.run(config)

@@ -119,7 +119,7 @@ def plan_data(config: Config, world: World) -> Data:
 def _data_paths(config: Config) -> tuple[str, str | None]:
     """Name what is trained on and what is held out; make clips where nothing is."""
     if config.data_path is not None:
-        return str(config.data_path), config.eval_data_path
+        return config.data_path, config.eval_data_path
     clips = config.output_dir / "clips"
     make_clips(clips, num_clips=512, held_out=128, seed=config.seed)
     return str(clips / "train.jsonl"), str(clips / "held_out.jsonl")
@@ -146,7 +146,7 @@ def read_samples(
     """
     if data_path is None:
         return write_index(path, ())
-    subsets = list_subsets(str(data_path), config.data_subsets)
+    subsets = list_subsets(data_path, config.data_subsets)
     return write_index(path, join_samples(subsets, store, bad.append))
 
 

@@ -56,12 +56,11 @@ class Options:
 def main() -> None:
     """Report on a dataset, and draw a sample if one is asked for."""
     options = tyro.cli(Options, description=__doc__)
-    config = replace(QWEN2VL_7B, data_path=options.data)
+    config = QWEN2VL_7B
     try:
         if options.config is not None:
-            config = replace(
-                load_config(options.config, QWEN2VL_7B), data_path=options.data
-            )
+            config = load_config(options.config, config)
+        config = replace(config, data_path=options.data)
         family = family_of(model_config(config.model_name_or_path))
         settings = clip_settings(config, family, torch.device("cuda"))
         with TemporaryDirectory() as folder:

@@ -70,7 +70,7 @@ def open_video(file: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]:
             timeout=CLIP_SECONDS,
         )
     except av.ExitError as error:
-        raise too_slow(file) from error
+        raise _too_slow(file) from error
     except av.ArgumentError as error:
         raise VideoError(f"{file} is in no format that is read here") from error
     except av.FFmpegError as error:
@@ -104,14 +104,14 @@ def read_packets(
     try:
         for packet in container.demux():
             if time.monotonic() - started > CLIP_SECONDS:
-                raise too_slow(file)
+                raise _too_slow(file)
             if packet.stream.index == stream.index:
                 yield cast("Packet[VideoStream]", packet)
     except av.ExitError as error:
-        raise too_slow(file) from error
+        raise _too_slow(file) from error
 
 
-def too_slow(file: MediaFile) -> VideoError:
+def _too_slow(file: MediaFile) -> VideoError:
     """Say that a clip takes too long."""
     return VideoError(f"{file} takes longer than {CLIP_SECONDS:.0f} s to read")
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -74,25 +74,18 @@ def list_subsets(data_path: str, patterns: Sequence[str] = ()) -> list[Subset]:
     ]
     if not patterns:
         return subsets
+    wanted = set[str]()
     for pattern in patterns:
-        if not any(
-            _takes(pattern, each, file) for each in subsets for file in each.files
-        ):
+        taken = {f for each in subsets for f in each.files if _takes(pattern, each, f)}
+        if not taken:
             known = sorted({each.name for each in subsets})
             raise ValueError(
                 f"data_subsets has {pattern!r}, which takes no file; the subsets of "
                 f"{data_path} are {', '.join(known)}"
             )
+        wanted |= taken
     chosen = [
-        Subset(
-            name=each.name,
-            files=tuple(
-                file
-                for file in each.files
-                if any(_takes(pattern, each, file) for pattern in patterns)
-            ),
-            archives=each.archives,
-        )
+        replace(each, files=tuple(file for file in each.files if file in wanted))
         for each in subsets
     ]
     return [each for each in chosen if each.files]
