@@ -66,8 +66,7 @@ class ArchiveStore:
         """
         if archive.endswith(".tar") and Path(archive).exists():
             return Path(archive)
-        digest = hashlib.sha256(identity(archive).encode()).hexdigest()[:32]
-        plain = self.cache_dir / f"{digest}.tar"
+        plain = self.cache_dir / f"{archive_digest(archive)}.tar"
         while True:
             if not plain.exists():
                 self.cache_dir.mkdir(parents=True, exist_ok=True)
@@ -217,20 +216,20 @@ def _likeness(name: str, member: str) -> int:
     return int(name.endswith(f"/{member}") or member.endswith(f"/{name}"))
 
 
-def identity(archive: str) -> str:
+def archive_digest(archive: str) -> str:
     """Name an archive so that another file in its place has another name.
 
     Args:
         archive: A path, or the address of a file on the hub.
 
     Returns:
-        A text that changes when the file does.
+        Digits that change when the file does.
     """
-    path = Path(archive)
-    if not path.exists():
-        return archive
-    status = path.stat()
-    return f"{path.absolute()} {status.st_size} {status.st_mtime_ns}"
+    path, identity = Path(archive), archive
+    if path.exists():
+        status = path.stat()
+        identity = f"{path.absolute()} {status.st_size} {status.st_mtime_ns}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from recipes.edge.archives import (
     ArchiveStore,
-    identity,
+    archive_digest,
     list_members,
     match_members,
 )
@@ -229,8 +229,7 @@ def index_archive(archive: str, store: ArchiveStore) -> Iterator[Clip | BadSampl
     Raises:
         ArchiveError: If the archive is missing or broken.
     """
-    digest = hashlib.sha256(identity(archive).encode()).hexdigest()[:32]
-    path = store.cache_dir / f"{digest}.members.jsonl"
+    path = store.cache_dir / f"{archive_digest(archive)}.members.jsonl"
     if not path.exists():
         plain = store.open(archive)
         store.cache_dir.mkdir(parents=True, exist_ok=True)
