@@ -138,10 +138,11 @@ def plan_sample(
                 family=settings.family,
                 encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
             )
-            said.append(time_instruction(clip, seconds))
+            wanted = settings.add_time_instruction
+            said.append(f"\n{time_instruction(clip, seconds)}" if wanted else "")
         placed.append(place)
         planned.append(PlannedClip(clip=clip, frame_indices=indices, span=place.span))
-    turns = list(_turns(sample, said if settings.add_time_instruction else []))
+    turns = list(_turns(sample, said))
     try:
         spans = encode_conversation(turns, placed, tokenizer)
     except TemplateError as error:
@@ -361,10 +362,5 @@ def _turns(sample: Sample, said: Sequence[str]) -> Iterator[tuple[str, str]]:
     waiting = iter(said)
     for turn in sample.turns:
         first, *others = turn.text.split("<video>")
-        text = first + "".join(
-            f"<video>\n{words}{other}"
-            if (words := next(waiting, ""))
-            else f"<video>{other}"
-            for other in others
-        )
-        yield turn.role, text
+        shown = (f"<video>{next(waiting, '')}{other}" for other in others)
+        yield turn.role, first + "".join(shown)
