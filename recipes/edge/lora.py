@@ -3,10 +3,10 @@
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import nn
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
+from recipes.edge.shards import copy_whole
 
 PROJECTIONS = (
     "q_proj",
@@ -66,7 +66,8 @@ def reset_adapters(model: FastSlowQwen2VL, *, seed: int = 0) -> None:
         if ".lora_A." in name:
             bound = parameter.shape[1] ** -0.5
             noise = torch.empty(parameter.shape)
-            _fill(parameter, noise.uniform_(-bound, bound, generator=generator))
+            noise.uniform_(-bound, bound, generator=generator)
+            copy_whole(parameter, noise)
         elif ".lora_B." in name:
             parameter.zero_()
 
@@ -115,13 +116,3 @@ def _adapters(model: nn.Module) -> list[tuple[str, LoraLayer]]:
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer)
     ]
-
-
-def _fill(parameter: Tensor, values: Tensor) -> None:
-    """Copy values that every rank has into a parameter, sharded or not."""
-    if isinstance(parameter, DTensor):
-        mesh, placements = parameter.device_mesh, parameter.placements
-        sharded = distribute_tensor(values, mesh, placements, src_data_rank=None)
-        parameter.to_local().copy_(sharded.to_local())
-    else:
-        parameter.copy_(values)

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
+from recipes.edge.shards import local_part
+
 
 def warmup_cosine(step: int, *, peak: float, warmup: int, total: int) -> float:
     """Warm up linearly, then follow a cosine to zero.
@@ -49,7 +51,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
     gradients = [each.grad for each in model.parameters() if each.grad is not None]
     norm = math.sqrt(_sum_of_squares(gradients))
     if math.isfinite(norm) and norm > max_norm:
-        shards = [_local(gradient) for gradient in gradients]
+        shards = [local_part(gradient) for gradient in gradients]
         torch._foreach_mul_(shards, max_norm / norm)
     return norm
 
@@ -109,7 +111,7 @@ def _sum_of_squares(gradients: Sequence[Tensor]) -> float:
     """Add up the squares of whole gradients, in float64 and one all-reduce."""
     by_copies: dict[int, list[Tensor]] = {}
     for gradient in gradients:
-        by_copies.setdefault(_count_copies(gradient), []).append(_local(gradient))
+        by_copies.setdefault(_count_copies(gradient), []).append(local_part(gradient))
     total = torch.zeros((), dtype=torch.float64, device=_device(gradients))
     for copies, shards in by_copies.items():
         norm = torch.nn.utils.get_total_norm(shards)
@@ -134,8 +136,3 @@ def _device(gradients: Sequence[Tensor]) -> torch.device:
             return torch.device(gradient.device_mesh.device_type)
         return gradient.device
     return torch.device("cpu")
-
-
-def _local(gradient: Tensor) -> Tensor:
-    """Give this rank's shard."""
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient

@@ -34,12 +34,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
 from fastslow.qwen2_vl import FastSlowQwen2VL, family_of
 from fastslow.qwen2_vl.model import Backbone
 from recipes.edge.pretrained import made_of, read_config
+from recipes.edge.shards import copy_whole
 from recipes.edge.weight_names import (
     HEAD_PREFIX,
     first_names,
@@ -332,19 +332,8 @@ def _fill_head(head: nn.Module, seed: int) -> None:
         for layer in head.modules():
             if isinstance(layer, nn.Linear):
                 fresh = nn.Linear(layer.in_features, layer.out_features)
-                _copy_whole(layer.weight, fresh.weight)
-                _copy_whole(layer.bias, fresh.bias)
-
-
-def _copy_whole(target: Tensor, whole: Tensor) -> None:
-    """Copy a tensor that every rank holds whole into a parameter."""
-    if isinstance(target, DTensor):
-        mesh = target.device_mesh
-        whole = distribute_tensor(
-            whole.to(mesh.device_type), mesh, target.placements, src_data_rank=None
-        ).to_local()
-        target = target.to_local()
-    target.copy_(whole)
+                copy_whole(layer.weight, fresh.weight)
+                copy_whole(layer.bias, fresh.bias)
 
 
 def _fill_buffers(
