@@ -29,12 +29,15 @@ from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from recipes.edge.checkpoint_folders import STATE, make_partial, publish
 from recipes.edge.distributed import World, broadcast_from_main, gather_from_ranks
-from recipes.edge.manifests import digest_files
+from recipes.edge.manifests import digest_files, entry_of, write_manifest
+from recipes.edge.publishing import make_partial, publish
 from recipes.edge.random_states import random_states, restore_random_states
 from recipes.edge.tensor_files import read_shapes, read_tensors, write_tensors
 from recipes.edge.values import by_dotted_name
+
+STATE = "state.json"
+"""Name of the file that holds all but the tensors."""
 
 FORMAT_VERSION = 2
 """Version of ``state.json`` that this module writes and reads."""
@@ -162,9 +165,14 @@ def write_snapshot(output_dir: Path, snapshot: Snapshot, world: World) -> Path:
     partial = broadcast_from_main(lambda: make_partial(final), world)
     write_tensors(partial, snapshot.tensors, world)
     entries = digest_files(partial, world)
-    broadcast_from_main(
-        lambda: publish(partial, final, snapshot.content, entries), world
-    )
+
+    def finish() -> None:
+        state = partial / STATE
+        state.write_text(json.dumps(snapshot.content), encoding="utf-8")
+        write_manifest(partial, {**entries, STATE: entry_of(state)})
+        publish(partial, final)
+
+    broadcast_from_main(finish, world)
     return final
 
 

@@ -1,18 +1,12 @@
-"""The folders of checkpoints: made aside, shown by one rename, found, and removed."""
+"""The folders of checkpoints: found, put aside, and removed."""
 
-import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from recipes.edge.distributed import World, broadcast_from_main
-from recipes.edge.manifests import Entry, entry_of, find_damage, write_manifest
-
-STATE = "state.json"
-"""Name of the file that holds all but the tensors."""
+from recipes.edge.manifests import find_damage
 
 _FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
@@ -86,51 +80,6 @@ def remove_old_checkpoints(output_dir: Path, *, keep: int) -> None:
         shutil.rmtree(removed)
 
 
-def make_partial(final: Path) -> Path:
-    """Make an empty folder beside the one that it will be renamed to.
-
-    Args:
-        final: Where the checkpoint will be; its parent is there.
-
-    Returns:
-        The folder.
-
-    Raises:
-        FileExistsError: If the step has a checkpoint already.
-    """
-    if final.exists():
-        raise FileExistsError(f"{final} exists; a step is saved once")
-    partial = final.with_name(f".{final.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir()
-    return partial
-
-
-def publish(
-    partial: Path,
-    final: Path,
-    content: Mapping[str, Any],
-    entries: Mapping[str, Entry],
-) -> None:
-    """Write state and manifest, wait for the disk, and rename the folder.
-
-    Args:
-        partial: A folder with the files of tensors.
-        final: Its name from now on.
-        content: What ``state.json`` will hold.
-        entries: Size and digest of each file that is there.
-    """
-    state = partial / STATE
-    state.write_text(json.dumps(content), encoding="utf-8")
-    write_manifest(partial, {**entries, STATE: entry_of(state)})
-    for file in partial.iterdir():
-        _sync(file)
-    _sync(partial)
-    partial.rename(final)
-    _sync(final.parent)
-
-
 def _remove_leftovers(output_dir: Path) -> None:
     """Remove what was half written or half removed when a run ended."""
     for kind in ("partial", "removed"):
@@ -145,12 +94,3 @@ def _put_aside(damaged: Mapping[Path, str]) -> None:
         if aside.exists():
             shutil.rmtree(aside)
         folder.rename(aside)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's bytes, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

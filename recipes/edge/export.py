@@ -7,7 +7,6 @@ backbone alone, so that a program that reads whatever tensors it finds leaves th
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
 from recipes.edge.distributed import World, broadcast_from_main
+from recipes.edge.publishing import make_partial, publish
 from recipes.edge.weight_names import (
     HEAD_PREFIX,
     bare_backbone,
@@ -52,7 +52,7 @@ def export_pretrained(
     removed first.
 
     Args:
-        folder: The folder to make; its parent is made as well.
+        folder: The folder to make; its parent is there.
         model: Root module, sharded in any way or not at all.
         world: The ranks.
         dtype: Type of the numbers in the files, and of a model loaded from them.
@@ -64,8 +64,7 @@ def export_pretrained(
     Raises:
         RuntimeError: On every rank, if the folder exists or cannot be written.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    broadcast_from_main(lambda: _make_partial(partial, folder), world)
+    partial = broadcast_from_main(lambda: make_partial(folder), world)
     weights = named_weights(model)
     first = dict.fromkeys(first_names(weights).values())
     head = {name: weights[name] for name in first if name.startswith(HEAD_PREFIX)}
@@ -87,7 +86,7 @@ def export_pretrained(
     def finish() -> None:
         _write_index(partial, split)
         _write_settings(partial, model, dtype, source)
-        _publish(partial, folder)
+        publish(partial, folder)
 
     broadcast_from_main(finish, world)
 
@@ -137,29 +136,3 @@ def _write_settings(
     for name in COMPANIONS:
         if source is not None and (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-
-
-def _make_partial(partial: Path, folder: Path) -> None:
-    """Make the folder that is written into."""
-    if folder.exists():
-        raise ValueError(f"{folder} exists; an export makes a new folder")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Wait until every file is on disk, then rename the folder."""
-    for path in (*partial.iterdir(), partial):
-        _wait_for_disk(path)
-    partial.rename(folder)
-    _wait_for_disk(folder.parent)
-
-
-def _wait_for_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

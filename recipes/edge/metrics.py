@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recipes.edge.distributed import World
+from recipes.edge.publishing import write_whole
 from recipes.health import Health, Warned, examine
 
 CLOCKED = (
@@ -244,9 +245,7 @@ def _drop_lines(path: Path, first_step: int) -> int:
             unreadable += 1
         elif step < first_step:
             kept.append(f"{line}\n")
-    shortened = path.with_suffix(".jsonl.partial")
-    shortened.write_text("".join(kept), encoding="utf-8")
-    shortened.replace(path)
+    write_whole(path, "".join(kept))
     return unreadable
 
 

@@ -1,7 +1,6 @@
 """Where the numbers of a run come from: code, packages, settings, data and seed."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from recipes.edge.publishing import write_whole
 
 RECORD_FILE = "run.json"
 """Name of the record beside the checkpoints of a run."""
@@ -92,12 +93,8 @@ def record_start(output_dir: Path, start: Mapping[str, Any]) -> None:
         "versions": code_versions(),
         "git": git_state(),
     }
-    partial = file.with_name(f".{file.name}.partial")
-    with partial.open("w", encoding="utf-8") as opened:
-        json.dump({"starts": [*starts, about]}, opened, indent=1, default=str)
-        opened.flush()
-        os.fsync(opened.fileno())
-    partial.replace(file)
+    text = json.dumps({"starts": [*starts, about]}, indent=1, default=str)
+    write_whole(file, text)
 
 
 def _read_starts(file: Path) -> list[Any]:

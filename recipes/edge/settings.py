@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
+from recipes.edge.publishing import write_whole
 from recipes.edge.values import by_dotted_name, convert, nearest
 
 _Settings = TypeVar("_Settings")
@@ -60,9 +61,7 @@ def write_settings(file: Path, config: Any) -> None:
         config: A dataclass of numbers, words, paths and such dataclasses.
     """
     text = yaml.dump(settings_as_json(config), Dumper=_Dumper, sort_keys=False)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, text)
 
 
 def fill_settings(

@@ -293,7 +293,7 @@ def test_all_ranks_hear_that_the_folder_cannot_be_made(ranks: Ranks) -> None:
 def test_a_step_is_saved_once(ranks: Ranks) -> None:
     for seen in ranks["write"]:
         assert seen["again"].startswith("RuntimeError: the main rank failed with File")
-        assert "checkpoint-3 exists; a step is saved once; every rank" in seen["again"]
+        assert "checkpoint-3 exists; it is written once; every rank" in seen["again"]
 
 
 def test_state_json_is_readable_without_this_library(

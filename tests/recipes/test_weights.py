@@ -444,6 +444,7 @@ def test_an_export_is_the_checkpoint_that_was_loaded(
     write: Write, world: World, tmp_path: Path, shard: Any, tied: bool
 ) -> None:
     source, folder = write(tied=tied), tmp_path / "runs" / "export"
+    folder.parent.mkdir()
     model = build_meta_model(source)
     shard(model, world)
     materialize(model, world.device)
@@ -563,7 +564,7 @@ def test_an_export_replaces_nothing_but_its_own_leftovers(
     assert not leftover.exists()
     assert not (folder / "model-00001-of-00009.safetensors").exists()
     before = sorted(folder.iterdir())
-    message = f"{folder} exists; an export makes a new folder"
+    message = f"{folder} exists; it is written once"
     with pytest.raises(RuntimeError, match=message):
         export_pretrained(folder, model, world)
     assert sorted(folder.iterdir()) == before
