@@ -25,7 +25,7 @@ from recipes.edge.index import (
 )
 from recipes.edge.pretrained import read_config, read_tokenizer
 from recipes.edge.samples import ClipSettings, PlannedSamples, plan_samples
-from recipes.edge.tiny import VIDEO_TOKEN, train_tokenizer
+from recipes.edge.tiny import train_tokenizer
 from recipes.edge.weights import find_weights
 
 CACHE = Path(HF_HOME) / "fastslow"
@@ -38,25 +38,19 @@ class Data:
 
     Attributes:
         checkpoint: Folder of the weights to begin with; None for random ones.
-        family: What differs between backbones.
         tokenizer: Folder of the tokenizer: that of the checkpoint, or the run's own.
         train: Samples to train on.
         held_out: Samples to ask afterwards.
         bad: Samples that cannot be used.
         chance: Accuracy of always giving the most common answer of the training set.
-        vocabulary_size: Tokens of the tokenizer.
-        video_token_id: Its id for a video token.
     """
 
     checkpoint: Path | None
-    family: Family
     tokenizer: Path
     train: PlannedSamples
     held_out: PlannedSamples
     bad: list[BadSample]
     chance: float
-    vocabulary_size: int
-    video_token_id: int
 
     def summary(self) -> dict[str, Any]:
         """Count and sum up the samples, as this rank reads them from disk.
@@ -90,9 +84,7 @@ def plan_data(config: Config, world: World) -> Data:
     )
     folder = checkpoint or _make_tokenizer(config, train)
     tokenizer = read_tokenizer(folder)
-    family = Family()
-    if checkpoint is not None:
-        family = family_of(read_config(checkpoint))
+    family = Family() if checkpoint is None else family_of(read_config(checkpoint))
     settings = clip_settings(config, family, world.device)
     workers = config.dataloader_num_workers
     planned = [
@@ -105,14 +97,11 @@ def plan_data(config: Config, world: World) -> Data:
         raise ValueError(f"{paths[0]} has no sample that can be used: {reasons}")
     return Data(
         checkpoint=checkpoint,
-        family=family,
         tokenizer=folder,
         train=planned[0][0],
         held_out=planned[1][0],
         bad=bad,
         chance=most_common_share(train, held_out),
-        vocabulary_size=len(tokenizer),
-        video_token_id=tokenizer.get_vocab()[VIDEO_TOKEN],
     )
 
 

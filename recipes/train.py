@@ -61,7 +61,7 @@ from recipes.edge.settings import (
     write_settings,
 )
 from recipes.edge.stopping import STOPPED, StopSignal
-from recipes.edge.tiny import tiny_backbone
+from recipes.edge.tiny import VIDEO_TOKEN, tiny_backbone
 from recipes.edge.weights import build_meta_model, load_pretrained, materialize
 from recipes.preview import preview
 from recipes.progress import Progress, Run, resume, state_beside_tensors
@@ -222,7 +222,7 @@ def row_stream(run: Run, state: StreamState) -> Iterator[Row]:
     """Stream this rank's packed rows from where the run stands."""
     config, data, world = run.config, run.data, run.world
     return stream_rows(
-        PackedRows(data.train, data.video_token_id),
+        PackedRows(data.train),
         state,
         rank=world.rank,
         world_size=world.size,
@@ -237,26 +237,25 @@ def row_stream(run: Run, state: StreamState) -> Iterator[Row]:
 
 def build_model(config: Config, data: Data, world: World) -> FastSlowQwen2VL:
     """Build the model, shard it, and give it its weights."""
-    if data.checkpoint is not None:
+    if data.checkpoint is None:
+        vocabulary = data.train.tokenizer.get_vocab()
+        torch.manual_seed(config.seed)
+        backbone = tiny_backbone(
+            vocabulary_size=len(vocabulary), video_token_id=vocabulary[VIDEO_TOKEN]
+        )
+        model = FastSlowQwen2VL(backbone).to(world.device)
+    else:
         model = build_meta_model(data.checkpoint)
-        if not config.loss_weight:
-            model.drop_next_frame()
-        parallelise(model, config.parallel, world)
+    if not config.loss_weight:
+        model.drop_next_frame()
+    parallelise(model, config.parallel, world)
+    if data.checkpoint is not None:
         offload = config.parallel.cpu_offload
         materialize(model, world.device, seed=config.seed, offload=offload)
         load_pretrained(data.checkpoint, model)
         reset_adapters(model, seed=config.seed)
         if model.target_tower is not None:
             model.reset_target_tower()
-        return model
-    torch.manual_seed(config.seed)
-    backbone = tiny_backbone(
-        vocabulary_size=data.vocabulary_size, video_token_id=data.video_token_id
-    )
-    model = FastSlowQwen2VL(backbone).to(world.device)
-    if not config.loss_weight:
-        model.drop_next_frame()
-    parallelise(model, config.parallel, world)
     return model
 
 
@@ -396,9 +395,8 @@ def finish(run: Run, log: RunLog) -> None:
 def ask_held_out(run: Run, log: RunLog) -> None:
     """Ask every held-out question, and record how many answers are right."""
     config, data, world = run.config, run.data, run.world
-    questions = PackedRows(data.held_out, data.video_token_id)
     accuracy, asked = held_out_accuracy(
-        run.model, questions, world, run.quarantine.share
+        run.model, PackedRows(data.held_out), world, run.quarantine.share
     )
     if asked:
         log.scalars(config.max_steps, {"accuracy": accuracy, "chance": data.chance})

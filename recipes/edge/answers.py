@@ -11,7 +11,6 @@ from fastslow.qwen2_vl import FastSlowQwen2VL, generate_answers
 from recipes.config import SETTINGS_FILE, Config, load_config
 from recipes.edge.loader import PackedRows
 from recipes.edge.samples import PlannedSamples
-from recipes.edge.tiny import VIDEO_TOKEN
 from recipes.edge.weights import build_meta_model, load_pretrained, materialize
 
 
@@ -94,7 +93,7 @@ def answer_prompts(
         An answer for each prompt, in the order of the bins.
     """
     tokenizer = prompts.tokenizer
-    rows = PackedRows(prompts, tokenizer.get_vocab()[VIDEO_TOKEN])
+    rows = PackedRows(prompts)
     device, dtype = model.backbone.device, model.backbone.dtype
     for chosen in bins:
         row = rows[tuple(chosen), StreamState()]

@@ -14,7 +14,7 @@ from recipes.edge.loader import PackedRows
 @torch.no_grad()
 def held_out_accuracy(
     model: FastSlowQwen2VL,
-    samples: PackedRows,
+    questions: PackedRows,
     world: World,
     report_bad: Callable[[list[BadSample]], None],
 ) -> tuple[float, int]:
@@ -25,7 +25,7 @@ def held_out_accuracy(
 
     Args:
         model: The model; it is left in evaluation mode.
-        samples: The questions, packed into rows of their capacity and dealt to ranks.
+        questions: They are packed into rows of their capacity and dealt to ranks.
         world: The ranks; all call this together.
         report_bad: Takes the samples of this rank that could not be decoded.
 
@@ -33,12 +33,12 @@ def held_out_accuracy(
         Share of right answers over all ranks, and the number of questions; 0 and 0
         where there is none.
     """
-    bins = best_fit_decreasing(samples.samples.lengths, samples.settings.capacity)
+    bins = best_fit_decreasing(questions.samples.lengths, questions.settings.capacity)
     model.eval()
     asked, right, bad = 0, 0, list[BadSample]()
     for first in range(0, len(bins), world.size):
         dealt = (*bins[first : first + world.size], *[()] * world.size)
-        row = samples[dealt[world.rank], StreamState()]
+        row = questions[dealt[world.rank], StreamState()]
         plan = to_device(row.plan, world.device)
         output = model(row.patches.to(world.device), plan, return_logits=True)
         assert output.logits is not None

@@ -39,6 +39,7 @@ from recipes.edge.samples import (
     PlannedSamples,
     unusable,
 )
+from recipes.edge.tiny import VIDEO_TOKEN
 from recipes.edge.video import decode_frames
 
 
@@ -77,11 +78,11 @@ class PackedRows(Dataset[Row]):
     that every rank calls the vision tower equally often.
     """
 
-    def __init__(self, samples: PlannedSamples, video_token_id: int) -> None:
+    def __init__(self, samples: PlannedSamples) -> None:
         """Keep what is needed to decode and plan rows."""
         self.samples = samples
         self.settings = samples.settings
-        self.video_token_id = video_token_id
+        self.video_token_id = samples.tokenizer.get_vocab()[VIDEO_TOKEN]
 
     def __getitem__(self, request: tuple[tuple[int, ...], StreamState]) -> Row:
         """Decode the clips of one bin, and plan the row of those that decode."""

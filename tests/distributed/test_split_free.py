@@ -59,7 +59,7 @@ def one_step(config: Config, cut: Cut, world: World) -> dict[str, Any]:
     data = broadcast_from_main(lambda: plan_data(config, world), world)
     model = build_model(config, data, world)
     before = {name: w.full_tensor().clone() for name, w in model.named_parameters()}
-    samples = PackedRows(data.train, data.video_token_id)
+    samples = PackedRows(data.train)
     rows = [samples[chosen, StreamState()] for chosen in cut[world.rank]]
     counts = sum_over_ranks(count_rows(rows), world)
     optimizer: Any = torch.optim.SGD(w for w in model.parameters() if w.requires_grad)

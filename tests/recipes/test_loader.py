@@ -100,7 +100,7 @@ def break_pixels(path: Path) -> None:
 
 
 def rows_of(planned: PlannedSamples) -> PackedRows:
-    return PackedRows(planned, VIDEO_TOKEN_ID)
+    return PackedRows(planned)
 
 
 def test_the_plan_is_what_decoding_gives(planned: PlannedSamples) -> None:
@@ -172,7 +172,7 @@ def test_an_empty_row_is_one_black_token(planned: PlannedSamples) -> None:
 
 def test_rows_have_few_lengths(planned: PlannedSamples) -> None:
     settings = replace(SETTINGS, row_buckets=2)
-    rows = PackedRows(replace(planned, settings=settings), VIDEO_TOKEN_ID)
+    rows = PackedRows(replace(planned, settings=settings))
     bare = rows_of(planned)
     for chosen in ((), (0,), (0, 1), (0, 1, 2), (0, 1, 2, 3)):
         row, plain = (each[chosen, StreamState()] for each in (rows, bare))

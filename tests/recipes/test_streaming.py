@@ -20,7 +20,7 @@ from recipes.edge.loader import PackedRows, stream_rows
 from recipes.edge.samples import PlannedSamples, plan_samples
 from tests.recipes.test_archives import pack
 from tests.recipes.test_index import clip_bytes, row, write_rows
-from tests.recipes.test_loader import SETTINGS, TOKENIZER, VIDEO_TOKEN_ID
+from tests.recipes.test_loader import SETTINGS, TOKENIZER
 
 ROOT = Path(__file__).parents[2]
 PARTS, CLIPS = 5, 4
@@ -52,7 +52,7 @@ def drawn(
     samples: PlannedSamples, count: int, state: StreamState, *, rank: int = 0
 ) -> list[tuple[str, ...]]:
     rows = stream_rows(
-        PackedRows(samples, VIDEO_TOKEN_ID),
+        PackedRows(samples),
         state,
         rank=rank,
         world_size=2,

@@ -32,7 +32,7 @@ from recipes.edge.pretrained import read_tokenizer
 from recipes.edge.quarantine import Quarantine
 from recipes.edge.samples import ClipSettings, plan_samples
 from recipes.edge.settings import write_settings
-from recipes.edge.tiny import SPECIAL_TOKENS, VIDEO_TOKEN, train_tokenizer
+from recipes.edge.tiny import train_tokenizer
 from recipes.edge.weights import (
     build_meta_model,
     find_weights,
@@ -105,7 +105,7 @@ def _use(folder: Path, name: str, settings: ClipSettings) -> Outcome:
     index = write_index(run / "index.arrow", joined)
     planned, unplanned = plan_samples(index, settings, TOKENIZER, store)
     bad += unplanned
-    rows = PackedRows(planned, SPECIAL_TOKENS.index(VIDEO_TOKEN))
+    rows = PackedRows(planned)
     used = list[str]()
     for number in range(len(planned)):
         row = rows[(number,), StreamState()]
