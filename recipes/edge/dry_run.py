@@ -17,7 +17,6 @@ from fastslow import (
     next_bin,
 )
 from fastslow.qwen2_vl import (
-    FastSlowQwen2VL,
     RowPlan,
     StepFlops,
     family_of,
@@ -26,7 +25,7 @@ from fastslow.qwen2_vl import (
 )
 from recipes.edge.devices import Device
 from recipes.edge.memory import Memory, estimate_memory
-from recipes.edge.parallel import Parallel, choose_trained
+from recipes.edge.parallel import Parallel
 from recipes.edge.weights import meta_model
 
 USABLE = 0.92
@@ -121,17 +120,17 @@ def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
         length=plan.tokens_per_row,
         merge_size=family_of(plan.shape).geometry.merge_size,
     )
-    model = _model(plan)
-    choose_trained(model, plan.parallel)
+    model = meta_model(plan.shape)
+    if not plan.next_frame:
+        model.drop_next_frame()
+    memory = estimate_memory(model, plan.parallel, row, world_size=plan.num_gpus)
     weights = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    flops = step_flops(model, row)
-    model = _model(plan)
     return Forecast(
         bins=tuple(bins),
         fill=fill(lengths, bins, plan.tokens_per_row),
         worst=row,
-        memory=estimate_memory(model, plan.parallel, row, world_size=plan.num_gpus),
-        flops=flops,
+        memory=memory,
+        flops=step_flops(model, row),
         parameters=(
             sum(count for count, _ in weights),
             sum(count for count, trains in weights if trains),
@@ -211,14 +210,6 @@ def report(plan: Plan, found: Forecast, sample: Sample) -> str:
         f"{tokens / seconds:,.0f} tokens a second and GPU",
     }
     return "\n".join(f"{name:14} {words}" for name, words in lines.items())
-
-
-def _model(plan: Plan) -> FastSlowQwen2VL:
-    """Build what a plan is about, without any memory."""
-    model = meta_model(plan.shape)
-    if not plan.next_frame:
-        model.drop_next_frame()
-    return model
 
 
 def _pack(lengths: Sequence[int], plan: Plan) -> list[tuple[int, ...]]:
