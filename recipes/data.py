@@ -92,9 +92,7 @@ def plan_data(config: Config, world: World) -> Data:
         for index in (train, held_out)
     ]
     bad += [sample for _, unplanned in planned for sample in unplanned]
-    if not len(planned[0][0]):
-        reasons = "; ".join(list(dict.fromkeys(each.reason for each in bad))[:3])
-        raise ValueError(f"{paths[0]} has no sample that can be used: {reasons}")
+    refuse_empty(paths[0], planned[0][0], bad)
     return Data(
         checkpoint=checkpoint,
         tokenizer=folder,
@@ -137,6 +135,15 @@ def read_samples(
         return write_index(path, ())
     subsets = list_subsets(data_path, config.data_subsets)
     return write_index(path, join_samples(subsets, store, bad.append))
+
+
+def refuse_empty(
+    data_path: str | None, planned: PlannedSamples, bad: Iterable[BadSample]
+) -> None:
+    """Refuse a dataset without a sample that can be used, and say why that is so."""
+    if not len(planned):
+        reasons = "; ".join(list(dict.fromkeys(each.reason for each in bad))[:3])
+        raise ValueError(f"{data_path} has no sample that can be used: {reasons}")
 
 
 def _make_tokenizer(config: Config, train: Iterable[Sample]) -> Path:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from fastslow import Span, TextSpan
 from fastslow.qwen2_vl import family_of, place_clip
 from recipes.config import Config
-from recipes.data import CACHE, clip_settings, read_samples
+from recipes.data import CACHE, clip_settings, read_samples, refuse_empty
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.conversations import BadSample
 from recipes.edge.devices import find_device
@@ -125,11 +125,7 @@ def _samples_of(
     """Plan the samples of a dataset from the headers of its clips."""
     with TemporaryDirectory() as folder:
         planned, bad, about = plan_dataset(config, settings, Path(folder))
-        if not len(planned):
-            reasons = "; ".join({sample.reason for sample in bad})
-            raise ValueError(
-                f"{config.data_path} has no sample that can be used: {reasons}"
-            )
+        refuse_empty(config.data_path, planned, bad)
         spans = [planned[number].spans for number in range(len(planned))]
     return spans, f"{len(spans)} samples, {len(bad)} unusable; {about}"
 
