@@ -4,33 +4,21 @@
 questions. A recipe is a preset of the settings that it takes.
 """
 
-import math
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from math import prod
 
 import torch
-from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from fastslow import (
-    StreamState,
-    VideoSpan,
-    copy_skill,
-    describe_schedule,
-    direction_spread,
-    next_frame_loss,
-    to_device,
-)
-from fastslow.qwen2_vl import FastSlowOutput, FastSlowQwen2VL, step_flops
+from fastslow import StreamState, next_frame_loss, to_device
+from fastslow.qwen2_vl import FastSlowQwen2VL
 from recipes.command_line import parse_command_line
 from recipes.config import FREE_TO_CHANGE, SETTINGS_FILE, Config, settings_before
 from recipes.data import Data, plan_data
 from recipes.edge.checkpoint_saver import CheckpointSaver
-from recipes.edge.devices import this_device
 from recipes.edge.distributed import (
     World,
     broadcast_from_main,
@@ -40,7 +28,7 @@ from recipes.edge.distributed import (
 )
 from recipes.edge.export import export_pretrained
 from recipes.edge.held_out import held_out_accuracy
-from recipes.edge.loader import PackedRows, Row, count_rows, stream_rows
+from recipes.edge.loader import PackedRows, Row, stream_rows
 from recipes.edge.lora import merge_adapters, reset_adapters
 from recipes.edge.metrics import RunLog
 from recipes.edge.optimization import (
@@ -51,7 +39,7 @@ from recipes.edge.optimization import (
 )
 from recipes.edge.output_lock import only_run
 from recipes.edge.parallel import parallelise
-from recipes.edge.profiling import peak_memory, profiled
+from recipes.edge.profiling import profiled
 from recipes.edge.provenance import code_versions, record_start
 from recipes.edge.quarantine import Quarantine
 from recipes.edge.random_states import seed_generators
@@ -63,26 +51,16 @@ from recipes.edge.settings import (
 from recipes.edge.stopping import STOPPED, StopSignal
 from recipes.edge.tiny import VIDEO_TOKEN, tiny_backbone
 from recipes.edge.weights import build_meta_model, load_pretrained, materialize
+from recipes.measures import (
+    TERMS,
+    count_step,
+    describe,
+    mean_losses,
+    spreads,
+    throughput,
+)
 from recipes.preview import preview
 from recipes.progress import Progress, Run, resume, state_beside_tensors
-
-TERMS = (
-    "language_loss",
-    "autoregressive_loss",
-    "copy_loss",
-    "prediction_spread",
-    "target_spread",
-)
-"""What is summed over the rows of a step; the first alone without next-frame loss."""
-
-MFU = """\
-mfu is FLOPs / (seconds x {0} ranks x {1.bf16_flops:.4g}, the bf16 peak of {1.name})
-  FLOPs: tower, language model and heads, forward and backward, by weights and visible
-  pairs; no padding, no embeddings, nothing that is computed again
-  seconds: the whole step, waiting for data included
-"""
-"""How the utilisation is computed, of so many ranks on such devices."""
-
 
 NO_HIDDEN_STATES = (
     "output_hidden_states has no effect: the next-frame loss reads the last hidden "
@@ -259,26 +237,6 @@ def build_model(config: Config, data: Data, world: World) -> FastSlowQwen2VL:
     return model
 
 
-def wait_names(world: World) -> list[str]:
-    """Name the seconds that each rank waited for its rows."""
-    return [f"waited_{rank}" for rank in range(world.size)]
-
-
-def count_step(run: Run, rows: list[Row], waited: float) -> dict[str, float]:
-    """Count what this rank's rows hold, and the work and the waiting that they are."""
-    waits = dict.fromkeys(wait_names(run.world), 0.0)
-    waits[f"waited_{run.world.rank}"] = waited
-    return (
-        count_rows(rows)
-        | waits
-        | {
-            "clips": sum(len(row.plan.layout.clips) for row in rows),
-            "clip_tokens": sum(len(row.plan.video_rows) for row in rows),
-            "flops": sum(step_flops(run.model, row.plan).total for row in rows),
-        }
-    )
-
-
 def train_step(
     run: Run,
     step: int,
@@ -323,53 +281,6 @@ def train_step(
         "gradient_norm": norm,
         "skipped_steps": skipped.total,
     }, skipped
-
-
-def spreads(output: FastSlowOutput) -> list[Tensor]:
-    """Tell how far predictions and targets spread, times the tokens that they are."""
-    tokens = len(output.predictions)
-    both = (output.predictions, output.targets.values)
-    return [tokens * direction_spread(features) for features in both]
-
-
-def mean_losses(
-    total: dict[str, float], labels: float, pairs: float, *, weight: float
-) -> dict[str, float]:
-    """Divide each loss by its count; without the next-frame loss there is but one."""
-    language_loss = total["language_loss"] / labels
-    if not weight:
-        return {"loss": language_loss, "language_loss": language_loss}
-    ahead_loss = total["autoregressive_loss"] / pairs
-    copy_loss = total["copy_loss"] / pairs
-    return {
-        "loss": language_loss + weight * ahead_loss,
-        "language_loss": language_loss,
-        "autoregressive_loss": ahead_loss,
-        "weighted_autoregressive_loss": weight * ahead_loss,
-        "copy_loss": copy_loss,
-        "skill": copy_skill(ahead_loss, copy_loss),
-        "spread": total["prediction_spread"] / (total["target_spread"] or math.nan),
-    }
-
-
-def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, float]:
-    """Measure the whole step's wall clock, data wait included, for each rank."""
-    ranks, device = run.world.size, this_device(run.world.device)
-    waits = [counts[name] / seconds for name in wait_names(run.world)]
-    mfu = {}
-    if device is not None:
-        mfu["mfu"] = counts["flops"] / (seconds * ranks * device.bf16_flops)
-    return mfu | {
-        "tokens_per_second": counts["tokens"] / seconds / ranks,
-        "frames_per_second": counts["frames"] / seconds / ranks,
-        "tokens_per_clip": counts["clip_tokens"] / counts["clips"],
-        "fill": counts["tokens"] / (counts["rows"] * run.config.tokens_per_row),
-        "data_wait": sum(waits) / ranks,
-        "longest_data_wait": max(waits),
-        "waiting_rank": waits.index(max(waits)),
-        "peak_memory_gib": peak_memory(run.world.device) / 2**30,
-        "skipped": counts["skipped"],
-    }
 
 
 def finish(run: Run, log: RunLog) -> None:
@@ -419,26 +330,3 @@ def keep_record(run: Run, progress: Progress) -> None:
         "data": run.data.summary(),
     }
     record_start(folder, start)
-
-
-def describe(run: Run, progress: Progress) -> str:
-    """Say what will be trained, on what, and from where."""
-    data, world = run.data, run.world
-    clips = [span for span in data.train[0].spans if isinstance(span, VideoSpan)]
-    shown = "".join(
-        f"first clip {describe_schedule(clip.schedule, clip.grid)}, "
-        f"{clip.schedule.num_frames * prod(clip.grid)} before pooling\n"
-        for clip in clips[:1]
-    )
-    weights = sum(weight.numel() for weight in run.model.parameters())
-    done, rows = progress.step, progress.rows_per_step
-    begin = f"goes on after step {done}" if done else "begins with step 1"
-    device = this_device(world.device)
-    mfu = "" if device is None else MFU.format(world.size, device)
-    return (
-        f"{weights:,} parameters on {world.size} ranks ({world.device.type})\n"
-        f"{len(data.train)} samples to train on, {len(data.held_out)} held out, "
-        f"{len(data.bad)} unusable\n{shown}{mfu}"
-        f"a step takes {rows} packed rows, {rows // world.size} on each rank\n"
-        f"the run {begin} and ends with step {run.config.max_steps}"
-    )

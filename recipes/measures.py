@@ -1,0 +1,115 @@
+"""The numbers of a run: what it begins with, and what each of its steps was."""
+
+import math
+from math import prod
+
+from torch import Tensor
+
+from fastslow import VideoSpan, copy_skill, describe_schedule, direction_spread
+from fastslow.qwen2_vl import FastSlowOutput, step_flops
+from recipes.edge.devices import this_device
+from recipes.edge.loader import Row, count_rows
+from recipes.edge.profiling import peak_memory
+from recipes.progress import Progress, Run
+
+TERMS = (
+    "language_loss",
+    "autoregressive_loss",
+    "copy_loss",
+    "prediction_spread",
+    "target_spread",
+)
+"""What is summed over the rows of a step; the first alone without next-frame loss."""
+
+MFU = """\
+mfu is FLOPs / (seconds x {0} ranks x {1.bf16_flops:.4g}, the bf16 peak of {1.name})
+  FLOPs: tower, language model and heads, forward and backward, by weights and visible
+  pairs; no padding, no embeddings, nothing that is computed again
+  seconds: the whole step, waiting for data included
+"""
+"""How the utilisation is computed, of so many ranks on such devices."""
+
+
+def describe(run: Run, progress: Progress) -> str:
+    """Say what will be trained, on what, and from where."""
+    data, world = run.data, run.world
+    clips = [span for span in data.train[0].spans if isinstance(span, VideoSpan)]
+    shown = "".join(
+        f"first clip {describe_schedule(clip.schedule, clip.grid)}, "
+        f"{clip.schedule.num_frames * prod(clip.grid)} before pooling\n"
+        for clip in clips[:1]
+    )
+    weights = sum(weight.numel() for weight in run.model.parameters())
+    done, rows = progress.step, progress.rows_per_step
+    begin = f"goes on after step {done}" if done else "begins with step 1"
+    device = this_device(world.device)
+    mfu = "" if device is None else MFU.format(world.size, device)
+    return (
+        f"{weights:,} parameters on {world.size} ranks ({world.device.type})\n"
+        f"{len(data.train)} samples to train on, {len(data.held_out)} held out, "
+        f"{len(data.bad)} unusable\n{shown}{mfu}"
+        f"a step takes {rows} packed rows, {rows // world.size} on each rank\n"
+        f"the run {begin} and ends with step {run.config.max_steps}"
+    )
+
+
+def count_step(run: Run, rows: list[Row], waited: float) -> dict[str, float]:
+    """Count what this rank's rows hold, and the work and the waiting that they are."""
+    waits = {f"waited_{rank}": 0.0 for rank in range(run.world.size)}
+    waits[f"waited_{run.world.rank}"] = waited
+    return (
+        count_rows(rows)
+        | waits
+        | {
+            "clips": sum(len(row.plan.layout.clips) for row in rows),
+            "clip_tokens": sum(len(row.plan.video_rows) for row in rows),
+            "flops": sum(step_flops(run.model, row.plan).total for row in rows),
+        }
+    )
+
+
+def spreads(output: FastSlowOutput) -> list[Tensor]:
+    """Tell how far predictions and targets spread, times the tokens that they are."""
+    tokens = len(output.predictions)
+    both = (output.predictions, output.targets.values)
+    return [tokens * direction_spread(features) for features in both]
+
+
+def mean_losses(
+    total: dict[str, float], labels: float, pairs: float, *, weight: float
+) -> dict[str, float]:
+    """Divide each loss by its count; without the next-frame loss there is but one."""
+    language_loss = total["language_loss"] / labels
+    if not weight:
+        return {"loss": language_loss, "language_loss": language_loss}
+    ahead_loss = total["autoregressive_loss"] / pairs
+    copy_loss = total["copy_loss"] / pairs
+    return {
+        "loss": language_loss + weight * ahead_loss,
+        "language_loss": language_loss,
+        "autoregressive_loss": ahead_loss,
+        "weighted_autoregressive_loss": weight * ahead_loss,
+        "copy_loss": copy_loss,
+        "skill": copy_skill(ahead_loss, copy_loss),
+        "spread": total["prediction_spread"] / (total["target_spread"] or math.nan),
+    }
+
+
+def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, float]:
+    """Measure the whole step's wall clock, data wait included, for each rank."""
+    ranks, device = run.world.size, this_device(run.world.device)
+    waits = [counts[f"waited_{rank}"] / seconds for rank in range(ranks)]
+    mfu = {}
+    if device is not None:
+        mfu["mfu"] = counts["flops"] / (seconds * ranks * device.bf16_flops)
+    return mfu | {
+        "tokens_per_second": counts["tokens"] / seconds / ranks,
+        "frames_per_second": counts["frames"] / seconds / ranks,
+        "tokens_per_clip": counts["clip_tokens"] / counts["clips"],
+        "fill": counts["tokens"] / (counts["rows"] * run.config.tokens_per_row),
+        "data_wait": sum(waits) / ranks,
+        "longest_data_wait": max(waits),
+        "waiting_rank": waits.index(max(waits)),
+        "peak_memory_gib": peak_memory(run.world.device) / 2**30,
+        "skipped": counts["skipped"],
+    }
