@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipes.config import load_config
@@ -96,6 +97,34 @@ def test_the_files_of_a_run(clips: Path, tmp_path: Path) -> None:
     assert written[0].value == pytest.approx(first["autoregressive_loss"])
     assert (run / "checkpoint-2" / "state.json").is_file()
     assert quarantined(run) == {}
+
+
+def test_a_run_that_learns_nothing_exports_the_weights_that_it_began_with(
+    clips: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(first, clips / "train.jsonl")
+    train(
+        second,
+        clips / "train.jsonl",
+        model_name_or_path=str(first / "model-2"),
+        learning_rate=0.0,
+        max_steps=1,
+        profile_step=1,
+    )
+    before, after = (
+        {
+            name: tensor
+            for file in folder.glob("*.safetensors")
+            for name, tensor in load_file(file).items()
+        }
+        for folder in (first / "model-2", second / "model-1")
+    )
+    assert before.keys() == after.keys()
+    assert any(name.startswith("next_frame_head.") for name in before)
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+    assert json.loads((second / "trace-0.json").read_text())["traceEvents"]
 
 
 def test_a_finished_run_is_left_alone(clips: Path, tmp_path: Path) -> None:
