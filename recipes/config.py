@@ -291,7 +291,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     }
     strategy = given.get("frame_sampling_strategy")
     if isinstance(strategy, Mapping):
-        given["frame_sampling_strategy"] = _strategy_of(strategy)
+        given["frame_sampling_strategy"] = strategy_text(strategy)
     config = fill_settings(config, given)
     wanted = _meant_by(aliases, config)
     named = given.get("parallel", {})
@@ -337,17 +337,6 @@ def _flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
                 "must agree"
             )
     return given | dict(nested)
-
-
-def _strategy_of(mapping: Mapping[str, Any]) -> str:
-    """Write a mapping of a name and arguments as the text that Config holds."""
-    if "name" not in mapping:
-        raise ValueError(
-            f"frame_sampling_strategy is {dict(mapping)!r}; it must have a name"
-        )
-    name = convert("frame_sampling_strategy.name", mapping["name"], str)
-    arguments = {str(key): value for key, value in mapping.items() if key != "name"}
-    return strategy_text(name, arguments)
 
 
 def _meant_by(aliases: Mapping[str, bool], config: Config) -> dict[str, str]:

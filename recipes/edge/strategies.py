@@ -126,24 +126,31 @@ def parse_strategy(text: str) -> tuple[str, dict[str, Any]]:
     return name, _checked(name, arguments)
 
 
-def strategy_text(name: str, arguments: Mapping[str, Any]) -> str:
-    """Write a strategy in the form that ``parse_strategy`` reads.
+def strategy_text(mapping: Mapping[str, Any]) -> str:
+    """Write a strategy of a YAML file in the form that ``parse_strategy`` reads.
 
     Args:
-        name: Name of a rule or of a constructor.
-        arguments: Numbers, words and lists of them; lists are written as tuples.
+        mapping: The ``name`` of a rule or of a constructor, and its arguments: numbers,
+            words and lists of them; lists are written as tuples.
 
     Returns:
         The text; the bare name where there are no arguments.
 
+    Raises:
+        ValueError: If there is no name, or it is no text.
+
     Example:
-        >>> strategy_text("repeat_strides", {"pattern": [2, 4, 4]})
+        >>> strategy_text({"name": "repeat_strides", "pattern": [2, 4, 4]})
         'repeat_strides(pattern=(2, 4, 4))'
     """
-    if not arguments:
-        return name
-    words = (f"{key}={_as_tuples(value)!r}" for key, value in arguments.items())
-    return f"{name}({', '.join(words)})"
+    if "name" not in mapping:
+        raise ValueError(
+            f"frame_sampling_strategy is {dict(mapping)!r}; it must have a name"
+        )
+    name: str = convert("frame_sampling_strategy.name", mapping["name"], str)
+    words = (f"{k}={_as_tuples(v)!r}" for k, v in mapping.items() if k != "name")
+    given = ", ".join(words)
+    return f"{name}({given})" if given else name
 
 
 def _parse(text: str) -> tuple[str, dict[str, Any]]:

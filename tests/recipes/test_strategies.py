@@ -94,7 +94,8 @@ ASKED: dict[str, tuple[str, FrameSchedule]] = {
 def test_a_constructor_is_called(name: str) -> None:
     text, expected = ASKED[name]
     assert schedule_frames(5, strategy=text, **RUN) == expected
-    assert strategy_text(*parse_strategy(text)) == text
+    name, arguments = parse_strategy(text)
+    assert strategy_text({"name": name, **arguments}) == text
 
 
 def test_every_constructor_from_numbers_is_known() -> None:
