@@ -1,4 +1,4 @@
-"""Weights in and out: a Hugging Face folder into shards, and shards into a folder.
+"""Weights in: from a Hugging Face folder into shards; ``export`` is the way out.
 
 No rank ever holds the whole model. It is built without memory, sharded by the caller
 in any way, and only then given memory and weights::
@@ -11,14 +11,9 @@ in any way, and only then given memory and weights::
     fully_shard(model, mesh=world.mesh)
     materialize(model, world.device, seed=0)
     load_pretrained(folder, model)
-    ...
-    export_pretrained(output_dir / "export", model, world, source=folder)
 
-Parameters are float32 unless asked otherwise; an export is bfloat16 unless asked
-otherwise, and ``Qwen2VLForConditionalGeneration.from_pretrained`` loads it. The
-next-frame head, which transformers does not know, travels in a file of its own,
-``next_frame_head.safetensors``. Weights are safetensors only: no pickle is read or
-written, and no code of a checkpoint is run. All ranks need the same file system.
+Parameters are float32 unless asked otherwise. Weights are safetensors only: no pickle
+is read, and no code of a checkpoint is run. All ranks need the same file system.
 """
 
 import copy
