@@ -1,5 +1,6 @@
 """What a run is trained on: planned on the main rank, before a pixel is decoded."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,7 @@ from recipes.edge.clips import make_clips
 from recipes.edge.conversations import BadSample
 from recipes.edge.data_files import list_subsets
 from recipes.edge.distributed import World
-from recipes.edge.index import (
-    Sample,
-    SampleIndex,
-    join_samples,
-    most_common_share,
-    write_index,
-)
+from recipes.edge.index import Sample, SampleIndex, join_samples, write_index
 from recipes.edge.pretrained import read_config, read_tokenizer
 from recipes.edge.samples import ClipSettings, PlannedSamples, plan_samples
 from recipes.edge.tiny import train_tokenizer
@@ -144,6 +139,30 @@ def refuse_empty(
     if not len(planned):
         reasons = "; ".join(list(dict.fromkeys(each.reason for each in bad))[:3])
         raise ValueError(f"{data_path} has no sample that can be used: {reasons}")
+
+
+def most_common_share(train: Iterable[Sample], held_out: Iterable[Sample]) -> float:
+    """Tell how often the most common answer of the training set is right.
+
+    What a model reaches that has learnt the answers but looks at no clip.
+
+    Args:
+        train: Samples whose answers are counted; of a conversation, all its answers.
+        held_out: Samples that are asked.
+
+    Returns:
+        Share of the held-out samples, 0 if there are none.
+    """
+    asked = [_answers(sample) for sample in held_out]
+    if not asked:
+        return 0.0
+    (guess, _), *_ = Counter(map(_answers, train)).most_common(1) or [((), 0)]
+    return sum(answers == guess for answers in asked) / len(asked)
+
+
+def _answers(sample: Sample) -> tuple[str, ...]:
+    """Give everything that the assistant says in a sample."""
+    return tuple(turn.text for turn in sample.turns if turn.role == "assistant")
 
 
 def _make_tokenizer(config: Config, train: Iterable[Sample]) -> Path:

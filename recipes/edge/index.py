@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,8 +98,12 @@ class SampleIndex:
 
     def __init__(self, path: Path) -> None:
         """Map the file."""
+        from datasets import (  # type: ignore[import-untyped]  # noqa: PLC0415
+            Dataset,
+        )
+
         self.path = path
-        self._table = _open_table(path)
+        self._table: Any = Dataset.from_file(str(path))
 
     def __len__(self) -> int:
         """Count the samples."""
@@ -134,10 +137,7 @@ def write_index(path: Path, samples: Iterable[Sample]) -> SampleIndex:
     Returns:
         The same samples, on disk.
     """
-    from datasets import (  # type: ignore[import-untyped]  # noqa: PLC0415
-        Features,
-        Value,
-    )
+    from datasets import Features, Value  # noqa: PLC0415
     from datasets.arrow_writer import (  # type: ignore[import-untyped]  # noqa: PLC0415
         ArrowWriter,
     )
@@ -153,30 +153,6 @@ def write_index(path: Path, samples: Iterable[Sample]) -> SampleIndex:
         writer.finalize()
     unfinished.replace(path)
     return SampleIndex(path)
-
-
-def most_common_share(train: Iterable[Sample], held_out: Iterable[Sample]) -> float:
-    """Tell how often the most common answer of the training set is right.
-
-    What a model reaches that has learnt the answers but looks at no clip.
-
-    Args:
-        train: Samples whose answers are counted; of a conversation, all its answers.
-        held_out: Samples that are asked.
-
-    Returns:
-        Share of the held-out samples, 0 if there are none.
-    """
-    asked = [_answers(sample) for sample in held_out]
-    if not asked:
-        return 0.0
-    (guess, _), *_ = Counter(map(_answers, train)).most_common(1) or [((), 0)]
-    return sum(answers == guess for answers in asked) / len(asked)
-
-
-def _answers(sample: Sample) -> tuple[str, ...]:
-    """Give everything that the assistant says in a sample."""
-    return tuple(turn.text for turn in sample.turns if turn.role == "assistant")
 
 
 def join_samples(
@@ -346,13 +322,6 @@ def _find(media: Media, folder: Path, members: Members) -> Clip:
     if isinstance(entry, BadSample):
         raise VideoError(entry.reason)
     return dataclasses.replace(entry, kind=media.kind)
-
-
-def _open_table(path: Path) -> Any:
-    """Map a table into memory."""
-    from datasets import Dataset  # noqa: PLC0415
-
-    return Dataset.from_file(str(path))
 
 
 def _from_json(text: str) -> Sample:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from recipes.data import most_common_share
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.clips import write_clip
 from recipes.edge.conversations import BadSample, Turn
@@ -16,7 +17,6 @@ from recipes.edge.index import (
     Sample,
     index_archive,
     join_samples,
-    most_common_share,
     write_index,
 )
 from recipes.edge.media import MediaFile
