@@ -69,22 +69,6 @@ class Snapshot:
         return replace(self, tensors=staged)
 
 
-def save_checkpoint(
-    output_dir: Path,
-    step: int,
-    *,
-    model: nn.Module,
-    optimizer: torch.optim.AdamW,
-    state: Mapping[str, Any],
-    world: World,
-) -> Path:
-    """Write ``checkpoint-{step}``; ``take_snapshot`` and ``write_snapshot`` in one."""
-    snapshot = take_snapshot(
-        step, model=model, optimizer=optimizer, state=state, world=world
-    )
-    return write_snapshot(output_dir, snapshot, world)
-
-
 def take_snapshot(
     step: int,
     *,

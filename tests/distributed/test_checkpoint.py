@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from recipes.edge.checkpoint import load_checkpoint, save_checkpoint
+from recipes.edge.checkpoint import load_checkpoint, take_snapshot, write_snapshot
 from recipes.edge.checkpoint_folders import (
     good_checkpoint,
     list_checkpoints,
@@ -155,6 +155,10 @@ def error_of(call: Callable[[], object]) -> str:
     return "nothing was raised"
 
 
+def save_checkpoint(folder: Path, step: int, world: World, **run: Any) -> Path:
+    return write_snapshot(folder, take_snapshot(step, world=world, **run), world)
+
+
 def write(folder: Path, world: World) -> dict[str, Any]:
     """Worker: the undisturbed run, and the same run with checkpoints on the way."""
     built = build(world, seed=1)
@@ -168,10 +172,10 @@ def write(folder: Path, world: World) -> dict[str, Any]:
         return save_checkpoint(
             change.pop("output_dir", folder / "run"),
             step,
+            world,
             model=model,
             optimizer=optimizer,
             state={**STATE, **change},
-            world=world,
         )
 
     save(0)
@@ -352,7 +356,7 @@ def save_one(folder: Path, step: int, world: World, **state: Any) -> Path:
     folder.mkdir(exist_ok=True)
     model, optimizer = build(world, seed=2)
     return save_checkpoint(
-        folder, step, model=model, optimizer=optimizer, state=state, world=world
+        folder, step, world, model=model, optimizer=optimizer, state=state
     )
 
 
@@ -400,12 +404,7 @@ def test_a_folder_that_has_vanished_is_not_made_anew(
     model, optimizer = build(world, seed=2)
     with pytest.raises(RuntimeError, match="FileNotFoundError"):
         save_checkpoint(
-            tmp_path / "run",
-            2,
-            model=model,
-            optimizer=optimizer,
-            state={},
-            world=world,
+            tmp_path / "run", 2, world, model=model, optimizer=optimizer, state={}
         )
     assert not (tmp_path / "run").exists()
 

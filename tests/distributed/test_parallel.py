@@ -29,7 +29,7 @@ from fastslow import (
     schedule_from_strides,
 )
 from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_row
-from recipes.edge.checkpoint import load_checkpoint, save_checkpoint
+from recipes.edge.checkpoint import load_checkpoint, take_snapshot, write_snapshot
 from recipes.edge.distributed import World, gather_from_ranks, process_group
 from recipes.edge.lora import merge_adapters, reset_adapters
 from recipes.edge.optimization import SkippedSteps, clip_gradients, count_skipped
@@ -266,9 +266,8 @@ def keep_targets(folder: Path, world: World) -> dict[str, Any]:
     found["before"] = weights(model)
     train(model, optimizer, world)
     folder.mkdir(exist_ok=True)
-    saved = save_checkpoint(
-        folder, 1, model=model, optimizer=optimizer, state={}, world=world
-    )
+    snapshot = take_snapshot(1, model=model, optimizer=optimizer, state={}, world=world)
+    saved = write_snapshot(folder, snapshot, world)
     train(model, optimizer, world)
     found["after"] = weights(model)
     found["optimizer dtypes"] = {

@@ -20,7 +20,7 @@ from fastslow import (
 )
 from fastslow.pool_plans import Mode
 from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_row
-from recipes.edge.checkpoint import load_checkpoint, save_checkpoint
+from recipes.edge.checkpoint import load_checkpoint, take_snapshot, write_snapshot
 from recipes.edge.distributed import process_group
 from recipes.edge.optimization import clip_gradients
 from recipes.edge.parallel import Parallel, parallelise
@@ -142,9 +142,10 @@ def test_steps_in_half_precision_learn_a_row(
             optimizer.zero_grad()
             losses.append(loss.item())
         assert losses[-1] < 0.9 * losses[0]
-        folder = save_checkpoint(
-            tmp_path, 20, model=trained, optimizer=optimizer, state={}, world=world
+        snapshot = take_snapshot(
+            20, model=trained, optimizer=optimizer, state={}, world=world
         )
+        folder = write_snapshot(tmp_path, snapshot, world)
         before = loss_of(trained, patches, on_gpu).item()
         load_checkpoint(folder, model=trained, optimizer=optimizer, world=world)
         after = loss_of(trained, patches, on_gpu).item()

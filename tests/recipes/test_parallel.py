@@ -40,8 +40,7 @@ from fastslow.qwen2_vl import (
     plan_row,
     plan_tower,
 )
-from fastslow.qwen2_vl.tower import tower_arguments
-from recipes.edge.checkpoint import load_checkpoint, save_checkpoint
+from recipes.edge.checkpoint import load_checkpoint, take_snapshot, write_snapshot
 from recipes.edge.distributed import World, process_group
 from recipes.edge.lora import checkpoint_name, merge_adapters, reset_adapters
 from recipes.edge.parallel import (
@@ -404,9 +403,8 @@ def test_adapters_resume_bit_for_bit(world: World, tmp_path: Path) -> None:
 
     model, optimizer = made()
     train(model, optimizer)
-    saved = save_checkpoint(
-        tmp_path, 1, model=model, optimizer=optimizer, state={}, world=world
-    )
+    snapshot = take_snapshot(1, model=model, optimizer=optimizer, state={}, world=world)
+    saved = write_snapshot(tmp_path, snapshot, world)
     train(model, optimizer)
     resumed, other = made()
     reset_adapters(resumed, seed=9)
@@ -526,7 +524,7 @@ def random_row(random: Random) -> TowerPlan:
 def see(model: FastSlowQwen2VL, plan: TowerPlan) -> None:
     """Let a tower without values see the frames of a plan."""
     patches = torch.empty(len(plan.position_ids), 3 * 2 * 2 * 2)
-    known = tower_arguments(to_device(plan, "meta"))
+    known = vars(to_device(plan, "meta"))
     model.backbone.model.visual(patches.bfloat16().to("meta"), grid_thw=None, **known)
 
 
