@@ -213,12 +213,8 @@ FREE_TO_CHANGE = {
 NESTED = "autoregressive_config"
 """Key under which settings of the method may stand as well."""
 
-ALIASES: dict[str, Any] = {
-    "bf16": bool,
-    "fp16": bool,
-    "gradient_checkpointing": bool,
-}
-"""Names that stand for a setting of ``Parallel``, or for none, with their types."""
+ALIASES = ("bf16", "fp16", "gradient_checkpointing")
+"""Names of what is true or false and stands for a setting of ``Parallel``, or none."""
 
 METHOD = (
     "mm_spatial_pool_stride",
@@ -285,9 +281,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     """
     given = _flattened(settings)
     aliases = {
-        name: convert(name, given.pop(name), kind)
-        for name, kind in ALIASES.items()
-        if name in given
+        name: convert(name, given.pop(name), bool) for name in ALIASES if name in given
     }
     strategy = given.get("frame_sampling_strategy")
     if isinstance(strategy, Mapping):
