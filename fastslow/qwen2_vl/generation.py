@@ -55,18 +55,14 @@ def generate_answers(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    ends = _ends_of_prompts(plan)
+    prompts = _find_prompts(plan)
     cache = DynamicCache()
     hidden = model.read_prompts(patches, plan, cache)
-    prompts = _Prompts(
-        lengths=ends.lengths,
-        next_positions=plan.layout.position_ids[:, ends.rows] + 1,
-    )
-    state = _set_apart(cache, ends)
-    scores = model.backbone.lm_head(hidden[ends.rows])
+    state = _set_apart(cache, prompts)
+    scores = model.backbone.lm_head(hidden[prompts.ends])
     stop = torch.tensor(sorted(end_token_ids), device=scores.device)
     chosen = list[Tensor]()
-    is_done = torch.zeros(len(ends.rows), dtype=torch.bool, device=scores.device)
+    is_done = torch.zeros(len(prompts.ends), dtype=torch.bool, device=scores.device)
     for step in range(max_new_tokens):
         token = scores.argmax(-1)
         chosen.append(torch.where(is_done, -1, token))
@@ -79,52 +75,45 @@ def generate_answers(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ends:
-    """Where the prompts of a row end.
-
-    Attributes:
-        rows: Row of the last token of each prompt.
-        lengths: Tokens of each prompt.
-    """
-
-    rows: Int[Tensor, " prompts"]
-    lengths: Int[Tensor, " prompts"]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Prompts:
-    """What decoding needs to know of the prompts.
+    """What decoding needs to know of the prompts of a row.
 
     Attributes:
+        ends: Row of the last token of each.
         lengths: Tokens of each.
         next_positions: Positions of the token that comes after each.
     """
 
+    ends: Int[Tensor, " prompts"]
     lengths: Int[Tensor, " prompts"]
     next_positions: Int[Tensor, "4 prompts"]
 
 
-def _ends_of_prompts(plan: RowPlan) -> _Ends:
+def _find_prompts(plan: RowPlan) -> _Prompts:
     """Find the prompts of a row."""
     segments = plan.layout.segment_ids
     lengths = torch.bincount(segments[segments >= 0])
-    rows = lengths.cumsum(0) - 1
+    ends = lengths.cumsum(0) - 1
     is_text = plan.layout.frame_ids < 0
     words = torch.zeros_like(lengths)
     words.index_add_(0, segments.clamp(min=0), (is_text & (segments >= 0)).long())
     asks = words > 0
-    if not bool(is_text[rows][asks].all()):
-        wrong = int((asks & ~is_text[rows]).nonzero()[0, 0])
+    if not bool(is_text[ends][asks].all()):
+        wrong = int((asks & ~is_text[ends]).nonzero()[0, 0])
         raise ValueError(f"prompt {wrong} ends with a clip; a prompt ends with text")
-    return _Ends(rows=rows[asks], lengths=lengths[asks])
+    return _Prompts(
+        ends=ends[asks],
+        lengths=lengths[asks],
+        next_positions=plan.layout.position_ids[:, ends[asks]] + 1,
+    )
 
 
-def _set_apart(cache: DynamicCache, ends: _Ends) -> DynamicCache:
+def _set_apart(cache: DynamicCache, prompts: _Prompts) -> DynamicCache:
     """Give each prompt a row of its own, filled up at its end."""
-    longest = int(ends.lengths.max()) if len(ends.lengths) else 0
-    starts = ends.rows - ends.lengths + 1
+    longest = int(prompts.lengths.max()) if len(prompts.lengths) else 0
+    starts = prompts.ends - prompts.lengths + 1
     places = starts[:, None] + torch.arange(longest, device=starts.device)
-    places = torch.minimum(places, ends.rows[:, None])  # the rest is masked
+    places = torch.minimum(places, prompts.ends[:, None])  # the rest is masked
     apart = DynamicCache()
     for number, layer in enumerate(cache.layers):
         assert isinstance(layer, DynamicLayer)
