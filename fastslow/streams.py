@@ -122,6 +122,8 @@ def scale_fast_frames(schedule: FrameSchedule, scale: int) -> FrameSchedule:
         >>> scale_fast_frames(build_schedule(4), 2).scales
         (1, 2, 1, 2)
     """
+    if scale < 1:
+        raise ValueError(f"scale is {scale}; it must be at least 1")
     slow = {
         frame
         for pooled in schedule.frames
@@ -144,11 +146,12 @@ def merge_streams(
             where these are equal.
 
     Returns:
-        One schedule with all of their pooled frames.
+        One schedule with all of their pooled frames, and the edge of those with a
+        stride; a frame pooled to a grid has none.
 
     Raises:
-        ValueError: If there is no stream, they differ in clip length, edge or scales,
-            or the order is unknown.
+        ValueError: If there is no stream, they differ in clip length, scales or the
+            edge of their strides, or the order is unknown.
 
     Laws:
         keeps_all: no pooled frame is lost or added: ``Counter(merged.frames) ==
@@ -174,12 +177,14 @@ def merge_streams(
     if order not in get_args(Order):
         known = ", ".join(get_args(Order))
         raise ValueError(f"order is {order!r}; it must be one of {known}")
-    kinds = {replace(stream, frames=()) for stream in streams}
-    if len(kinds) != 1:
+    cut = [s for s in streams if any(frame.stride for frame in s.frames)] or streams
+    edges = {stream.edge for stream in cut}
+    clips = {(stream.num_frames, stream.scales) for stream in streams}
+    if len(clips) != 1 or len(edges) != 1:
         found = sorted(
             f"{kind.num_frames} frames with edge {kind.edge!r}"
             + (f" and scales {kind.scales}" if kind.scales else "")
-            for kind in kinds
+            for kind in {replace(stream, frames=()) for stream in streams}
         )
         raise ValueError(
             f"streams describe {' and '.join(found) or 'nothing'}; all must describe "
@@ -188,4 +193,4 @@ def merge_streams(
     frames = [frame for stream in streams for frame in stream.frames]
     if order == "time":
         frames.sort(key=lambda frame: frame.stop)
-    return replace(streams[0], frames=tuple(frames))
+    return replace(streams[0], frames=tuple(frames), edge=edges.pop())

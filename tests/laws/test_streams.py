@@ -327,3 +327,21 @@ def test_flags_of_tensors_become_bools(monkeypatch: pytest.MonkeyPatch) -> None:
     masked = inspect.unwrap(keep_tokens)(schedule, [flags, None])
     assert masked.frames[0].keep == (True, False)
     assert schedule_from_json(schedule_to_json(masked)) == masked
+
+
+def test_streams_of_grids_take_the_edge_of_those_with_strides() -> None:
+    floor = schedule_from_strides([2, 2], edge="floor")
+    grids = schedule_from_grids([(1, 1)] * 2)
+    for streams in ([floor, grids], [grids, floor]):
+        merged = merge_streams(streams)
+        assert merged.edge == "floor"
+        counts = [n for s in streams for n in tokens_per_frame((5, 5), s)]
+        assert list(tokens_per_frame((5, 5), merged)) == counts
+    with pytest.raises(ValueError):
+        merge_streams([floor, grids, repeat_strides(2, (2,))])
+
+
+def test_a_scale_below_one_is_named_where_no_frame_is_fast_too() -> None:
+    with pytest.raises(ValueError) as error:
+        scale_fast_frames(repeat_strides(2, (2,)), 0)
+    assert str(error.value) == "scale is 0; it must be at least 1"
