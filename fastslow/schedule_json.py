@@ -64,11 +64,16 @@ def schedule_from_json(text: str) -> FrameSchedule:
         True
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_float=_refuse, parse_constant=_refuse)
         frames = tuple(PooledFrame(**_tuples(f)) for f in content.pop("frames"))
         return FrameSchedule(frames=frames, **_tuples(content))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the JSON is no schedule: {error}") from error
+
+
+def _refuse(number: str) -> None:
+    """Raise, since all numbers of a schedule are integers."""
+    raise ValueError(f"the JSON is no schedule: {number} is no integer")
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,14 @@ def test_json_with_wrong_fields_is_refused(change: Callable[[Any], object]) -> N
         schedule_from_json(json.dumps(content))
 
 
+@pytest.mark.parametrize("number", ["1.5", "2.0", "NaN"])
+def test_a_number_that_is_no_integer_is_named(number: str) -> None:
+    text = schedule_to_json(build_schedule(1)).replace("[4, 4]", f"[{number}, 4]")
+    with pytest.raises(ValueError) as error:
+        schedule_from_json(text)
+    assert str(error.value) == f"the JSON is no schedule: {number} is no integer"
+
+
 @pytest.mark.parametrize("text", ["[1, 2]", "null"])
 def test_json_that_is_no_object_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="the JSON is no schedule: "):
