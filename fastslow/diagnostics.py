@@ -44,7 +44,8 @@ def effective_rank(features: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]:
         features: One vector for each token; at least one is not zero. Not centred.
 
     Returns:
-        A number between 1 and the smaller side, in float64, without gradient.
+        A number between 1 and the smaller side, in float64, without gradient; not a
+        number where a feature is none.
 
     Laws:
         bounds: between 1 and the smaller of both sides: ``1 <= r <= min(n, d)``
@@ -68,6 +69,8 @@ def effective_rank(features: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]:
     rows = features.detach().double()
     if rows.shape[0] > rows.shape[1]:
         rows = rows.mT
+    if not rows.isfinite().all():  # for which the eigenvalues do not converge
+        return rows.new_tensor(torch.nan)
     values = torch.linalg.eigvalsh(rows @ rows.mT).clamp(min=0).sqrt()
     shares = values / values.sum()
     entropy: Tensor = torch.special.entr(shares).sum()

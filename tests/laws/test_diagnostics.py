@@ -131,3 +131,10 @@ def test_direction_spread__matches_pairs(vectors: Tensor) -> None:
     ]
     expected = 1 - sum(cosines) / len(cosines)
     assert direction_spread(vectors).item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_features_that_are_no_numbers_have_no_rank(value: float) -> None:
+    features = torch.eye(3)
+    features[1, 2] = value
+    assert effective_rank(features).isnan()
