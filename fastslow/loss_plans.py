@@ -220,7 +220,7 @@ def _group_windows(sources: _Sources, pairing: Pairing) -> tuple[Tensor, Tensor]
                 (f.stride, f.grid, f.keep if f is frame else None)
                 for f in (frame, following)
             )
-            key = (clip.grid, edge, *kinds)
+            key = (*clip.grid, edge, *kinds)
             if key not in known:
                 known[key] = _frame_groups(clip, frame, following, pairing)
             counts.append(int(known[key].max()) + 1)
@@ -241,7 +241,7 @@ def _frame_groups(
     )
     groups = (height[:, None] * len(own[1]) + width).flatten()
     if frame.keep is not None:
-        groups = groups[torch.tensor(frame.keep)]
+        groups = groups[torch.tensor(frame.keep, dtype=torch.bool)]
     numbers: Tensor = groups.unique(return_inverse=True)[1]
     return numbers
 

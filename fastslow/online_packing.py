@@ -46,7 +46,7 @@ def take_bin(lengths: Sequence[int], capacity: int) -> tuple[int, ...]:
         (0, 2)
     """
     check_lengths(lengths, capacity)
-    if not lengths:
+    if not len(lengths):
         raise ValueError("lengths is empty; a bin holds at least one item")
     order = sorted(range(1, len(lengths)), key=lengths.__getitem__, reverse=True)
     negated = [-lengths[item] for item in order]
@@ -160,7 +160,7 @@ def next_bin(
         >>> sorted(bins + state.waiting)
         [0, 1, 2, 3]
     """
-    if not lengths or window < 1:
+    if not len(lengths) or window < 1:
         raise ValueError(
             f"lengths has {len(lengths)} items and window is {window}; both must be at "
             "least 1"

@@ -128,7 +128,7 @@ def fewest_bins_bound(lengths: Sequence[int], capacity: int) -> int:
         problem" (Discrete Appl. Math. 28, 1990), bound L2.
     """
     check_lengths(lengths, capacity)
-    sizes = torch.tensor(lengths, dtype=torch.int64).sort().values
+    sizes = torch.as_tensor(lengths, dtype=torch.int64).sort().values
     tokens = F.pad(sizes.cumsum(0), (1, 0))
     small = int(torch.searchsorted(sizes, capacity // 2, right=True))
     least = F.pad(sizes[:small].unique(), (1, 0))
@@ -151,7 +151,7 @@ def fill(lengths: Sequence[int], bins: Sequence[Sequence[int]], capacity: int) -
         The share, between 0 and 1.
 
     Raises:
-        ValueError: If there are no bins.
+        ValueError: If there are no bins, or ``capacity`` is below 1.
 
     Laws:
         share: real tokens over all tokens, counted one by one: ``fill == sum(lengths) /
@@ -165,6 +165,8 @@ def fill(lengths: Sequence[int], bins: Sequence[Sequence[int]], capacity: int) -
     """
     if not bins:
         raise ValueError("bins is empty; a share of no tokens is undefined")
+    if capacity < 1:
+        raise ValueError(f"capacity is {capacity}; it must be at least 1")
     return sum(lengths[i] for items in bins for i in items) / (len(bins) * capacity)
 
 
@@ -173,7 +175,7 @@ def _pack(
 ) -> tuple[tuple[int, ...], ...]:
     """Place the items of one length after another and list the items of each bin."""
     check_lengths(lengths, capacity)
-    sizes, order = torch.tensor(lengths, dtype=torch.int64).sort(
+    sizes, order = torch.as_tensor(lengths, dtype=torch.int64).sort(
         descending=True, stable=True
     )
     groups, counts = sizes.unique_consecutive(return_counts=True)

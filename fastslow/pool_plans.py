@@ -127,7 +127,8 @@ def plan_pooling(
     kind_of_frame: list[int] = []
     first_cells: list[int] = []
     num_cells = 0
-    for grid, schedule in clips:
+    for (height, width), schedule in clips:
+        grid = height, width
         kinds, kind_of = frame_kinds(schedule)
         grids = encoded_grids(grid, schedule)
         starts = list(accumulate(map(prod, grids), initial=num_cells))
@@ -270,7 +271,8 @@ def _frame_bags(
     )
     entries = window.argsort(stable=True)
     if frame.keep is not None:
-        entries = entries[torch.tensor(frame.keep)[window[entries]]]
+        keep = torch.tensor(frame.keep, dtype=torch.bool)
+        entries = entries[keep[window[entries]]]
     return _Bags(
         cells=cell[entries],
         sizes=torch.unique_consecutive(window[entries], return_counts=True)[1],

@@ -127,7 +127,9 @@ def _frame_plane(grid: Grid, frame: PooledFrame, edge: Edge) -> Tensor:
     plane = torch.cartesian_prod(
         *(torch.tensor([_middle(*window) for window in side]) for side in sides)
     )
-    return plane if frame.keep is None else plane[torch.tensor(frame.keep)]
+    if frame.keep is None:
+        return plane
+    return plane[torch.tensor(frame.keep, dtype=torch.bool)]
 
 
 def _middle(first: int, end: int) -> int:

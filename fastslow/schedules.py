@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
+from operator import index
 from typing import Literal, get_args
 
 from fastslow._typing import Grid
@@ -180,7 +181,9 @@ def schedule_from_strides(
     _check_same_length("strides", strides, is_slow)
     frames = tuple(
         PooledFrame(start=t, stop=t + 1, stride=(stride, stride), is_slow=bool(slow))
-        for t, (stride, slow) in enumerate(zip(strides, is_slow, strict=True))
+        for t, (stride, slow) in enumerate(
+            zip(map(index, strides), is_slow, strict=True)
+        )
     )
     return FrameSchedule(num_frames=len(frames), frames=frames, edge=edge)
 
@@ -223,7 +226,7 @@ def repeat_strides(
         Zhang et al., "Video Instruction Tuning With Synthetic Data"
         (arXiv:2410.02713), section 4: one slow frame in every s.
     """
-    if num_frames < 1 or not pattern:
+    if num_frames < 1 or not len(pattern):
         raise ValueError(
             f"num_frames is {num_frames} and pattern has {len(pattern)} strides; both "
             "must be at least 1"
@@ -264,8 +267,13 @@ def schedule_from_grids(
         is_slow = [height * width == most for height, width in grids]
     _check_same_length("grids", grids, is_slow)
     frames = tuple(
-        PooledFrame(start=t, stop=t + 1, grid=grid, is_slow=bool(slow))
-        for t, (grid, slow) in enumerate(zip(grids, is_slow, strict=True))
+        PooledFrame(
+            start=t,
+            stop=t + 1,
+            grid=(index(height), index(width)),
+            is_slow=bool(slow),
+        )
+        for t, ((height, width), slow) in enumerate(zip(grids, is_slow, strict=True))
     )
     return FrameSchedule(num_frames=len(frames), frames=frames)
 
@@ -309,9 +317,10 @@ def kernel_schedule(
         raise ValueError(
             f"num_frames is {num_frames} and kernel is {kernel}; all must be at least 1"
         )
+    span, height, width = kernel
     frames = tuple(
-        PooledFrame(start=start, stop=stop, stride=kernel[1:], is_slow=is_slow)
-        for start, stop in window_bounds(num_frames, stride=kernel[0], edge=edge)
+        PooledFrame(start=start, stop=stop, stride=(height, width), is_slow=is_slow)
+        for start, stop in window_bounds(num_frames, stride=span, edge=edge)
     )
     return FrameSchedule(num_frames=num_frames, frames=frames, edge=edge)
 
@@ -320,7 +329,7 @@ def _check_same_length(
     name: str, values: Sequence[object], is_slow: Sequence[bool]
 ) -> None:
     """Raise unless there are frames and one flag for each."""
-    if not values:
+    if not len(values):
         raise ValueError(f"{name} is empty; a clip has at least 1 frame")
     if len(values) != len(is_slow):
         raise ValueError(

@@ -218,3 +218,9 @@ def test_packing_leaves_its_arguments_alone() -> None:
     for plan in PLANNERS:
         plan(lengths, 8)
     assert lengths == [3, 6, 5, 2]
+
+
+def test_a_share_of_empty_bins_is_named() -> None:
+    with pytest.raises(ValueError) as error:
+        fill([1], [(0,)], 0)
+    assert str(error.value) == "capacity is 0; it must be at least 1"

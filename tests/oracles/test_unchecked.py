@@ -1,0 +1,91 @@
+"""Arguments of almost the right type, where nothing checks types at run time.
+
+Settings give lists for tuples, and arithmetic on tensors gives tensors for lists. Each
+snippet runs as a user's would, without the checks of the test run.
+"""
+
+import subprocess
+import sys
+from textwrap import dedent
+
+PREAMBLE = """
+    import warnings
+    from dataclasses import replace
+
+    import torch
+
+    from fastslow import *
+
+    warnings.simplefilter("error")
+"""
+
+
+def run_unchecked(snippet: str) -> None:
+    command = [sys.executable, "-c", dedent(PREAMBLE) + dedent(snippet)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_lists_tensors_and_numbers_give_what_tuples_and_flags_give() -> None:
+    run_unchecked(
+        """
+        strides = schedule_from_strides(torch.tensor([1, 2, 2]))
+        assert strides == schedule_from_strides([1, 2, 2])
+        assert schedule_from_json(schedule_to_json(strides)) == strides
+        pooled = pool_frames(torch.ones(2, 3, 3, 1), torch.tensor([1, 3]))
+        assert pooled.cu_seqlens.tolist() == [0, 9, 10]
+        grids = schedule_from_grids([[2, 2], [1, 1]])
+        assert grids == schedule_from_grids([(2, 2), (1, 1)])
+        assert kernel_schedule(5, [2, 3, 3]) == kernel_schedule(5, (2, 3, 3))
+
+        cells = plan_pooling([([4, 4], grids)]).cells
+        assert torch.equal(cells, plan_pooling([((4, 4), grids)]).cells)
+        layout = build_layout(
+            [[VideoSpan(grid=[4, 4], schedule=grids)]], video_token_id=9
+        )
+        targets = plan_next_frame(layout).targets
+        assert sorted(targets.cells.tolist()) == list(range(16, 32))
+
+        whole = schedule_from_grids([(2, 2), (2, 2), (2, 2)])
+        flags = keep_tokens(whole, [None, [True, False, True, True], None])
+        numbers = replace(
+            flags,
+            frames=[replace(f, keep=f.keep and (1, 0, 1, 1)) for f in flags.frames],
+        )
+        for given in (flags, numbers):
+            clip = VideoSpan(grid=(4, 4), schedule=given)
+            layout = build_layout([[clip]], video_token_id=9)
+            assert layout.position_ids[3].tolist()[4:7] == [0, 0, 2]
+            assert plan_pooling([((4, 4), given)]).cells[16:20].tolist() == [
+                16, 17, 20, 21
+            ]
+            assert len(plan_next_frame(layout).targets.window_sizes) == 7
+
+        lengths = torch.tensor([3, 6, 5, 2])
+        assert best_fit_decreasing(lengths, 8) == ((1, 3), (0, 2))
+        assert first_fit_decreasing(lengths, 8) == ((1, 3), (0, 2))
+        assert fewest_bins_bound(lengths, 8) == 2
+        assert take_bin(lengths, 8) == (0, 2)
+        start = StreamState()
+        drawn = next_bin(lengths, 8, start, window=4, seed=0)
+        assert drawn == next_bin(lengths.tolist(), 8, start, window=4, seed=0)
+        """
+    )
+
+
+def test_half_a_cell_is_no_stride() -> None:
+    run_unchecked(
+        """
+        for build in (
+            lambda: schedule_from_strides([1.5]),
+            lambda: build_schedule(2, slow_stride=2.0),
+            lambda: schedule_from_grids([(1.0, 1.0)]),
+        ):
+            try:
+                build()
+            except TypeError as error:
+                assert "float" in str(error)
+            else:
+                raise AssertionError("a float was taken for a number of cells")
+        """
+    )
