@@ -1,0 +1,25 @@
+"""The kernel of bags for GPUs equals the CPU's, forward and backward, without a GPU.
+
+``tests/gpu`` compares the two on a GPU. Here Triton interprets the kernel.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_the_interpreted_kernel_equals_the_cpus() -> None:
+    script = Path(__file__).with_name("gpu_bags_on_cpu.py")
+    finished = subprocess.run(
+        [sys.executable, script],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
