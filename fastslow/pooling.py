@@ -46,8 +46,11 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
             f"tokens has {len(tokens)} cells but the plan is for "
             f"{len(plan.cell_starts)}; both describe the same frames"
         )
-    pool = _WindowMax if plan.weights is None else _WindowSum
-    values: Tensor = pool.apply(tokens, plan)  # type: ignore[no-untyped-call]
+    values: Tensor
+    if plan.weights is None:
+        values, _ = _WindowMax.apply(tokens, plan)  # type: ignore[no-untyped-call]
+    else:
+        values = _WindowSum.apply(tokens, plan, False)  # type: ignore[no-untyped-call]
     return Ragged(values=values, cu_seqlens=plan.cu_seqlens)
 
 
@@ -113,21 +116,43 @@ def pool_frames(
 
 
 class _WindowSum(torch.autograd.Function):
-    """Weighted sum of each window's cells; both passes are bags of rows."""
+    """Weighted sum of each window's cells, or its transpose: each is a bag of rows.
+
+    One is the gradient of the other, so it may be differentiated any number of times,
+    by kernels that autograd does not know too.
+    """
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, plan: PoolPlan) -> Tensor:
-        ctx.plan = plan
-        sums = _sum_bags(tokens, plan.cells, plan.window_starts, plan.weights)
+    def forward(rows: Tensor, plan: PoolPlan, is_transposed: bool) -> Tensor:
+        if is_transposed:
+            shares = _divide(rows, plan)
+            weights = plan.back_weights
+            return _sum_bags(shares, plan.windows, plan.cell_starts, weights)
+        sums = _sum_bags(rows, plan.cells, plan.window_starts, plan.weights)
         return _divide(sums, plan)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        plan: PoolPlan = ctx.plan
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, ctx.plan, ctx.is_transposed = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
-        shares = _divide(grad, plan)
-        weights = plan.back_weights
-        return _sum_bags(shares, plan.windows, plan.cell_starts, weights), None
+        back: Tensor = _WindowSum.apply(  # type: ignore[no-untyped-call]
+            grad, ctx.plan, not ctx.is_transposed
+        )
+        return back, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, rows: Tensor, plan: PoolPlan, is_transposed: bool
+    ) -> tuple[Tensor, int]:
+        """Sum a batch as so many more channels."""
+        rows = rows.movedim(in_dims[0], 1)
+        sums = _WindowSum.apply(  # type: ignore[no-untyped-call]
+            rows.flatten(1), plan, is_transposed
+        )
+        return sums.unflatten(1, rows.shape[1:]), 1
 
 
 def _divide(rows: Tensor, plan: PoolPlan) -> Tensor:
@@ -160,24 +185,52 @@ def _sum_bags(
 
 
 class _WindowMax(torch.autograd.Function):
-    """Maximum of each window's cells; the gradient goes where the maximum was."""
+    """Maximum of each window's cells, and the cells where the maxima were."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, plan: PoolPlan) -> Tensor:
-        ctx.plan = plan
+    def forward(tokens: Tensor, plan: PoolPlan) -> tuple[Tensor, Tensor]:
         pooled, _, _, winners = torch.embedding_bag(
             tokens, plan.cells, plan.window_starts, mode=2
         )
-        ctx.save_for_backward(winners)
-        return pooled
+        return pooled, winners
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        plan: PoolPlan = ctx.plan
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, ctx.plan = inputs
+        _, winners = output
+        ctx.mark_non_differentiable(winners)
+        ctx.set_materialize_grads(False)  # zeros for the winners
+        ctx.save_for_backward(winners)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None]:
+        grad, _ = grads
+        if grad is None:
+            return None, None
         (winners,) = ctx.saved_tensors
-        (grad,) = grads
-        entries = torch.arange(len(plan.windows), device=grad.device)
+        back: Tensor = _Routed.apply(  # type: ignore[no-untyped-call]
+            grad, winners, ctx.plan
+        )
+        return back, None
+
+
+class _Routed(torch.autograd.Function):
+    """What maxima are given goes where they were; the gradient is read from there."""
+
+    @staticmethod
+    def forward(rows: Tensor, winners: Tensor, plan: PoolPlan) -> Tensor:
+        entries = torch.arange(len(plan.windows), device=rows.device)
         cell = torch.searchsorted(plan.cell_starts, entries, right=True) - 1
         won = winners[plan.windows] == cell[:, None]
-        shares = grad[plan.windows] * won
-        return _sum_bags(shares, entries, plan.cell_starts, None), None
+        return _sum_bags(rows[plan.windows] * won, entries, plan.cell_starts, None)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, winners, _ = inputs
+        ctx.save_for_backward(winners)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (winners,) = ctx.saved_tensors
+        (grad,) = grads
+        return grad.gather(0, winners), None, None

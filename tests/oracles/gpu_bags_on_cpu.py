@@ -66,3 +66,12 @@ compare(torch.randn(7, cells, generator=generator).T, plans["bilinear"])
 compare(torch.randn(cells, 14, generator=generator)[:, ::2], plans["average"])
 nothing = plan_pooling([((2, 2), FrameSchedule(num_frames=1, frames=()))])
 compare(torch.randn(4, 3, generator=generator), nothing)
+
+pooling._sum_bags = sum_bags_on_gpu
+small = [((2, 3), schedule_from_strides([2, 1]))]
+for mode in ("average", "max"):
+    plan = plan_pooling(small, mode=mode)
+    tokens = torch.randn(12, 2, generator=generator).double().requires_grad_()
+    torch.autograd.gradgradcheck(
+        lambda x, plan=plan: pool_tokens(x, plan).values ** 3, tokens
+    )

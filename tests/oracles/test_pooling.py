@@ -18,6 +18,7 @@ from fastslow import (
     select_frames,
     unpack_ragged,
 )
+from fastslow.pool_plans import Mode
 from fastslow.testing import strategies as fst
 
 STRIDES = [1, 2, 3, 4, 8, 13, 40]
@@ -141,3 +142,36 @@ def test_adaptive_pooling_to_a_target_grid(size: tuple[int, int]) -> None:
         actual = pool_tokens(tokens.flatten(0, 2), plan).values
         expected = pool(images, size).movedim(1, -1).flatten(0, 2)
         assert_same_values_and_gradients(tokens, actual, expected)
+
+
+@pytest.mark.parametrize("mode", ["average", "max", "area", "bilinear"])
+def test_second_derivatives(mode: Mode) -> None:
+    tokens = clip(2, (3, 2)).detach()[..., :2].requires_grad_()
+
+    def cubes(tokens: Tensor) -> Tensor:
+        return pool_frames(tokens, [2, 1], mode=mode).values ** 3
+
+    assert torch.autograd.gradgradcheck(cubes, tokens)
+
+
+@pytest.mark.parametrize("mode", ["average", "area", "bilinear"])
+def test_the_jacobian_of_torch_func_holds_the_shares(mode: Mode) -> None:
+    plan = plan_pooling([((3, 4), schedule_from_strides([2, 3]))], mode=mode)
+    tokens = clip(2, (3, 4)).detach().flatten(0, 2)
+    jacobian = torch.func.jacrev(lambda x: pool_tokens(x, plan).values)(tokens)
+    assert plan.shares is not None
+    matrix = torch.zeros(len(plan.window_sizes), len(tokens), dtype=torch.float64)
+    window = torch.repeat_interleave(plan.window_sizes)
+    matrix.index_put_((window, plan.cells), plan.shares, accumulate=True)
+    channels = torch.eye(tokens.shape[1], dtype=torch.float64)
+    assert_near(jacobian, torch.einsum("wc,de->wdce", matrix, channels))
+
+
+def test_the_gradient_of_torch_func_is_that_of_autograd() -> None:
+    tokens = clip(2, (3, 4))
+
+    def energy(tokens: Tensor) -> Tensor:
+        return pool_frames(tokens, [2, 3], mode="max").values.square().sum()
+
+    (expected,) = torch.autograd.grad(energy(tokens), tokens)
+    assert_near(torch.func.grad(energy)(tokens.detach()), expected)
