@@ -40,7 +40,8 @@ def labelled_cross_entropy(
         the collectives that they run.
 
     Raises:
-        ValueError: If hidden and weight differ in width.
+        ValueError: If hidden and weight differ in width, or the plan's rows and targets
+            in number.
 
     Laws:
         matches_cross_entropy: forward and both gradients are those of
@@ -66,6 +67,11 @@ def labelled_cross_entropy(
         raise ValueError(
             f"hidden has {hidden.shape[1]} channels but weight has {weight.shape[1]}; "
             "each logit is their product"
+        )
+    if len(plan.rows) != len(plan.targets):
+        raise ValueError(
+            f"plan has {len(plan.rows)} rows but {len(plan.targets)} targets; each "
+            "labelled row has one"
         )
     labelled, weight = map(_narrowed, (hidden.index_select(0, plan.rows), weight))
     targets = plan.targets.long()

@@ -89,3 +89,22 @@ def test_half_a_cell_is_no_stride() -> None:
                 raise AssertionError("a float was taken for a number of cells")
         """
     )
+
+
+def test_a_target_too_few_is_named_where_rows_go_in_chunks() -> None:
+    run_unchecked(
+        """
+        from fastslow import cross_entropy
+
+        cross_entropy._CHUNK_BYTES = 40  # two rows
+        plan = LabelPlan(rows=torch.tensor([0, 1, 2]), targets=torch.tensor([1, 2]))
+        try:
+            labelled_cross_entropy(torch.ones(4, 3), torch.ones(5, 3), plan)
+        except ValueError as error:
+            assert str(error) == (
+                "plan has 3 rows but 2 targets; each labelled row has one"
+            )
+        else:
+            raise AssertionError("a loss came out")
+        """
+    )
