@@ -195,7 +195,7 @@ def load_checkpoint(
     tensors, groups = _tensors(model, optimizer)
     _check_groups(folder, content["parameter_groups"], groups)
     _check_shapes(folder, tensors)
-    read_tensors(folder, tensors)
+    read_tensors(folder, tensors, world)
     set_state_dict(
         model,
         optimizer,

@@ -8,12 +8,11 @@ from types import TracebackType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from recipes.edge.checkpoint import Snapshot, take_snapshot, write_snapshot
 from recipes.edge.checkpoint_folders import remove_old_checkpoints
-from recipes.edge.distributed import World
+from recipes.edge.distributed import World, group_for_objects
 
 
 class CheckpointSaver:
@@ -48,8 +47,7 @@ class CheckpointSaver:
         self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[Path] | None = None
         if is_async:
-            group = dist.new_group(backend="gloo")
-            self._world_of_thread = replace(world, group=group)
+            self._world_of_thread = replace(world, group=group_for_objects())
             self._thread = ThreadPoolExecutor(
                 1, "checkpoint", _take_device, (world.device,)
             )

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,10 @@ from recipes.edge.failures import shared_failures
 
 _T = TypeVar("_T")
 
+PATIENCE = timedelta(days=1)
+"""How long ranks wait for each other's words: the main rank may download weights or
+plan millions of samples meanwhile. A rank that fails ends the others at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -29,15 +34,16 @@ class World:
         size: Number of processes, at least 1.
         device: Where this rank computes.
         mesh: All ranks in one row, along the axis ``data``; for ``fully_shard``.
-        group: What the ranks talk over; None for the group of the run. A thread beside
-            the training needs one of its own, so that no message takes another's place.
+        group: What the ranks tell each other objects over, see ``group_for_objects``. A
+            thread beside the training needs one of its own, so that no message takes
+            another's place.
     """
 
     rank: int
     size: int
     device: torch.device
     mesh: DeviceMesh
-    group: dist.ProcessGroup | None = None
+    group: dist.ProcessGroup
 
     @property
     def is_main(self) -> bool:
@@ -51,8 +57,8 @@ def process_group() -> Iterator[World]:
 
     Under ``torchrun`` the group is the one that its environment describes; without
     it, this process is the whole group, so ``python recipe.py`` works as well. With
-    CUDA each rank takes the GPU of its ``LOCAL_RANK`` and ranks talk over NCCL, else
-    they compute on the CPU and talk over gloo.
+    CUDA each rank takes the GPU of its ``LOCAL_RANK`` and tensors travel over NCCL,
+    else it computes on the CPU and they travel over gloo, as objects always do.
 
     An exception leaves the group and goes on, and ends the other ranks too, see
     ``shared_failures``. Under NCCL the collectives that this rank has begun are aborted
@@ -78,8 +84,15 @@ def process_group() -> Iterator[World]:
         with shared_failures(store, rank) as tell:
             try:
                 device = _join(store, rank, size)
-                mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("data",))
-                yield World(rank=rank, size=size, device=device, mesh=mesh)
+                yield World(
+                    rank=rank,
+                    size=size,
+                    device=device,
+                    mesh=init_device_mesh(
+                        device.type, (size,), mesh_dim_names=("data",)
+                    ),
+                    group=group_for_objects(),
+                )
             except BaseException as error:
                 if isinstance(error, Exception):
                     tell(error)
@@ -94,6 +107,17 @@ def process_group() -> Iterator[World]:
         # A group that a reference cycle keeps past the interpreter's end (a mesh, a
         # sharded model, a traceback) leaves gloo's threads running, which aborts.
         atexit.register(gc.collect)
+
+
+def group_for_objects() -> dist.ProcessGroup:
+    """Make a group of all ranks for objects, which all of them call together.
+
+    It is gloo's also where tensors travel over NCCL: objects do not pass through GPUs,
+    and a rank waits ``PATIENCE`` for them instead of the ten minutes after which NCCL
+    takes a rank for lost.
+    """
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return group
 
 
 def sum_over_ranks(values: Mapping[str, float | int], world: World) -> dict[str, float]:
@@ -126,7 +150,7 @@ def sum_over_ranks(values: Mapping[str, float | int], world: World) -> dict[str,
     total = torch.tensor(
         [*values.values(), checksum], dtype=torch.float64, device=world.device
     )
-    dist.all_reduce(total, group=world.group)
+    dist.all_reduce(total)
     *sums, checksums = total.tolist()
     if checksums != checksum * world.size:
         raise ValueError(

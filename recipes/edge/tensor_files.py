@@ -75,17 +75,18 @@ def write_tensors(folder: Path, tensors: dict[str, Any], world: World) -> None:
         raise OSError(f"rank {rank} cannot write to {folder}: {reason}") from error
 
 
-def read_tensors(folder: Path, tensors: dict[str, Any]) -> None:
+def read_tensors(folder: Path, tensors: dict[str, Any], world: World) -> None:
     """Read tensors in place, each rank its shards; all ranks call this together.
 
     Args:
         folder: What ``write_tensors`` wrote, on any number of ranks.
         tensors: Tensors of the same names and shapes.
+        world: The ranks.
 
     Raises:
         ValueError: If the description of the files is none that DCP wrote.
     """
-    load(tensors, storage_reader=_Reader(folder))
+    load(tensors, storage_reader=_Reader(folder), process_group=world.group)
 
 
 def read_shapes(folder: Path) -> dict[str, torch.Size]:

@@ -192,11 +192,11 @@ def materialize(
 def load_pretrained(folder: Path, model: FastSlowQwen2VL) -> bool:
     """Read a checkpoint of safetensors files into the parameters, in place.
 
-    Each rank reads its shards alone and converts them to the parameters' type. Both
-    layouts of names are known, that of the hub (``model.layers``, ``visual``) and
-    that of the modules (``model.language_model.layers``, ``model.visual``): the
-    translation is transformers' own. All ranks call this together, in a process
-    group. What the root holds beside backbone and head is left alone.
+    Each rank reads its shards alone, waits for no other, and converts them to the
+    parameters' type. Both layouts of names are known, that of the hub
+    (``model.layers``, ``visual``) and that of the modules
+    (``model.language_model.layers``, ``model.visual``): the translation is
+    transformers' own. What the root holds beside backbone and head is left alone.
 
     Args:
         folder: Folder of a checkpoint, as ``find_weights`` gives it.
@@ -217,11 +217,12 @@ def load_pretrained(folder: Path, model: FastSlowQwen2VL) -> bool:
             "loaded"
         )
     sources = _match(folder, model)
-    with warnings.catch_warnings():  # one process needs no group
+    with warnings.catch_warnings():  # reading alone is meant
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         load(
             {saved: weights[name].detach() for saved, name in sources.items()},
             storage_reader=HuggingFaceStorageReader(str(folder)),
+            no_dist=True,
         )
     return any(name.startswith(HEAD_PREFIX) for name in sources)
 

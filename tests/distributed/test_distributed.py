@@ -9,12 +9,14 @@ import os
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from recipes.edge.distributed import (
     World,
@@ -93,6 +95,20 @@ def die(folder: Path) -> None:
         sum_over_ranks({"loss": 1.0}, world)
 
 
+def plan_for_long(folder: Path) -> None:
+    """Worker: one rank works for longer than a collective of tensors may wait."""
+
+    def work() -> str:
+        time.sleep(3)
+        return "planned"
+
+    with process_group() as world:
+        _set_pg_timeout(timedelta(seconds=1))
+        seen = [broadcast_from_main(work, world)]
+        seen += gather_from_ranks(work() if world.rank else "at once", world)
+    (folder / f"rank-{world.rank}.json").write_text(json.dumps(seen))
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both ranks saw in ``talk``."""
@@ -146,6 +162,15 @@ def test_gather_gives_all_values_in_order(ranks: list[dict[str, Any]]) -> None:
         assert seen["after_failure"] == [{"rank": 0}, {"rank": 1}]
 
 
+@NO_GPU
+def test_objects_are_waited_for_longer_than_tensors(tmp_path: Path) -> None:
+    done = torchrun("plan_for_long", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        seen = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        assert seen == ["planned", "at once", "planned"]
+
+
 def test_a_failing_rank_ends_the_run(tmp_path: Path) -> None:
     start = time.monotonic()
     done = torchrun("die", tmp_path)
@@ -184,4 +209,4 @@ def test_an_exception_leaves_the_group_and_goes_on() -> None:
 
 
 if __name__ == "__main__":
-    {"talk": talk, "die": die}[sys.argv[1]](Path(sys.argv[2]))
+    globals()[sys.argv[1]](Path(sys.argv[2]))

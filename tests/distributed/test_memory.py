@@ -181,7 +181,7 @@ def stepped(folder: Path) -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
     device = torch.device("cpu")
     mesh = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("data",))
-    world = World(rank=0, size=RANKS, device=device, mesh=mesh)
+    world = World(rank=0, size=RANKS, device=device, mesh=mesh, group=mesh.get_group())
     found = {
         case: [measured_peak(settings, plan, world) for plan in rows()]
         for case, settings in STEPS.items()
