@@ -4,7 +4,8 @@
 #   sbatch --nodes 4 recipes/launch/slurm.sh recipes/qwen2vl_7b.py \
 #       --data-path FILE --parallel.replicate 4
 #
-# One task on each node starts one rank for each of its GPUs. A job that is requeued goes on
+# One task on each node starts one rank for each of its GPUs. Ten minutes before the job's
+# time is over all ranks save and end. A job that is requeued, or submitted again, goes on
 # from the last checkpoint, since the command is the same.
 #SBATCH --job-name=fastslow
 #SBATCH --nodes=2
@@ -13,6 +14,7 @@
 #SBATCH --cpus-per-task=96
 #SBATCH --exclusive
 #SBATCH --requeue
+#SBATCH --signal=TERM@600
 #SBATCH --output=slurm-%j.log
 set -euo pipefail
 

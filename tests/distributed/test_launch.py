@@ -134,3 +134,47 @@ def test_a_node_that_is_asked_to_stop_starts_nothing_again(tmp_path: Path) -> No
         agent.terminate()
         assert agent.stdout.read() == "saved\n"
     assert agent.returncode == 143
+
+
+STANDS_FOR = {
+    "scontrol": "printf '%s\n' localhost localhost",
+    "srun": 'shift; "$@" & "$@" & wait',
+}
+"""What two nodes of Slurm do, on one machine and without Slurm."""
+
+
+def test_the_slurm_script_starts_an_agent_on_every_node(tmp_path: Path) -> None:
+    for name, words in STANDS_FOR.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{words}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "rank.py").write_text(
+        "import os, pathlib, sys\n"
+        "names = 'RANK', 'WORLD_SIZE', 'TORCHELASTIC_RUN_ID', 'OMP_NUM_THREADS'\n"
+        "rank, *others = (os.environ[name] for name in names)\n"
+        "words = ' '.join(others + sys.argv[1:])\n"
+        "pathlib.Path(__file__).with_name(f'rank-{rank}').write_text(words)\n"
+    )
+    job = next(
+        port - 20_000 for port in iter(free_port, None) if 20_000 <= port < 40_000
+    )
+    environment = os.environ | {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_JOB_NODELIST": "localhost,localhost",
+        "SLURM_JOB_NUM_NODES": "2",
+        "PROCESSES": "2",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = ["bash", "recipes/launch/slurm.sh", str(tmp_path / "rank.py"), "--x", "1"]
+    done = subprocess.run(
+        command,
+        check=False,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
+    assert seen == {f"rank-{rank}": f"4 {job} 1 --x 1" for rank in range(4)}
