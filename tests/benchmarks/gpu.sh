@@ -6,17 +6,17 @@ set -u
 cd "$(dirname "$0")/../.." || exit
 
 # Warnings of torch's compiler differ between versions and fail nothing here.
-run=(timeout --signal INT)
 pytest=(python -m pytest -q -W default --jaxtyping-packages= -p no:cacheprovider)
 failed=0
 
 # In this order: a run that is cut off still writes what it has.
-"${run[@]}" 350 "${pytest[@]}" --benchmark-quiet "$@" -k "l2 or m3 or e2 or e1 or a3 or t1 or a2" \
+timeout --signal INT 440 "${pytest[@]}" --benchmark-quiet "$@" -k "l2 or m3 or e2 or e1 or a3 or t1 or a2" \
     tests/benchmarks/test_pooling.py \
     tests/benchmarks/test_masks.py \
     tests/benchmarks/test_losses.py \
     tests/benchmarks/test_tower_gpu.py \
     tests/benchmarks/test_training.py \
     tests/benchmarks/test_attention_gpu.py || failed=1
-"${run[@]}" 220 "${pytest[@]}" tests/gpu tests/oracles/test_no_sync.py || failed=1
+# The checks take what is left of 580 seconds.
+timeout --signal INT $((580 - SECONDS)) "${pytest[@]}" tests/gpu tests/oracles/test_no_sync.py || failed=1
 exit "$failed"

@@ -215,8 +215,6 @@ def assert_near(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None
         assert (distance / (by_token + by_token.mean())).max() < limit
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("run", [forward, both_ways])
 @pytest.mark.parametrize(
     "way",
     [
@@ -228,6 +226,8 @@ def assert_near(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None
         flash_causal_documents,
     ],
 )
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("run", [both_ways, forward])
 def test_a2(
     benchmark: BenchmarkFixture,
     to_the_end: Callable[[Any], Any],

@@ -1,4 +1,4 @@
-"""T1: a whole training step, beside the usual one, and without pooling.
+"""T1: a whole training step, beside the usual one, without pooling, and with its data.
 
 The model has the shape of Qwen2-VL 2B and the row 16,384 tokens. Without a GPU nothing
 is timed: ``--benchmark-disable`` takes the same steps with a tiny model and shorter
@@ -9,12 +9,19 @@ The usual step takes the same samples 4 at a time, pads each to the longest of i
 attends under a dense mask, and makes float32 logits of every token. That both steps
 have the same loss and gradients is checked first, with the tiny model. The tower reads
 as many patches in both, and most FLOPs of the pooled step are its own.
+
+What a step waits for its data is measured with the settings of the 2B recipe, on clips
+that are as large as they allow. The clips show shapes on a plain ground: others take
+longer to decode.
 """
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -28,6 +35,7 @@ from fastslow import (
     FrameSchedule,
     LabelPlan,
     Span,
+    StreamState,
     TextSpan,
     VideoSpan,
     build_schedule,
@@ -44,12 +52,22 @@ from fastslow.qwen2_vl import (
     plan_row,
     step_flops,
 )
+from recipes.config import Config
+from recipes.data import plan_data
+from recipes.edge.clips import make_clips
 from recipes.edge.devices import this_device
 from recipes.edge.distributed import World, process_group
+from recipes.edge.loader import count_rows
+from recipes.edge.optimization import SkippedSteps
 from recipes.edge.parallel import Parallel, parallelise
 from recipes.edge.published import model_config
+from recipes.edge.quarantine import Quarantine
 from recipes.edge.tiny import tiny_backbone
 from recipes.edge.weights import materialize, meta_model
+from recipes.progress import Run
+from recipes.qwen2vl_2b import QWEN2VL_2B
+from recipes.qwen2vl_tiny import TINY
+from recipes.train import row_stream, train_step
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch's compiler warns of itself
 
@@ -258,16 +276,21 @@ def empty_memory(device: torch.device) -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
+def optimizer_of(model: nn.Module, device: torch.device) -> torch.optim.AdamW:
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return torch.optim.AdamW(trained, lr=1e-5, fused=device.type == "cuda")
+
+
 WAYS = {
     "packed, compiled": (FastSlowQwen2VL, pooled, None, True),
-    "packed": (FastSlowQwen2VL, pooled, None, False),
-    "padded, dense masks, all logits": (Usual, pooled, BATCH, False),
     "packed, compiled, all frames at stride 1": (
         FastSlowQwen2VL,
         every_token,
         None,
         True,
     ),
+    "padded, dense masks, all logits": (Usual, pooled, BATCH, False),
+    "packed": (FastSlowQwen2VL, pooled, None, False),
 }
 TARGETS = {
     "packed, compiled": "MFU at least 0.45",
@@ -297,11 +320,7 @@ def test_t1(
     parts = rows(pooling, device, batch)
     before = torch.cuda.memory_allocated(device) if is_large else 0
     model = build(way, world, settings).train()
-    optimizer = torch.optim.AdamW(
-        [weight for weight in model.parameters() if weight.requires_grad],
-        lr=1e-5,
-        fused=is_large,
-    )
+    optimizer = optimizer_of(model, device)
 
     def step() -> Tensor:
         loss = backward(model, parts)
@@ -319,6 +338,66 @@ def test_t1(
         peak = torch.cuda.max_memory_allocated(device) - before
         benchmark.extra_info["peak GiB"] = round(peak / 2**30, 1)
         record(benchmark, model, parts, device)
+
+
+def run_of(preset: Config, size: tuple[int, int], folder: Path, world: World) -> Run:
+    """Prepare a run of a recipe's settings, with random weights and clips of a size."""
+    make_clips(folder / "clips", num_clips=64, held_out=0, seed=0, size=size)
+    config = replace(
+        preset,
+        model_name_or_path=None,
+        data_path=str(folder / "clips" / "train.jsonl"),
+        output_dir=folder,
+        gradient_accumulation_steps=4,
+        parallel=replace(preset.parallel, torch_compile=world.device.type == "cuda"),
+    )
+    data = plan_data(config, world)
+    model = build(FastSlowQwen2VL, world, config.parallel)
+    return Run(
+        config=config,
+        data=data,
+        model=model,
+        optimizer=optimizer_of(model, world.device),
+        quarantine=Quarantine(
+            folder, num_samples=len(data.train), max_share=0, world=world
+        ),
+        world=world,
+    )
+
+
+def test_t1_data(
+    benchmark: BenchmarkFixture, device: torch.device, world: World, tmp_path: Path
+) -> None:
+    """Take the recipe's own steps on rows that are decoded meanwhile."""
+    if device.type == "cpu" and benchmark.enabled:
+        pytest.skip("a tiny model on a CPU says nothing about waiting")
+    benchmark.group = "T1: Steps of Qwen2-VL 2B on clips that are decoded meanwhile"
+    preset, size = (
+        (QWEN2VL_2B, (448, 448)) if device.type == "cuda" else (TINY, (56, 56))
+    )
+    run = run_of(preset, size, tmp_path, world)
+    rows, waits = row_stream(run, StreamState()), list[float]()
+
+    def step() -> None:
+        started = time.perf_counter()
+        taken = list(islice(rows, run.config.rows_per_step))
+        waits.append(time.perf_counter() - started)
+        losses, _ = train_step(run, 1, taken, count_rows(taken), SkippedSteps())
+        assert losses["loss"] < float("inf")
+
+    benchmark.extra_info["target"] = "data wait under 2%"
+    benchmark.pedantic(step, rounds=4, warmup_rounds=1)
+    if benchmark.enabled:
+        stats = benchmark.stats.stats
+        benchmark.extra_info["data wait in %"] = 100 * sum(waits[-4:]) / stats.total
+        benchmark.extra_info["rows a step"] = run.config.rows_per_step
+        list(islice(rows, 2 * run.config.dataloader_num_workers))  # ready before
+        started = time.perf_counter()
+        list(islice(rows, run.config.rows_per_step))
+        alone = time.perf_counter() - started
+        benchmark.extra_info["loading alone in % of a step"] = round(
+            100 * alone / stats.median
+        )
 
 
 def record(
