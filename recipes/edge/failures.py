@@ -1,9 +1,9 @@
 """A failure of one rank ends all of them, soon and with one message.
 
 Ranks meet in collectives, and a rank that fails meets nobody: the others would wait for
-it until the backend's timeout, which is ten minutes under NCCL and thirty under gloo.
-So the first rank that fails says so in the store through which the ranks found each
-other, and every rank looks there once a second.
+it until the timeout, which is ten minutes under NCCL, thirty under gloo and a day for
+objects. So the first rank that fails says so in the store through which the ranks found
+each other, and every rank looks there once a second.
 """
 
 import json
