@@ -72,7 +72,10 @@ def run_recipe(preset: Config) -> None:
     """Let file and flags change a preset, and train or say what it would take."""
     config = parse_command_line(preset)
     if config.dry_run:
-        text, is_possible = preview(config)
+        try:
+            text, is_possible = preview(config)
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {error}")
         sys.stdout.write(f"{text}\n")
         sys.exit(not is_possible)
     main(config)

@@ -32,8 +32,11 @@ USABLE = 0.92
 """Share of a GPU's memory that a plan may take. The rest is for CUDA itself, for the
 workspaces of its kernels and for gaps between tensors, which are not estimated."""
 
-MOST_ROWS = 200
+MOST_ROWS = 2000
 """Rows that are packed to learn how full they are and which is the worst."""
+
+COUNTED_ROWS = 16
+"""Rows of which FLOPs are counted; their order is random, so they stand for all."""
 
 Sample = Sequence[Span]
 
@@ -74,7 +77,7 @@ class Forecast:
         fill: Share of their capacity that holds tokens.
         worst: The row with the most patches, which takes the most memory.
         memory: Bytes of a rank that computes it.
-        flops: Useful FLOPs of it, forward and backward.
+        flops: Useful FLOPs of a row in the mean, forward and backward.
         parameters: Parameters of the whole model, and those that train.
     """
 
@@ -88,6 +91,8 @@ class Forecast:
 
 def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
     """Pack rows as the run will, and take a step over the worst without any memory.
+
+    Every sample is packed once, as far as ``MOST_ROWS`` go.
 
     Args:
         plan: What is asked for.
@@ -114,23 +119,21 @@ def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
     bins = _pack(lengths, plan)
     patches = [_tower_tokens(sample) for sample in samples]
     worst = max(bins, key=lambda row: sum(patches[number] for number in row))
-    row = plan_row(
-        [samples[number] for number in worst],
-        video_token_id=plan.shape.video_token_id,
-        length=plan.tokens_per_row,
-        merge_size=family_of(plan.shape).geometry.merge_size,
-    )
+    row = _row(plan, samples, worst)
     model = meta_model(plan.shape)
     if not plan.next_frame:
         model.drop_next_frame()
     memory = estimate_memory(model, plan.parallel, row, world_size=plan.num_gpus)
     weights = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    counted = [
+        step_flops(model, _row(plan, samples, each)) for each in bins[:COUNTED_ROWS]
+    ]
     return Forecast(
         bins=tuple(bins),
         fill=fill(lengths, bins, plan.tokens_per_row),
         worst=row,
         memory=memory,
-        flops=step_flops(model, row),
+        flops=_mean(counted),
         parameters=(
             sum(count for count, _ in weights),
             sum(count for count, trains in weights if trains),
@@ -213,14 +216,35 @@ def report(plan: Plan, found: Forecast, sample: Sample) -> str:
 
 
 def _pack(lengths: Sequence[int], plan: Plan) -> list[tuple[int, ...]]:
-    """Pack one pass over the samples, or as many rows as are worth looking at."""
+    """Pack until every sample has been in a row, or as many as are worth looking at."""
     bins, state = list[tuple[int, ...]](), StreamState()
-    while not state.epoch and len(bins) < MOST_ROWS:
+    left = set(range(len(lengths)))
+    while left and len(bins) < MOST_ROWS:
         chosen, state = next_bin(
             lengths, plan.tokens_per_row, state, window=plan.window, seed=0
         )
         bins.append(chosen)
+        left.difference_update(chosen)
     return bins
+
+
+def _row(plan: Plan, samples: Sequence[Sample], chosen: Sequence[int]) -> RowPlan:
+    """Lay a row of samples out, as long as rows are at most."""
+    return plan_row(
+        [samples[number] for number in chosen],
+        video_token_id=plan.shape.video_token_id,
+        length=plan.tokens_per_row,
+        merge_size=family_of(plan.shape).geometry.merge_size,
+    )
+
+
+def _mean(rows: Sequence[StepFlops]) -> StepFlops:
+    """Give the mean of each part."""
+    return StepFlops(
+        tower=sum(row.tower for row in rows) // len(rows),
+        language_model=sum(row.language_model for row in rows) // len(rows),
+        heads=sum(row.heads for row in rows) // len(rows),
+    )
 
 
 def _tower_tokens(sample: Sample) -> int:

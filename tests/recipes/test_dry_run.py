@@ -10,13 +10,13 @@ import pytest
 from transformers import PreTrainedConfig, Qwen2VLConfig, Qwen3VLConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fastslow import TextSpan, VideoSpan, build_schedule
-from fastslow.qwen2_vl import plan_row
+from fastslow import TextSpan, VideoSpan, build_schedule, schedule_from_strides
+from fastslow.qwen2_vl import plan_row, step_flops
 from recipes.edge.clips import make_clips
 from recipes.edge.devices import find_device
 from recipes.edge.dry_run import Plan, first_that_fits, fits, forecast
 from recipes.edge.memory import estimate_memory
-from recipes.edge.parallel import Parallel
+from recipes.edge.parallel import Parallel, choose_trained
 from recipes.edge.published import model_config
 from recipes.edge.weights import meta_model
 from recipes.preview import preview
@@ -24,6 +24,7 @@ from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_7b import QWEN2VL_7B
 from recipes.qwen2vl_72b import QWEN2VL_72B
 from recipes.qwen2vl_tiny import TINY
+from recipes.train import run_recipe
 
 ROOT = Path(__file__).parents[2]
 CLIP = VideoSpan(grid=(8, 8), schedule=build_schedule(8, slow_stride=2, fast_stride=4))
@@ -157,6 +158,37 @@ def test_what_to_change_is_the_first_that_fits() -> None:
     assert flags_with(1000) is None
 
 
+SPARSE = (
+    VideoSpan(grid=(32, 32), schedule=schedule_from_strides([32] * 4)),
+    TextSpan(token_ids=tuple(range(9)), trained=True),
+)
+"""Few tokens, so that it is packed last, and many patches."""
+
+
+def test_the_worst_row_is_looked_for_in_a_whole_pass() -> None:
+    samples = [SAMPLE] * 5 + [SPARSE] + [SAMPLE] * 6
+    plan = Plan(
+        shape=small_config(),
+        parallel=Parallel(),
+        num_gpus=1,
+        device=find_device("h100-80gb"),
+        tokens_per_row=600,
+        rows=3,
+        mfu=0.4,
+        window=len(samples),
+    )
+    found = forecast(plan, samples)
+    assert {number for row in found.bins for number in row} == set(range(len(samples)))
+    assert [4, 64, 64] in found.worst.grid_thw.tolist()
+    model = meta_model(small_config())
+    choose_trained(model, plan.parallel)
+    alone = [
+        step_flops(model, plan_row([each], video_token_id=2000)) for each in samples
+    ]
+    total = sum(alone[number].total for row in found.bins for number in row)
+    assert found.flops.total == pytest.approx(total / len(found.bins), rel=1e-9)
+
+
 def test_other_families_and_copies_that_do_not_divide_are_refused() -> None:
     plan = Plan(
         shape=Qwen3VLConfig(),
@@ -210,3 +242,15 @@ def test_a_dry_run_says_whether_the_run_fits() -> None:
     assert "2,213,313,792 parameters" in runs[0].stdout
     assert runs[0].stdout.endswith("it fits\n")
     assert "it does not fit; --parallel.activation-checkpointing full" in runs[1].stdout
+
+
+def test_a_dry_run_that_cannot_be_made_says_why_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipe", "--dry-run", "--device", "h100"])
+    with pytest.raises(SystemExit) as ends:
+        run_recipe(QWEN2VL_2B)
+    assert str(ends.value) == (
+        "error: device is 'h100'; it must be one of h100-80gb, h100-pcie-80gb, "
+        "h200-141gb, a100-80gb, a100-40gb, l40s-48gb, b200-180gb"
+    )
