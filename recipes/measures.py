@@ -8,8 +8,8 @@ from torch import Tensor
 from fastslow import VideoSpan, copy_skill, describe_schedule, direction_spread
 from fastslow.qwen2_vl import FastSlowOutput, step_flops
 from recipes.edge.devices import this_device
+from recipes.edge.distributed import World
 from recipes.edge.loader import Row, count_rows
-from recipes.edge.profiling import peak_memory
 from recipes.progress import Progress, Run
 
 TERMS = (
@@ -53,13 +53,27 @@ def describe(run: Run, progress: Progress) -> str:
     )
 
 
+def by_rank(name: str, value: float, world: World) -> dict[str, float]:
+    """Give a number of this rank a name of its own, and those of others zeros to add.
+
+    Summed over ranks, the values are the numbers of all of them, in order.
+    """
+    return {
+        f"{name}_{rank}": value if rank == world.rank else 0.0
+        for rank in range(world.size)
+    }
+
+
+def of_all_ranks(name: str, sums: dict[str, float], world: World) -> list[float]:
+    """Take the numbers of all ranks out of what ``by_rank`` let be summed."""
+    return [sums[f"{name}_{rank}"] for rank in range(world.size)]
+
+
 def count_step(run: Run, rows: list[Row], waited: float) -> dict[str, float]:
     """Count what this rank's rows hold, and the work and the waiting that they are."""
-    waits = {f"waited_{rank}": 0.0 for rank in range(run.world.size)}
-    waits[f"waited_{run.world.rank}"] = waited
     return (
         count_rows(rows)
-        | waits
+        | by_rank("waited", waited, run.world)
         | {
             "clips": sum(len(row.plan.layout.clips) for row in rows),
             "clip_tokens": sum(len(row.plan.video_rows) for row in rows),
@@ -98,7 +112,8 @@ def mean_losses(
 def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, float]:
     """Measure the whole step's wall clock, data wait included, for each rank."""
     ranks, device = run.world.size, this_device(run.world.device)
-    waits = [counts[f"waited_{rank}"] / seconds for rank in range(ranks)]
+    waited = of_all_ranks("waited", counts, run.world)
+    waits = [each / seconds for each in waited]
     mfu = {}
     if device is not None:
         mfu["mfu"] = counts["flops"] / (seconds * ranks * device.bf16_flops)
@@ -110,6 +125,5 @@ def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, 
         "data_wait": sum(waits) / ranks,
         "longest_data_wait": max(waits),
         "waiting_rank": waits.index(max(waits)),
-        "peak_memory_gib": peak_memory(run.world.device) / 2**30,
         "skipped": counts["skipped"],
     }

@@ -39,7 +39,7 @@ from recipes.edge.optimization import (
 )
 from recipes.edge.output_lock import only_run
 from recipes.edge.parallel import parallelise
-from recipes.edge.profiling import profiled
+from recipes.edge.profiling import peak_memory, profiled
 from recipes.edge.provenance import code_versions, record_start
 from recipes.edge.quarantine import Quarantine
 from recipes.edge.random_states import seed_generators
@@ -53,9 +53,11 @@ from recipes.edge.tiny import VIDEO_TOKEN, tiny_backbone
 from recipes.edge.weights import build_meta_model, load_pretrained, materialize
 from recipes.measures import (
     TERMS,
+    by_rank,
     count_step,
     describe,
     mean_losses,
+    of_all_ranks,
     spreads,
     throughput,
 )
@@ -277,12 +279,15 @@ def train_step(
     if not skipped.in_a_row:
         run.optimizer.step()
     run.optimizer.zero_grad()
-    total = sum_over_ranks(dict(zip(terms, sums.tolist(), strict=True)), world)
+    mine = dict(zip(terms, sums.tolist(), strict=True))
+    mine |= by_rank("peak", peak_memory(world.device) / 2**30, world)
+    total = sum_over_ranks(mine, world)
     return {
         **mean_losses(total, labels, pairs, weight=config.loss_weight),
         "learning_rate": rate,
         "gradient_norm": norm,
         "skipped_steps": skipped.total,
+        "peak_memory_gib": max(of_all_ranks("peak", total, world)),
     }, skipped
 
 

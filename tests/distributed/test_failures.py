@@ -23,6 +23,8 @@ from recipes.edge.distributed import process_group, sum_over_ranks
 ROOT = Path(__file__).parents[2]
 SOON = 200
 """Seconds in which all cases have to end; one collective alone would wait for 1,800."""
+LARGE = 5 * 2**28
+"""Bytes, more than a rank of the tiny recipe takes."""
 
 
 def train(name: str, **changes: Any) -> None:
@@ -86,10 +88,11 @@ def while_loading(rank: int) -> None:
 
 
 def a_slow_disk(rank: int) -> None:
-    """Every row of rank 1 takes longer to read than a step."""
+    """Every row of rank 1 takes longer to read than a step, and more memory."""
     from recipes.edge.loader import PackedRows, Row
 
     read = PackedRows.__getitem__
+    assert len(b"1" * (rank * LARGE)) == rank * LARGE
 
     def read_slowly(self: PackedRows, request: Any) -> Row:
         time.sleep(0.5 * rank)
@@ -215,6 +218,14 @@ def test_a_rank_that_waits_is_named(ends: Ends) -> None:
     found = [row for row in rows if row.get("rule") == "waiting_rank"]
     assert [row["step"] for row in found] == [20]
     assert found[0]["message"].startswith("rank 1 waits for its rows in ")
+
+
+def test_the_peak_of_memory_is_that_of_the_rank_with_most(ends: Ends) -> None:
+    (metrics,) = Path(ends[0]["folder"]).glob("a_slow_disk/metrics.jsonl")
+    rows = map(json.loads, metrics.read_text().splitlines())
+    peaks = [row["peak_memory_gib"] for row in rows if "event" not in row]
+    assert len(peaks) == 22
+    assert min(peaks) > LARGE / 2**30
 
 
 def test_other_settings_end_the_run(ends: Ends) -> None:
