@@ -73,8 +73,10 @@ def preview(config: Config) -> tuple[str, bool]:
     change = first_that_fits(plan, samples)
     if change is None:
         return f"{text}\n{'verdict':14} it does not fit, whatever is changed", False
-    flags, smaller = change
-    verdict = f"it does not fit; {flags} would, with {smaller.memory.total / 2**30:.2f}"
+    flags, memory = change[0], change[1].memory
+    verdict = f"it does not fit; {flags} would, with {memory.total / 2**30:.2f} GiB"
+    if memory.host:
+        verdict += f", and {memory.host / 2**30:.2f} GiB of the host's for each GPU"
     return f"{text}\n{'verdict':14} {verdict}", False
 
 

@@ -1,5 +1,6 @@
 """What is said before a run starts, against runs that have started."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -211,6 +212,22 @@ def test_other_families_and_copies_that_do_not_divide_are_refused() -> None:
     assert str(error.value) == (
         "replicate is 2 but there are 3 ranks; it must divide them"
     )
+
+
+def test_a_dry_run_says_what_the_host_would_hold() -> None:
+    config = replace(QWEN2VL_7B, num_gpus=1, device="l40s-48gb")
+    text, is_possible = preview(config)
+    assert not is_possible
+    parts = ("  parameters", "  gradients", "  optimizer")
+    lines = [line for line in text.splitlines() if line.startswith(parts)]
+    state = sum(float(line.split()[-1]) for line in lines)
+    said = re.search(
+        r"--parallel.cpu-offload would, with (\S+) GiB, and (\S+) GiB of the host's "
+        "for each GPU$",
+        text,
+    )
+    assert said is not None, text
+    assert float(said[2]) == pytest.approx(state, abs=0.02)
 
 
 def test_a_dry_run_of_data(tmp_path: Path) -> None:
