@@ -29,6 +29,9 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- for message in messages -%}
 {{ "<|im_start|>" + message.role + "\n" }}
+{%- if message.content is string -%}
+{{ message.content }}
+{%- else -%}
 {%- for part in message.content -%}
 {%- if part.type == "text" -%}
 {{ part.text }}
@@ -36,6 +39,7 @@ CHAT_TEMPLATE = """\
 {{ "<|vision_start|><|" + part.type + "_pad|><|vision_end|>" }}
 {%- endif -%}
 {%- endfor -%}
+{%- endif -%}
 {{ "<|im_end|>\n" }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}

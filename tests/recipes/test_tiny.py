@@ -39,3 +39,14 @@ def test_saved_and_trained_again_it_is_the_same(tmp_path: Path) -> None:
     assert loaded.encode(text, add_special_tokens=False) == expected
     again = train_tokenizer(TEXTS, vocabulary_size=320)
     assert again.get_vocab() == TOKENIZER.get_vocab()
+
+
+def test_a_turn_of_plain_text_is_a_turn_of_one_part() -> None:
+    """As Qwen2-VL's own template has it, and most users write it."""
+    plain = [{"role": "user", "content": "red left?"}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "red left?"}]}]
+    texts = [
+        TOKENIZER.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        for turns in (plain, parts)
+    ]
+    assert texts[0] == texts[1]
