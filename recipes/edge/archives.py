@@ -151,6 +151,7 @@ def list_members(archive: str, plain: Path) -> Iterator[MediaFile]:
                 if member.isreg():
                     yield MediaFile(
                         path=plain,
+                        archive=archive,
                         name=member.name,
                         offset=member.offset_data,
                         size=member.size,

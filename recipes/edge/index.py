@@ -67,7 +67,13 @@ class Clip:
         if not self.name:
             return MediaFile(path=Path(self.source))
         path = store.open(self.source)
-        return MediaFile(path=path, name=self.name, offset=self.offset, size=self.size)
+        return MediaFile(
+            path=path,
+            archive=self.source,
+            name=self.name,
+            offset=self.offset,
+            size=self.size,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,8 +234,7 @@ def _probe(archive: str, member: MediaFile) -> Clip | BadSample:
             raise VideoError(f"{member} has a name that leads out of the archive")
         info = probe_video(member)
     except VideoError as error:
-        reason = str(error).replace(str(member.path), archive)
-        return BadSample(sample_id=member.name, source=archive, reason=reason)
+        return BadSample(sample_id=member.name, source=archive, reason=str(error))
     return Clip(
         kind="video",
         source=archive,

@@ -9,20 +9,22 @@ class MediaFile:
     """Where a video or a picture lies: a file, or a stretch of an archive.
 
     Attributes:
-        path: The file, or the archive.
+        path: The file, or the archive as it is read, unzipped.
+        archive: What the dataset calls the archive; empty for a file.
         name: Its name in the archive; empty for a file.
         offset: First byte.
         size: Number of bytes; None for a whole file.
     """
 
     path: Path
+    archive: str = ""
     name: str = ""
     offset: int = 0
     size: int | None = None
 
     def __str__(self) -> str:
         """Name the file, and where in it."""
-        return f"{self.path}:{self.name}" if self.name else str(self.path)
+        return f"{self.archive}:{self.name}" if self.name else str(self.path)
 
     def address(self) -> str:
         """Give what FFmpeg opens: the file, or its stretch as if that were all."""

@@ -57,7 +57,7 @@ def test_a_clip_is_read_in_place(tmp_path: Path, clip: Path, suffix: str) -> Non
     indices = [0, 2, 4]
     found = decode_frames(members[1], indices)
     assert torch.equal(found, decode_frames(whole, indices))
-    assert str(members[1]) == f"{plain}:deep/b.mp4"
+    assert str(members[1]) == f"{archive}:deep/b.mp4"
 
 
 def test_an_archive_is_unzipped_once(tmp_path: Path) -> None:

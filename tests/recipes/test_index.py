@@ -159,6 +159,19 @@ def test_a_file_beside_the_rows_needs_no_archive(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_clip_is_named_by_its_archive_and_not_by_the_unzipped_copy(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "data"
+    write_rows(folder / "rows.json", [row("3.mp4")])
+    pack(folder / "clips.tar.gz", {"3.mp4": clip_bytes(tmp_path, 3)})
+    samples, bad = joined(folder, tmp_path / "cache")
+    assert bad == []
+    file = samples[0].clips[0].file(ArchiveStore(tmp_path / "cache"))
+    assert str(file) == f"{folder / 'clips.tar.gz'}:3.mp4"
+    assert tmp_path / "cache" in file.path.parents
+
+
 @pytest.mark.parametrize("name", ["../3.mp4", "a/../../3.mp4", "/3.mp4"])
 def test_a_member_whose_name_climbs_is_refused(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "data"
