@@ -24,6 +24,8 @@ from fastslow import best_fit_decreasing, describe_schedule, fill
 from fastslow.qwen2_vl import family_of
 from recipes.config import load_config
 from recipes.data import clip_settings
+from recipes.edge.archives import ArchiveError
+from recipes.edge.containers import VideoError
 from recipes.edge.conversations import BadSample
 from recipes.edge.index import Clip
 from recipes.edge.published import model_config
@@ -67,9 +69,10 @@ def main() -> None:
             planned, bad, about = plan_dataset(config, settings, Path(folder))
             sys.stdout.write(f"{report(planned, bad)}\n{'':13}{about}\n")
             if options.show is not None:
-                draw_sample(find_sample(planned, options.show), planned, options.output)
+                sample = find_sample(planned, bad, options.show)
+                draw_sample(sample, planned, options.output)
                 sys.stdout.write(f"{'drawn':13}{options.output}\n")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ArchiveError, VideoError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -88,24 +91,33 @@ def report(planned: PlannedSamples, bad: Sequence[BadSample]) -> str:
         lines += _contents(planned)
     reasons = Counter(_kind_of(sample) for sample in bad)
     first = {_kind_of(sample): sample for sample in reversed(bad)}
+    kinds = reasons.most_common()
     lines += [
         ("unusable", f"{count:,} like {first[kind].source}: {first[kind].reason}")
-        for kind, count in reasons.most_common(MOST_LINES)
+        for kind, count in kinds[:MOST_LINES]
     ]
+    if others := [count for _, count in kinds[MOST_LINES:]]:
+        words = "reason" if len(others) == 1 else "reasons"
+        lines.append(("unusable", f"{sum(others):,} for {len(others)} other {words}"))
     return "\n".join(f"{name:13}{words}" for name, words in lines)
 
 
-def find_sample(planned: PlannedSamples, sample_id: str) -> PlannedSample:
+def find_sample(
+    planned: PlannedSamples, bad: Sequence[BadSample], sample_id: str
+) -> PlannedSample:
     """Give a sample by its id.
 
     Raises:
-        ValueError: If no usable sample has that id.
+        ValueError: If no sample has that id, or it cannot be used.
     """
     ids = planned.index.sample_ids()
     for place, number in enumerate(planned.numbers):
         if ids[number] == sample_id:
             return planned[place]
-    raise ValueError(f"no usable sample has the id {sample_id!r}")
+    for sample in bad:
+        if sample.sample_id == sample_id:
+            raise ValueError(f"sample {sample_id!r} cannot be used: {sample.reason}")
+    raise ValueError(f"no sample has the id {sample_id!r}")
 
 
 def _contents(planned: PlannedSamples) -> list[tuple[str, str]]:

@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from recipes.edge.clips import make_clips
+from recipes.inspect_data import MOST_LINES, main
 
 ROOT = Path(__file__).parents[2]
+
+Inspect = Callable[..., tuple[str, object]]
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +34,39 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def inspect(data: Path, *flags: str) -> tuple[str, str, int]:
-    command = [sys.executable, "recipes/inspect_data.py", str(data), *flags]
-    command += ["--config", "recipes/configs/qwen2vl_tiny.yaml"]
-    done = subprocess.run(
-        command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    return done.stdout, done.stderr, done.returncode
+def flags_of(data: Path, *flags: str) -> list[str]:
+    config = ROOT / "recipes/configs/qwen2vl_tiny.yaml"
+    return ["recipes/inspect_data.py", str(data), *flags, "--config", str(config)]
+
+
+@pytest.fixture
+def inspect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Inspect:
+    """Run the script in this process; give what it says, and its exit status."""
+
+    def run(data: Path, *flags: str) -> tuple[str, object]:
+        monkeypatch.setattr(sys, "argv", flags_of(data, *flags))
+        try:
+            main()
+        except SystemExit as end:
+            return capsys.readouterr().out, end.code
+        return capsys.readouterr().out, 0
+
+    return run
 
 
 def test_what_a_dataset_holds(data: Path) -> None:
-    said, errors, code = inspect(data)
-    assert (errors, code) == ("", 0)
+    done = subprocess.run(
+        [sys.executable, *flags_of(data)],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    said = done.stdout
     lines = [line.split(maxsplit=1) for line in said.splitlines() if line[0] != " "]
     found = {name: words for name, words in lines if name != "unusable"}
     assert found["data"] == "5 samples, 4 unusable"
@@ -60,14 +85,61 @@ def test_what_a_dataset_holds(data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["00001", "text"])
-def test_a_sample_is_drawn(data: Path, tmp_path: Path, name: str) -> None:
+def test_a_sample_is_drawn(
+    data: Path, tmp_path: Path, name: str, inspect: Inspect
+) -> None:
     file = tmp_path / "sample.svg"
-    _, errors, code = inspect(data, "--show", name, "--output", str(file))
-    assert (errors, code) == ("", 0)
+    _, status = inspect(data, "--show", name, "--output", str(file))
+    assert status == 0
     drawn = file.read_text()
     assert drawn.count("<image") == (6 if name == "00001" else 2)
 
 
-def test_a_sample_that_is_not_there(data: Path) -> None:
-    _, errors, code = inspect(data, "--show", "lost 1")
-    assert (errors, code) == ("error: no usable sample has the id 'lost 1'\n", 1)
+def test_a_sample_that_is_not_there(data: Path, inspect: Inspect) -> None:
+    _, status = inspect(data, "--show", "lost")
+    assert status == "error: no sample has the id 'lost'"
+
+
+def test_a_sample_that_cannot_be_used_says_why(data: Path, inspect: Inspect) -> None:
+    _, status = inspect(data, "--show", "lost 1")
+    file = data.parent / "lost1.mp4"
+    reason = f"{file} cannot be opened: No such file or directory"
+    assert status == f"error: sample 'lost 1' cannot be used: {reason}"
+
+
+def test_a_sample_whose_pixels_are_broken_says_why(
+    data: Path, tmp_path: Path, inspect: Inspect
+) -> None:
+    row = json.loads(data.read_text().splitlines()[0])
+    content = bytearray((data.parent / row["video"]).read_bytes())
+    pixels = slice(content.index(b"mdat") + 4, content.index(b"moov") - 4)
+    content[pixels] = bytes(pixels.stop - pixels.start)
+    (tmp_path / "broken.mp4").write_bytes(content)
+    file = tmp_path / "broken.jsonl"
+    file.write_text(json.dumps(row | {"video": "broken.mp4"}) + "\n")
+    _, status = inspect(file, "--show", row["id"])
+    assert str(status).startswith(f"error: {tmp_path / 'broken.mp4'} breaks before")
+
+
+def test_no_kind_of_unusable_rows_is_passed_over(
+    tmp_path: Path, inspect: Inspect
+) -> None:
+    turns: list[object] = [
+        {},
+        None,
+        [],
+        [1],
+        [2],
+        [{}],
+        [{"from": "human", "value": 1}],
+        "many",
+    ]
+    file = tmp_path / "bad.jsonl"
+    file.write_text("".join(f"{json.dumps({'conversations': t})}\n" for t in turns))
+    said, status = inspect(file)
+    assert status == 0
+    lines = [line.split(maxsplit=2) for line in said.splitlines() if line[0] != " "]
+    counts = [int(count) for name, count, _ in lines if name == "unusable"]
+    assert len(counts) == MOST_LINES + 1
+    assert sum(counts) == len(turns)
+    assert lines[-1][2] == "for 1 other reason"
