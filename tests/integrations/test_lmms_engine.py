@@ -501,5 +501,30 @@ def test_the_launcher_takes_a_file_alone() -> None:
     from fastslow.integrations.lmms_engine.__main__ import main
 
     for arguments in ([], ["config_yaml=a.yaml", "trainer_args.max_steps=3"]):
-        with pytest.raises(ValueError, match="there must be one, config_yaml=FILE"):
+        with pytest.raises(SystemExit, match="there must be one, config_yaml=FILE"):
             main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file or directory"),
+        ("", "there are no settings; lmms-engine needs some"),
+        ("3", "Invalid loaded object type: int"),
+        ("a: b: c", "mapping values are not allowed here"),
+        ("- a", "the file is ['a']; it must be a mapping of settings"),
+        ("loss_wieght: 1", "loss_wieght is no setting; the nearest one is loss_weight"),
+    ],
+)
+def test_the_launcher_says_what_is_wrong_with_a_file(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    from fastslow.integrations.lmms_engine.__main__ import main
+
+    file = tmp_path / "config.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SystemExit) as caught:
+        main([f"config_yaml={file}"])
+    assert str(caught.value).startswith(f"error: {file}: ")
+    assert message in str(caught.value)

@@ -136,6 +136,31 @@ def test_the_settings_given_stay_as_they_are(settings: Settings) -> None:
             "data_path is 'lmms-lab/LLaVA-Video-178K.csv'; it must be a .json,",
         ),
         (lambda s: s.pop("trainer_type"), "trainer_type is missing; lmms-engine needs"),
+        (lambda s: s.clear(), "there are no settings; lmms-engine needs some"),
+        (lambda s: s.update({1: 2}), "1 is no setting; the nearest one is"),
+        (
+            lambda s: s.update(autoregressive_config=[1]),
+            "autoregressive_config is [1]; it must be a mapping of settings",
+        ),
+        (
+            lambda s: s.update(dataset_config=[1]),
+            "dataset_config is [1]; it must be a mapping of settings",
+        ),
+        (
+            lambda s: s["dataset_config"].update(processor_config="qwen2_vl"),
+            "dataset_config.processor_config is 'qwen2_vl'; it must be a mapping of",
+        ),
+        (
+            lambda s: s["trainer_args"].update(fsdp_config="full_shard"),
+            "trainer_args.fsdp_config is 'full_shard'; it must be a mapping of",
+        ),
+        (
+            lambda s: [
+                s.pop("data_path"),
+                s["dataset_config"].update(datasets=["a.json"]),
+            ],
+            "an entry of dataset_config.datasets is 'a.json'; it must be a mapping of",
+        ),
         (
             lambda s: s.update(trainer_type="fsdp2_trainer"),
             "trainer_type is 'fsdp2_trainer'; it must be 'fastslow_fsdp2_trainer'",

@@ -115,6 +115,7 @@ BESIDES = {
         "sys",
         "torch.distributed",
         "transformers",
+        "yaml",
     },
     "fastslow.qwen2_vl": {"transformers"},
     "fastslow.testing.checks": {"hypothesis"},

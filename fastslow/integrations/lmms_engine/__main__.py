@@ -5,6 +5,7 @@ With several processes, ``torchrun ... -m`` in place of ``python -m``.
 
 import sys
 from copy import deepcopy
+from typing import Any
 
 import torch.distributed as dist
 from lmms_engine.launch.cli import (  # type: ignore[import-not-found]
@@ -15,6 +16,7 @@ from lmms_engine.utils.logging_utils import (  # type: ignore[import-not-found]
     setup_distributed_logging,
 )
 from omegaconf import OmegaConf  # type: ignore[import-not-found]
+from yaml import YAMLError
 
 from fastslow.integrations.lmms_engine import read_config
 
@@ -22,20 +24,13 @@ from fastslow.integrations.lmms_engine import read_config
 def main(arguments: list[str]) -> None:
     """Check the settings of a run, and let lmms-engine train.
 
+    Ends the process with a message if the settings cannot be used.
+
     Args:
         arguments: ``config_yaml=FILE``, and nothing else: lmms-engine would let the
             file override what stands beside it.
-
-    Raises:
-        ValueError: If there is another argument, or as ``read_config`` does.
     """
-    name, _, file = arguments[0].partition("=") if len(arguments) == 1 else ("", "", "")
-    if name != "config_yaml":
-        raise ValueError(
-            f"arguments are {arguments}; there must be one, config_yaml=FILE, because "
-            "the file overrides all others"
-        )
-    config = read_config(OmegaConf.to_container(OmegaConf.load(file)))
+    config = settings_of(arguments)
     setup_distributed_logging()
     given = deepcopy(config)
     # transformers took it out of what it reads; lmms-engine's trainer still asks.
@@ -46,6 +41,23 @@ def main(arguments: list[str]) -> None:
     task.build()
     task.run()
     dist.destroy_process_group()
+
+
+def settings_of(arguments: list[str]) -> dict[str, Any]:
+    """Read the settings that the command line names, or end the process."""
+    name, _, file = arguments[0].partition("=") if len(arguments) == 1 else ("", "", "")
+    if name != "config_yaml":
+        sys.exit(
+            f"error: arguments are {arguments}; there must be one, config_yaml=FILE, "
+            "because the file overrides all others"
+        )
+    try:
+        given = OmegaConf.to_container(OmegaConf.load(file))
+        if not isinstance(given, dict):
+            raise ValueError(f"the file is {given!r}; it must be a mapping of settings")
+        return read_config(given)
+    except (OSError, ValueError, YAMLError) as error:
+        sys.exit(f"error: {file}: {error}")
 
 
 if __name__ == "__main__":

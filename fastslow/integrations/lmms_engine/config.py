@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from pathlib import PurePath
 from typing import Any
@@ -107,9 +107,11 @@ def read_config(given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: If a name is unknown, two places disagree, a setting would have no
             effect, or processor, patch and trainer are not those registered here.
     """
+    if not given:
+        raise ValueError("there are no settings; lmms-engine needs some")
     config = _in_place(_flattened(given))
     for section in ("trainer_type", *SECTIONS):
-        if section not in config:
+        if config.get(section) is None:
             raise ValueError(f"{section} is missing; lmms-engine needs it")
     _check_names(config)
     _check_parts(config)
@@ -130,7 +132,7 @@ def _flattened(given: Mapping[str, Any]) -> dict[str, Any]:
     known = ("trainer_type", *SECTIONS, NESTED, *method)
     _check_known(given, known)
     config = deepcopy(dict(given))
-    nested = config.pop(NESTED, None) or {}
+    nested = _mapping(config.pop(NESTED, None), NESTED)
     _check_known(nested, method, NESTED)
     for name, value in nested.items():
         _put(config, name, value, said_by=f"{NESTED}.{name}")
@@ -169,13 +171,23 @@ def _source(path: PurePath) -> dict[str, str]:
     }
 
 
-def _section(config: dict[str, Any], path: Collection[str]) -> dict[str, Any]:
+def _section(config: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
     """Give an inner mapping, made where there is none."""
-    for name in path:
+    for number, name in enumerate(path, start=1):
         if config.get(name) is None:
             config[name] = {}
+        _mapping(config[name], ".".join(path[:number]))
         config = config[name]
     return config
+
+
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+    """Give what must be a mapping of settings; an empty one for nothing."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {value!r}; it must be a mapping of settings")
+    return value
 
 
 def _put(section: dict[str, Any], name: str, value: Any, *, said_by: str) -> None:
@@ -189,8 +201,8 @@ def _put(section: dict[str, Any], name: str, value: Any, *, said_by: str) -> Non
 
 def _check_names(config: Mapping[str, Any]) -> None:
     """Refuse names that lmms-engine would drop."""
-    dataset, model, arguments = (config[section] for section in SECTIONS)
-    processor = dataset.get("processor_config") or {}
+    dataset, model, arguments = (_mapping(config[name], name) for name in SECTIONS)
+    processor = _mapping(dataset.get(_PROCESSOR[1]), ".".join(_PROCESSOR[:2]))
     fields = {field.name for field in dataclasses.fields(TrainingArguments)}
     method = [name for name, place in PLACES.items() if place == _PROCESSOR]
     method += BOUNDS
@@ -204,9 +216,10 @@ def _check_names(config: Mapping[str, Any]) -> None:
         ("trainer_args", arguments, fields | {"warmup_ratio"}),
         ("trainer_args.fsdp_config", arguments.get("fsdp_config"), SHARDING),
     ):
-        _check_known(settings or {}, known, where)
+        _check_known(_mapping(settings, where), known, where)
     for source in dataset.get("datasets") or ():
-        _check_known(source, SOURCE, "dataset_config.datasets")
+        where = "an entry of dataset_config.datasets"
+        _check_known(_mapping(source, where), SOURCE, "dataset_config.datasets")
 
 
 def _check_known(
@@ -216,7 +229,7 @@ def _check_known(
     for name in settings:
         if name not in known:
             where = f"{within}." if within else ""
-            (best,) = difflib.get_close_matches(name, list(known), n=1, cutoff=0)
+            (best,) = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0)
             raise ValueError(
                 f"{where}{name} is no setting; the nearest one is {where}{best}"
             )
