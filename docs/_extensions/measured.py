@@ -62,7 +62,8 @@ def ratio_chart(results: list[Result]) -> Figure | None:
     axes.set_xscale("log")
     axes.axvline(1, color="C2", linewidth=1)
     ratios = [bar["ratio"] for bar in bars]
-    least, most = min(0.5, min(ratios) / 2), max(2.0, max(ratios) * 3)
+    marks = [mark for bar in bars if (mark := target_ratio(bar)) is not None]
+    least, most = min(0.5, *ratios, *marks) / 1.5, max(2.0, max(ratios) * 3)
     axes.set_xlim(least, most)
     axes.set_ylim(len(lines) - 0.4, -0.8)
     steps = (1, 2, 5) if most / least < 1000 else (1,)
@@ -84,19 +85,13 @@ def _lines(bars: list[Result]) -> list[str | Result]:
 def _bar(axes: Axes, place: int, result: Result) -> None:
     """Draw a bar from 1 to the ratio, its number, and its target if there is one."""
     ratio, target = result["ratio"], target_ratio(result)
-    slower = ratio >= 1
-    axes.barh(place, ratio - 1, left=1, height=0.7, color="C0" if slower else "C1")
+    colour = "C0" if ratio >= 1 else "C1"
+    axes.barh(place, ratio - 1, left=1, height=0.7, color=colour)
     words = f"{ratio:,.3g}x" if ratio < 1000 else f"{ratio:,.0f}x"
     if target is not None and ratio < target:
         words += ", missed"
-    end = max(ratio, target or 1) if slower else min(ratio, target or 1)
-    axes.annotate(
-        words,
-        (end, place),
-        xytext=(6 if slower else -6, 0),
-        textcoords="offset points",
-        ha="left" if slower else "right",
-        va="center",
-    )
+    end = max(ratio, target or 1, 1)  # to the left stand the names of the ways
+    away = {"xytext": (6, 0), "textcoords": "offset points"}
+    axes.annotate(words, (end, place), va="center", **away)
     if target is not None:
         axes.vlines(target, place - 0.45, place + 0.45, color=INK, linewidth=2)

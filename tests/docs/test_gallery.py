@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SCRIPTS = sorted((DOCS / "gallery").glob("plot_*.py"))
+RESULTS = sorted((DOCS / "benchmarks").glob("*.json"))
 TOO_LONG = 40
 """Lines of a script, docstring and all."""
 
@@ -129,7 +130,24 @@ def test_a_chart_has_a_bar_for_each_other_way(extensions: Any) -> None:
     assert [text.get_text() for text in axes.texts] == ["small", "9.5x, missed"]
 
 
-@pytest.mark.parametrize("file", sorted((DOCS / "benchmarks").glob("*.json")))
+@pytest.mark.parametrize("file", RESULTS)
+def test_numbers_of_a_chart_can_be_read(file: Path, extensions: Any) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    found = extensions("benchmarks").families(json.loads(file.read_text()))
+    charts = [extensions("measured").ratio_chart(results) for _, results in found]
+    for chart in filter(None, charts):
+        FigureCanvasAgg(chart).draw()
+        (axes,) = chart.axes
+        inside = axes.get_window_extent()
+        for marks in axes.collections:
+            assert axes.get_xlim()[0] < marks.get_segments()[0][0][0]
+        for words in axes.texts:
+            assert words.get_window_extent().x0 >= inside.x0, words.get_text()
+            assert words.get_window_extent().x0 < inside.x1, words.get_text()
+
+
+@pytest.mark.parametrize("file", RESULTS)
 def test_every_file_of_results_makes_a_page(file: Path, extensions: Any) -> None:
     found = json.loads(file.read_text())
     page = "\n".join(extensions("benchmarks").machine(file.stem, found))
