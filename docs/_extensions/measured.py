@@ -90,8 +90,12 @@ def _bar(axes: Axes, place: int, result: Result) -> None:
     words = f"{ratio:,.3g}x" if ratio < 1000 else f"{ratio:,.0f}x"
     if target is not None and ratio < target:
         words += ", missed"
-    end = max(ratio, target or 1, 1)  # to the left stand the names of the ways
-    away = {"xytext": (6, 0), "textcoords": "offset points"}
-    axes.annotate(words, (end, place), va="center", **away)
+    axes.annotate(
+        words,
+        (max(ratio, target or 1, 1), place),  # to the left stand the names of the ways
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+    )
     if target is not None:
         axes.vlines(target, place - 0.45, place + 0.45, color=INK, linewidth=2)
