@@ -86,6 +86,8 @@ def export_pretrained(
     def finish() -> None:
         _write_index(partial, split)
         _write_settings(partial, model, dtype, source)
+        for path in partial.glob("*.safetensors"):  # written for their owner alone
+            shutil.copymode(partial / "config.json", path)
         publish(partial, folder)
 
     broadcast_from_main(finish, world)

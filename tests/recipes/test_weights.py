@@ -482,6 +482,17 @@ def test_an_export_has_the_type_that_was_asked_for(
     assert model.backbone.config.dtype == torch.float32
 
 
+def test_who_may_read_one_file_of_an_export_may_read_all(
+    write: Write, world: World, tmp_path: Path
+) -> None:
+    folder = tmp_path / "export"
+    export_pretrained(folder, loaded(write(), world), world)
+    (tmp_path / "plain").touch()
+    plain = (tmp_path / "plain").stat().st_mode
+    modes = {file.name: file.stat().st_mode for file in folder.iterdir()}
+    assert modes == dict.fromkeys(modes, plain)
+
+
 def test_the_index_leaves_out_the_head(
     write: Write, world: World, tmp_path: Path
 ) -> None:
