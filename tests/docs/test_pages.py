@@ -29,6 +29,8 @@ FOUND = {
     "padding": "concepts",
     "OOM": "howto/memory",
     "stride": "concepts",
+    "Trainer": "howto/own_model",
+    "accelerate": "howto/own_model",
 }
 """A page that has to be among those that a search for a word finds."""
 
