@@ -179,7 +179,8 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     # Ended from outside, it ends its runs, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
         sys.exit(main(tyro.cli(Ablation, description=__doc__)))
     except (OSError, ValueError) as problem:

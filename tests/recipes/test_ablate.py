@@ -264,6 +264,23 @@ def test_an_ablation_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     refuse_other_run(replace(one, output_dir=out / "new", max_steps=4))
 
 
+def test_an_interrupt_ends_it_in_the_background_too(tmp_path: Path) -> None:
+    """A shell starts what it puts into the background with interrupts ignored."""
+    write_grid(tmp_path, {"max_steps": 3})
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        asked = start(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert asked.stdout is not None
+    assert asked.stdout.readline() == "2 runs, 0 of them finished\n"
+    asked.send_signal(signal.SIGINT)
+    words, _ = asked.communicate(timeout=240)
+    assert asked.returncode == 130
+    assert "Traceback" not in words
+    assert not (tmp_path / "out" / "loss_weight=0.0,seed=0").exists()
+
+
 def test_a_run_that_fails_is_missing(tmp_path: Path) -> None:
     write_grid(tmp_path, {"data_path": str(tmp_path / "none.json")})
     done = start(tmp_path, "--jobs", "2")
