@@ -81,6 +81,7 @@ class Questions:
 def main() -> None:
     """Ask all questions, and write answers and scores."""
     options = tyro.cli(Options, description=__doc__)
+    options.output.parent.mkdir(parents=True, exist_ok=True)  # before hours of answers
     with process_group() as world, TemporaryDirectory() as folder:
         shared = broadcast_from_main(lambda: Path(folder), world)
         checkpoint = broadcast_from_main(

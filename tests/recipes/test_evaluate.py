@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(folder: Path, data: Path, *, ranks: int = 1) -> tuple[dict[str, Any], str]:
-    output = folder / f"{data.stem}-{ranks}.json"
+    output = folder / "scores" / f"{data.stem}-{ranks}.json"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     said = run(
         *[*launcher, str(ranks)],
