@@ -42,6 +42,9 @@ from recipes.edge.samples import (
 from recipes.edge.tiny import VIDEO_TOKEN
 from recipes.edge.video import decode_frames
 
+ROW_MULTIPLE = 128
+"""Tokens that rows of a few lengths are multiples of, those of a block of a mask."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -266,12 +269,18 @@ def count_rows(rows: Sequence[Row]) -> dict[str, float]:
 def _row_length(
     samples: Sequence[Sequence[Span]], settings: ClipSettings
 ) -> int | None:
-    """Choose what a row is padded to; None for no padding."""
+    """Choose what a row is padded to; None for no padding.
+
+    Text alone may fill a row to its last token, and the blank clip comes on top.
+    """
     if not settings.row_buckets:
         return None
+    tokens = sum(map(count_tokens, samples))
+    if tokens > settings.capacity:
+        return -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
     return bucket_length(
-        sum(map(count_tokens, samples)),
+        tokens,
         settings.capacity,
         buckets=settings.row_buckets,
-        multiple_of=128,
+        multiple_of=ROW_MULTIPLE,
     )

@@ -183,6 +183,22 @@ def test_rows_have_few_lengths(planned: PlannedSamples) -> None:
         assert row.num_tokens == plain.num_tokens
 
 
+def test_text_may_fill_a_row_to_its_last_token(tmp_path: Path) -> None:
+    (one,) = make_samples(tmp_path, 1)
+    words = (Turn(role="user", text="Hi " * 90), one.turns[1])
+    text = replace(one, clips=(), turns=words)
+    index = write_index(tmp_path / "index.arrow", [text])
+    planned, bad = plan_samples(index, SETTINGS, TOKENIZER, STORE)
+    assert bad == []
+    (tokens,) = planned.lengths
+    settings = replace(SETTINGS, capacity=tokens, row_buckets=4)
+    rows = rows_of(replace(planned, settings=settings))
+    row = rows[(0,), StreamState()]
+    assert row.num_tokens == tokens
+    assert (row.plan.layout.segment_ids >= 0).sum() == tokens + 1
+    assert len(row.plan.layout.input_ids) == -(-(tokens + 1) // 128) * 128
+
+
 def test_what_cannot_be_planned_says_why(tmp_path: Path) -> None:
     good, long, odd = make_samples(tmp_path, 3)
     long = replace(long, turns=turns("a" * 800))
