@@ -67,7 +67,7 @@ def preview(config: Config) -> tuple[str, bool]:
     else:
         samples, about = _samples_of(config, settings)
     found = forecast(plan, samples)
-    text = f"{'data':14} {about}\n{report(plan, found, samples[0])}"
+    text = f"{'data':14} {about}\n{report(plan, found, samples)}"
     if fits(plan, found):
         return f"{text}\n{'verdict':14} it fits", True
     change = first_that_fits(plan, samples)

@@ -19,6 +19,7 @@ from fastslow import (
 from fastslow.qwen2_vl import (
     RowPlan,
     StepFlops,
+    blank_clip,
     family_of,
     plan_row,
     step_flops,
@@ -170,20 +171,18 @@ def first_that_fits(
     return None
 
 
-def report(plan: Plan, found: Forecast, sample: Sample) -> str:
+def report(plan: Plan, found: Forecast, samples: Sequence[Sample]) -> str:
     """Write a forecast out.
 
     Args:
         plan: What it was made for.
         found: The forecast.
-        sample: One of the samples, to show its clip.
+        samples: The samples, whose first clip is shown.
 
     Returns:
         Lines of text.
     """
     memory, flops, device = found.memory, found.flops, plan.device
-    clip = next(span for span in sample if isinstance(span, VideoSpan))
-    before = clip.schedule.num_frames * prod(clip.grid)
     step = flops.total * plan.rows
     seconds = step / (plan.mfu * device.bf16_flops)
     tokens = found.fill * plan.tokens_per_row * plan.rows
@@ -199,7 +198,7 @@ def report(plan: Plan, found: Forecast, sample: Sample) -> str:
     worst = found.worst
     lines = {
         "model": f"{whole:,} parameters, {trained:,} of them trained",
-        "clip": f"{describe_schedule(clip.schedule, clip.grid)}, {before:,} unpooled",
+        "clip": _first_clip(samples),
         "rows": f"{len(found.bins)} rows of {plan.tokens_per_row:,} tokens, "
         f"{found.fill:.1%} full",
         "worst": f"{int(worst.grid_thw.prod(1).sum()):,} patches, "
@@ -213,6 +212,16 @@ def report(plan: Plan, found: Forecast, sample: Sample) -> str:
         f"{tokens / seconds:,.0f} tokens a second and GPU",
     }
     return "\n".join(f"{name:14} {words}" for name, words in lines.items())
+
+
+def _first_clip(samples: Sequence[Sample]) -> str:
+    """Draw the schedule of a clip, with its tokens with and without it."""
+    spans = (span for sample in samples for span in sample)
+    clip = next((span for span in spans if isinstance(span, VideoSpan)), None)
+    if clip is None:
+        return "none, text alone"
+    before = clip.schedule.num_frames * prod(clip.grid)
+    return f"{describe_schedule(clip.schedule, clip.grid)}, {before:,} unpooled"
 
 
 def _pack(lengths: Sequence[int], plan: Plan) -> list[tuple[int, ...]]:
@@ -229,12 +238,16 @@ def _pack(lengths: Sequence[int], plan: Plan) -> list[tuple[int, ...]]:
 
 
 def _row(plan: Plan, samples: Sequence[Sample], chosen: Sequence[int]) -> RowPlan:
-    """Lay a row of samples out, as long as rows are at most."""
+    """Lay a row of samples out, as long as rows are at most, with a clip at least."""
+    geometry = family_of(plan.shape).geometry
+    row = [samples[number] for number in chosen]
+    if not any(isinstance(span, VideoSpan) for sample in row for span in sample):
+        row.append((blank_clip(geometry)[0],))
     return plan_row(
-        [samples[number] for number in chosen],
+        row,
         video_token_id=plan.shape.video_token_id,
-        length=plan.tokens_per_row,
-        merge_size=family_of(plan.shape).geometry.merge_size,
+        length=max(plan.tokens_per_row, sum(map(count_tokens, row))),
+        merge_size=geometry.merge_size,
     )
 
 

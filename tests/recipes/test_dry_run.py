@@ -1,5 +1,6 @@
 """What is said before a run starts, against runs that have started."""
 
+import json
 import re
 import subprocess
 import sys
@@ -240,6 +241,23 @@ def test_a_dry_run_of_data(tmp_path: Path) -> None:
     assert first == ["data", said]
     (clip,) = [line for line in text.splitlines() if line.startswith("clip")]
     assert "S." in clip
+
+
+def test_a_dry_run_of_text(tmp_path: Path) -> None:
+    make_clips(tmp_path / "clips", num_clips=2, held_out=0, seed=0, size=(56, 84))
+    data = tmp_path / "clips" / "train.jsonl"
+    clips = data.read_text()
+    said = {"human": "How are you?", "gpt": "Well, thank you."}
+    talk = [{"from": who, "value": words} for who, words in said.items()]
+    text = json.dumps({"id": "text", "conversations": talk})
+    shown = []
+    for rows in (f"{text}\n{clips}", text):
+        data.write_text(rows)
+        report, is_possible = preview(replace(TINY, data_path=str(data), num_gpus=2))
+        assert is_possible
+        shown += [line for line in report.splitlines() if line.startswith("clip")]
+    assert "S." in shown[0]
+    assert shown[1].split(maxsplit=1) == ["clip", "none, text alone"]
 
 
 def test_a_dry_run_says_whether_the_run_fits() -> None:
