@@ -1,13 +1,24 @@
-"""How the tests run: Hypothesis profiles, and one thread for each worker.
+"""How the tests run: Hypothesis profiles, one thread for each worker, fast starts.
 
 ``HYPOTHESIS_PROFILE`` names a profile; without it ``ci`` runs where ``CI`` is set, and
 ``dev`` everywhere else.
 """
 
+import json
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+
+ROOT = Path(__file__).parents[1]
 
 COMMON = settings(
     deadline=None,
@@ -29,3 +40,120 @@ settings.load_profile(
 )
 
 torch.set_num_threads(1)
+
+
+class Preloaded:
+    """The process of ``preloaded.py``, which says what it is good for."""
+
+    def __init__(self, *modules: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("preloaded.py")), *modules],
+            env=_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(
+        self,
+        *words: str,
+        log: Path,
+        errors: Path | None = None,
+        cwd: Path = ROOT,
+        **environment: str,
+    ) -> int:
+        """Start a script of Python.
+
+        Args:
+            *words: The script and its arguments.
+            log: A file that takes what it says.
+            errors: A file that takes what it says to standard error; ``log`` without.
+            cwd: Its folder.
+            **environment: What is in its environment beside what is in this one.
+
+        Returns:
+            The id of its process, which leads a process group.
+        """
+        question = {
+            "words": words,
+            "cwd": str(cwd),
+            "env": _environment() | environment,
+            "log": str(log),
+            "errors": str(errors or log),
+        }
+        answer = self._ask(question)
+        assert answer is not None
+        return answer
+
+    def start_ranks(self, ranks: int, *words: str, log: Path, **rest: Any) -> int:
+        """Start a script on so many ranks; give the process of torchrun."""
+        torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone"]
+        torchrun += ["--nproc-per-node", str(ranks)]
+        torchrun += ["--run-path", "--start-method", "fork"]
+        rank = str(Path(__file__).with_name("preloaded.py"))
+        return self.start(*torchrun, rank, *words, log=log, **rest)
+
+    def exit_code(self, process: int) -> int | None:
+        """Give the exit code of a process, minus the signal that killed it."""
+        return self._ask(process)
+
+    def wait(self, process: int, *, seconds: float = 300) -> int:
+        """Wait for the exit code of a process."""
+        end = time.monotonic() + seconds
+        while (code := self.exit_code(process)) is None:
+            assert time.monotonic() < end, f"{process} runs for {seconds} seconds"
+            time.sleep(0.02)
+        return code
+
+    def run(self, *words: str, log: Path) -> None:
+        """Let a script end well."""
+        assert self.wait(self.start(*words, log=log)) == 0, log.read_text()
+
+    def ask(self, *words: str, folder: Path) -> tuple[str, str, int]:
+        """Let a script end; give what it says, its errors and its exit code."""
+        files = folder / "output.log", folder / "errors.log"
+        for file in files:
+            file.unlink(missing_ok=True)
+        code = self.wait(self.start(*words, log=files[0], errors=files[1]))
+        return files[0].read_text(), files[1].read_text(), code
+
+    def run_ranks(self, ranks: int, *words: str, log: Path) -> None:
+        """Let a script end well on so many ranks."""
+        process = self.start_ranks(ranks, *words, log=log)
+        assert self.wait(process) == 0, log.read_text()
+
+    def close(self) -> None:
+        """End the process, not what it has started."""
+        with self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+
+    def _ask(self, question: int | dict[str, Any]) -> int | None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{json.dumps(question)}\n")
+        self._process.stdin.flush()
+        answer: int | None = json.loads(self._process.stdout.readline())
+        return answer
+
+
+def _environment() -> dict[str, str]:
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return os.environ | own
+
+
+@pytest.fixture(scope="session")
+def start_preloaded() -> Iterator[Callable[..., Preloaded]]:
+    """Have processes that start scripts, until the tests end."""
+    with ExitStack() as opened:
+
+        def start(*modules: str) -> Preloaded:
+            return opened.enter_context(closing(Preloaded(*modules)))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def preloaded(start_preloaded: Callable[..., Preloaded]) -> Preloaded:
+    """Have one that has imported what trains."""
+    return start_preloaded("datasets", "torch.distributed.run", "recipes.qwen2vl_tiny")

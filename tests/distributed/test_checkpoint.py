@@ -7,13 +7,11 @@ of a resumed run is the same run without any checkpoint, compared bit for bit.
 import dataclasses
 import hashlib
 import json
-import os
 import pickle
 import random
 import re
 import resource
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,7 +35,6 @@ from recipes.edge.checkpoint_folders import (
 from recipes.edge.checkpoint_saver import CheckpointSaver
 from recipes.edge.distributed import World, process_group
 
-ROOT = Path(__file__).parents[2]
 STATE = {"position": 7, "buffer": [[3, 0.1], []], "settings": {"name": "tiny"}}
 
 
@@ -233,23 +230,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ranks(folder: Path) -> Ranks:
+def ranks(preloaded: Any, folder: Path) -> Ranks:
     """What each rank saw in ``write`` and, in new processes, in ``resume``."""
     seen: Ranks = {}
     for case in ("write", "resume"):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", "2", __file__, case, str(folder)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-        done = subprocess.run(
-            command,
-            check=False,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert done.returncode == 0, done.stderr
+        log = folder / f"{case}.log"
+        preloaded.run_ranks(2, __file__, case, str(folder), log=log)
         seen[case] = [
             json.loads((folder / f"{case}-{rank}.json").read_text())
             for rank in range(2)

@@ -7,8 +7,8 @@ and leave in ``ends.json`` how every case ended for them.
 
 import json
 import os
+import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -20,7 +20,6 @@ import pytest
 
 from recipes.edge.distributed import process_group, sum_over_ranks
 
-ROOT = Path(__file__).parents[2]
 SOON = 200
 """Seconds in which all cases have to end; one collective alone would wait for 1,800."""
 LARGE = 5 * 2**28
@@ -154,45 +153,44 @@ THE_END = "all ranks of the run end with it"
 Ends = list[dict[str, str]]
 
 
-def ends_of(folders: list[Path], *names: str) -> Ends:
+def ends_of(preloaded: Any, folders: list[Path], *names: str) -> Ends:
     """Let two ranks go through cases; tell how each case ended for each of them."""
     ports = json.dumps(free_ports(len(names)))
-    environment = os.environ | {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "localhost",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
     ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), ports, *names],
+        preloaded.start(
+            *(__file__, str(rank), ports, *names),
+            log=folder / "output.log",
+            errors=folder / "errors.log",
             cwd=folder,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
+            WORLD_SIZE="2",
+            MASTER_ADDR="localhost",
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
         )
         for rank, folder in enumerate(folders)
     ]
     try:
-        errors = [rank.communicate(timeout=SOON)[1] for rank in ranks]
+        codes = [preloaded.wait(rank, seconds=SOON) for rank in ranks]
     finally:
         for rank in ranks:
-            rank.kill()
-            rank.communicate()
+            if preloaded.exit_code(rank) is None:
+                os.kill(rank, signal.SIGKILL)
+    errors = [(folder / "errors.log").read_text() for folder in folders]
     found: Ends = [json.loads((each / "ends.json").read_text()) for each in folders]
-    if ranks[0].returncode:  # another rank's failure has ended it
-        assert ranks[0].returncode == 1
+    if codes[0]:  # another rank's failure has ended it
+        assert codes[0] == 1
         found[0][names[-1]] = f"RuntimeError: {errors[0].splitlines()[-1]}"
     assert all(each.keys() == set(names) for each in found), errors
     return found
 
 
-def test_a_failure_is_everyones_wherever_they_are(tmp_path: Path) -> None:
+def test_a_failure_is_everyones_wherever_they_are(
+    preloaded: Any, tmp_path: Path
+) -> None:
     folders = [tmp_path / "0", tmp_path / "1"]
     for folder in folders:
         folder.mkdir()
-    first, second = ends_of(folders, "in_a_collective", "at_other_work")
+    first, second = ends_of(preloaded, folders, "in_a_collective", "at_other_work")
     for name, clip in (("in_a_collective", 17), ("at_other_work", 18)):
         words = f"KeyError: 'clip-{clip}'"
         assert second[name] == words
@@ -200,11 +198,11 @@ def test_a_failure_is_everyones_wherever_they_are(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+def ends(preloaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Ends:
     """How each case of training ended for each rank."""
     folders = make_folders(tmp_path_factory.mktemp("ranks"))
     names = ("a_slow_disk", "other_settings", "other_data", "no_video", "while_loading")
-    found = ends_of(folders, *names)
+    found = ends_of(preloaded, folders, *names)
     return [
         each | {"folder": str(folder)}
         for each, folder in zip(found, folders, strict=True)

@@ -27,6 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from recipes.edge.clips import make_clips
 from recipes.edge.metrics import CLOCKED
 
+RECIPE = "recipes/qwen2vl_tiny.py"
 INSTANTS = int(os.environ.get("FASTSLOW_FAULTS", "3"))
 IN_A_RUN = 5
 STEPS = 18
@@ -40,7 +41,7 @@ long_form = pytest.mark.skipif(INSTANTS < 50, reason="nox -s faults runs it")
 class Runs:
     """A folder of runs, all by the same command but for their own folders."""
 
-    torchrun: Any
+    preloaded: Any
     folder: Path
     flags: tuple[str, ...]
 
@@ -50,8 +51,8 @@ class Runs:
         log.touch()
         output = self.folder / name
         words = ("--output-dir", str(output), *self.flags, *flags)
-        launcher = self.torchrun.start(log, ranks, *words)
-        return Attempt(self.torchrun, launcher, log, output)
+        launcher = self.preloaded.start_ranks(ranks, RECIPE, *words, log=log)
+        return Attempt(self.preloaded, launcher, log, output)
 
     def complete(self, name: str, *flags: str, ranks: int = 2) -> "Outcome":
         """Let a run end; give all that it says about itself."""
@@ -64,13 +65,13 @@ class Runs:
 class Attempt:
     """One start of a run, from which it may not come back."""
 
-    torchrun: Any
+    preloaded: Any
     launcher: int
     log: Path
     output: Path
 
     def code(self) -> int | None:
-        code: int | None = self.torchrun.exit_code(self.launcher)
+        code: int | None = self.preloaded.exit_code(self.launcher)
         return code
 
     def ranks(self) -> list[int]:
@@ -167,7 +168,7 @@ def is_alive(process: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def runs(torchrun: Any, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(preloaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("faults")
     make_clips(
         folder / "clips", num_clips=12, held_out=2, seed=0, num_frames=4, size=(56, 56)
@@ -177,7 +178,7 @@ def runs(torchrun: Any, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     flags += ("--max-steps", str(STEPS), "--save-steps", str(EVERY))
     flags += ("--save-total-limit", "2", "--warmup-steps", "2")
     flags += ("--tokens-per-row", "160", "--packing-window", "5")
-    return Runs(torchrun, folder, flags)
+    return Runs(preloaded, folder, flags)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,8 @@
-"""Two nodes on one machine: two agents with two ranks each, and one that dies."""
+"""Two nodes on one machine: two agents with two ranks each, and one that dies.
+
+Their torchrun imports what the recipe needs before it forks the ranks, so that it is
+imported by each of three agents, and not by each of eight ranks.
+"""
 
 import json
 import os
@@ -27,6 +31,22 @@ def free_port() -> int:
         return port
 
 
+TORCHRUN = """#!{python}
+import datasets
+import recipes.qwen2vl_tiny
+from torch.distributed.run import main
+main()
+"""
+
+
+def write_torchrun(folder: Path) -> None:
+    """Write a torchrun that has ranks to fork."""
+    folder.mkdir()
+    file = folder / "torchrun"
+    file.write_text(TORCHRUN.format(python=sys.executable))
+    file.chmod(0o755)
+
+
 @contextmanager
 def node(head: str, folder: Path, name: str) -> Iterator[subprocess.Popen[bytes]]:
     """Start one node's agent as a user would, in a process group of its own."""
@@ -36,9 +56,11 @@ def node(head: str, folder: Path, name: str) -> Iterator[subprocess.Popen[bytes]
         "HEAD": head,
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
     }
-    command = ["recipes/launch/node.sh", "recipes/qwen2vl_tiny.py"]
+    command = ["recipes/launch/node.sh", "--run-path", "--start-method", "fork"]
+    command += ["tests/preloaded.py", "recipes/qwen2vl_tiny.py"]
     command += ["--output-dir", str(folder / "run")]
     command += ["--data-path", str(folder / "clips" / "train.jsonl")]
     command += ["--max-steps", "12", "--save-steps", "2", "--warmup-steps", "2"]
@@ -83,6 +105,7 @@ def test_an_agent_that_dies_is_started_again_and_the_run_goes_on(
     tmp_path: Path,
 ) -> None:
     make_clips(tmp_path / "clips", num_clips=12, held_out=0, seed=0, size=(56, 84))
+    write_torchrun(tmp_path / "bin")
     head = f"localhost:{free_port()}"
     with (
         node(head, tmp_path, "first") as first,

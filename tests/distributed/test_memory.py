@@ -4,8 +4,6 @@ The file is its own worker: ``torchrun`` runs it on two and on 2 x 2 ranks.
 """
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +37,6 @@ from recipes.edge.parallel import Parallel, choose_trained, parallelise
 from recipes.edge.tiny import tiny_backbone
 from recipes.edge.weights import materialize, meta_model
 
-ROOT = Path(__file__).parents[2]
 CASES = {
     "frozen tower": Parallel(),
     "trained tower": Parallel(tower="trained", compute="float32"),
@@ -220,28 +217,14 @@ def held(settings: Parallel, folder: Path) -> None:
             (folder / "held.json").write_text(json.dumps(found))
 
 
-def run_worker(*command: str) -> None:
-    """Run this file as a worker, by itself or under a launcher."""
-    environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *command],
-        check=False,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_shards_hold_what_was_foretold(case: str, tmp_path: Path) -> None:
+def test_shards_hold_what_was_foretold(
+    case: str, preloaded: Any, tmp_path: Path
+) -> None:
     settings = CASES[case]
-    ranks = str(2 * settings.replicate)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     words = json.dumps(asdict(settings)), str(tmp_path)
-    run_worker(*launcher, ranks, __file__, *words)
+    log = tmp_path / "ranks.log"
+    preloaded.run_ranks(2 * settings.replicate, __file__, *words, log=log)
     backbone = tiny_backbone(vocabulary_size=WORDS, video_token_id=6)
     model = meta_model(backbone.config)
     choose_trained(model, settings)
@@ -250,8 +233,8 @@ def test_shards_hold_what_was_foretold(case: str, tmp_path: Path) -> None:
     )
 
 
-def test_steps_take_what_was_foretold(tmp_path: Path) -> None:
-    run_worker(__file__, "steps", str(tmp_path))
+def test_steps_take_what_was_foretold(preloaded: Any, tmp_path: Path) -> None:
+    preloaded.run(__file__, "steps", str(tmp_path), log=tmp_path / "steps.log")
     measured = json.loads((tmp_path / "peaks.json").read_text())
     plans = rows()
     ratios = {

@@ -6,8 +6,6 @@ sample at all, and another clip; the two in the middle have only the black clip 
 keeps the ranks' calls of the tower equal.
 """
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +41,6 @@ from recipes.edge.parallel import (
     sharding_mesh,
 )
 
-ROOT = Path(__file__).parents[2]
 VIDEO_TOKEN_ID = 9
 MAX_NORM = 2.0
 RATE = 0.1
@@ -331,7 +328,9 @@ def work(cases: list[str], folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+def ranks(
+    preloaded: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, dict[str, Any]]:
     """What one, two and four ranks gave."""
     folder = tmp_path_factory.mktemp("parallel")
     cases = {
@@ -341,19 +340,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]
     }
     found = {}
     for size, names in cases.items():
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(size), __file__, str(folder), *names]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-        done = subprocess.run(
-            command,
-            check=False,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
+        log = folder / f"{size}.log"
+        preloaded.run_ranks(size, __file__, str(folder), *names, log=log)
         found[size] = torch.load(folder / f"{size}.pt", weights_only=False)
     return found
 

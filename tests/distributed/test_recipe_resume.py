@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,13 @@ from recipes.edge.clips import make_clips
 from recipes.edge.metrics import CLOCKED
 
 
-def train(torchrun: Any, folder: Path, data: Path, *flags: str) -> None:
+def train(preloaded: Any, folder: Path, data: Path, *flags: str) -> None:
     """Run the recipe on two ranks."""
     log = folder.with_suffix(".log")
     flags += ("--output-dir", str(folder), "--data-path", str(data))
     flags += ("--max-steps", "10", "--save-steps", "5", "--warmup-steps", "2")
     flags += ("--tokens-per-row", "250", "--packing-window", "5")
-    process = torchrun.start(log, 2, *flags)
-    end = time.monotonic() + 200
-    while (code := torchrun.exit_code(process)) is None:
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.05)
-    assert code == 0, log.read_text()
+    preloaded.run_ranks(2, "recipes/qwen2vl_tiny.py", *flags, log=log)
 
 
 def tensors(checkpoint: Path, folder: Path) -> dict[str, Tensor]:
@@ -62,15 +56,15 @@ def steps(folder: Path) -> list[dict[str, Any]]:
     ids=["two rows", "answers alone"],
 )
 def test_five_steps_and_five_more_are_ten(
-    torchrun: Any, tmp_path: Path, flags: tuple[str, ...]
+    preloaded: Any, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     data = tmp_path / "clips"
     make_clips(data, num_clips=12, held_out=0, seed=0, num_frames=6, size=(56, 84))
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    train(torchrun, whole, data / "train.jsonl", *flags)
+    train(preloaded, whole, data / "train.jsonl", *flags)
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "checkpoint-10")
-    train(torchrun, resumed, data / "train.jsonl", *flags)
+    train(preloaded, resumed, data / "train.jsonl", *flags)
 
     expected = tensors(whole / "checkpoint-10", tmp_path)
     found = tensors(resumed / "checkpoint-10", tmp_path)

@@ -4,8 +4,6 @@ The file is its own worker: ``torchrun`` runs it, and rank 0 leaves what every c
 the same six samples gave.
 """
 
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +28,6 @@ from recipes.edge.quarantine import Quarantine
 from recipes.progress import Run
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import build_model, train_step
-
-ROOT = Path(__file__).parents[2]
 
 Cut = list[list[tuple[int, ...]]]
 """The bins of every rank."""
@@ -97,24 +93,13 @@ def work(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def steps(preloaded: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("split")
     make_clips(folder / "clips", num_clips=6, held_out=0, seed=0, size=(56, 84))
     found: dict[str, Any] = {}
     for ranks in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(ranks), __file__, str(folder)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-        done = subprocess.run(
-            command,
-            check=False,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0, done.stderr
+        log = folder / f"{ranks}.log"
+        preloaded.run_ranks(ranks, __file__, str(folder), log=log)
         found |= torch.load(folder / f"{ranks}.pt")
     return found
 

@@ -240,34 +240,43 @@ def measure(folder: Path, world: World) -> dict[str, Any]:
 CASES = {"reshard": reshard, "train": train, "fail": fail, "measure": measure}
 
 
-def torchrun(case: str, folder: Path, ranks: int) -> list[dict[str, Any]]:
+Seen = list[dict[str, Any]]
+Run = Callable[[str, Path, int], Seen]
+
+
+@pytest.fixture(scope="module")
+def run(preloaded: Any) -> Run:
     """Run a case of this file and give what each rank saw."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(ranks), __file__, case, str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment["CUDA_VISIBLE_DEVICES"] = ""
-    done = subprocess.run(
-        command,
-        check=False,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
+
+    def run(case: str, folder: Path, ranks: int) -> Seen:
+        log = folder / f"{case}-{ranks}.log"
+        preloaded.run_ranks(ranks, __file__, case, str(folder), log=log)
+        return seen_by(ranks, case, folder)
+
+    return run
+
+
+def seen_by(ranks: int, case: str, folder: Path) -> Seen:
     files = [folder / f"{case}-{rank}.json" for rank in range(ranks)]
     return [json.loads(file.read_text()) for file in files]
 
 
+def run_alone(*command: str) -> None:
+    """Run this file in processes that share no memory with others."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    subprocess.run([sys.executable, *command], check=True, env=environment, timeout=200)
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints, and what every sharding exported of them."""
     made = tmp_path_factory.mktemp("weights")
     checkpoint(made / "tied", 1, tied=True)
     checkpoint(made / "untied", 2, tied=False)
     checkpoint(made / "other", 3, tied=True)
     for ranks in SHARDINGS:
-        torchrun("reshard", made, ranks)
+        run("reshard", made, ranks)
     return made
 
 
@@ -300,8 +309,10 @@ def test_every_sharding_exports_what_was_loaded(
     assert (wide / HEAD_FILE).stat().st_size > 4 * (32 + 1) * (32 + 16)
 
 
-def test_weights_are_loaded_and_saved_in_the_middle_of_training(folder: Path) -> None:
-    seen = torchrun("train", folder, 2)
+def test_weights_are_loaded_and_saved_in_the_middle_of_training(
+    run: Run, folder: Path
+) -> None:
+    seen = run("train", folder, 2)
     assert seen[0] == seen[1]
     assert contents(folder / "in-forward") != contents(folder / "tied")
     for name, key in (("other", "other"), ("in-forward", "loaded")):
@@ -322,9 +333,9 @@ def test_weights_are_loaded_and_saved_in_the_middle_of_training(folder: Path) ->
     assert seen[0]["trained"] != seen[0]["loaded"] != seen[0]["other"]
 
 
-def test_both_ranks_hear_the_same_of_a_failure(folder: Path) -> None:
+def test_both_ranks_hear_the_same_of_a_failure(run: Run, folder: Path) -> None:
     before = contents(folder / "tied")
-    seen = torchrun("fail", folder, 2)
+    seen = run("fail", folder, 2)
     assert seen[0] == seen[1]
     assert seen[0]["load"].startswith("ValueError: ")
     assert "lm_head.weight and model.embed_tokens.weight" in seen[0]["load"]
@@ -337,11 +348,12 @@ def test_no_rank_holds_the_whole_model(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     try:
-        command = [sys.executable, __file__, "write", str(tmp_path)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run(command, check=True, env=environment, timeout=100)
+        run_alone(__file__, "write", str(tmp_path))
         source, out = tmp_path / "large", tmp_path / "out"
-        seen = torchrun("measure", tmp_path, 2)
+        torchrun = ("-m", "torch.distributed.run", "--standalone")
+        torchrun += ("--nproc-per-node", "2")
+        run_alone(*torchrun, __file__, "measure", str(tmp_path))
+        seen = seen_by(2, "measure", tmp_path)
         for rank, sizes in enumerate(seen):
             for name, value in sizes.items():
                 record_property(f"rank_{rank}_{name}", value)

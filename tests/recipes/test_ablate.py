@@ -193,19 +193,16 @@ def write_grid(folder: Path, base: dict[str, Any]) -> None:
     (folder / "ablation.yaml").write_text(json.dumps(settings))
 
 
-def start(folder: Path, *flags: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "recipes/ablate.py", str(folder / "ablation.yaml")]
-    return subprocess.Popen(
-        [*command, "--output-dir", str(folder / "out"), *flags],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(preloaded: Any, folder: Path, log: str, *flags: str) -> int:
+    words = ["recipes/ablate.py", str(folder / "ablation.yaml"), *flags]
+    words += ["--output-dir", str(folder / "out")]
+    process: int = preloaded.start(*words, log=folder / log)
+    return process
 
 
-def test_an_ablation_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+def test_an_ablation_goes_on_where_it_was_interrupted(
+    preloaded: Any, tmp_path: Path
+) -> None:
     clips = tmp_path / "clips"
     make_clips(clips, num_clips=8, held_out=4, seed=0, num_frames=4, size=(56, 84))
     base = {
@@ -217,16 +214,15 @@ def test_an_ablation_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     }
     write_grid(tmp_path, base)
     out = tmp_path / "out"
-    first = start(tmp_path)
+    first = start(preloaded, tmp_path, "first.log")
     # The runs are done one after the other; the second is ended once it has begun.
     second_run = out / "loss_weight=0.0,seed=0"
     deadline = time.monotonic() + 120
     while not (second_run / "checkpoint-1").exists():
-        assert time.monotonic() < deadline and first.poll() is None
+        assert time.monotonic() < deadline and preloaded.exit_code(first) is None
         time.sleep(0.02)
-    first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=60)
-    assert first.returncode != 0
+    os.kill(first, signal.SIGTERM)
+    assert preloaded.wait(first) != 0
     one, two = (
         load_config(f / "settings.yaml", TINY)
         for f in (out / "base,seed=0", second_run)
@@ -235,9 +231,9 @@ def test_an_ablation_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     is_left = not is_finished(two)
     kept = {f: f.stat().st_mtime_ns for f in one.output_dir.rglob("*") if f.is_file()}
 
-    again = start(tmp_path, "--jobs", "2")
-    words, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, words
+    again = start(preloaded, tmp_path, "again.log", "--jobs", "2")
+    code, words = preloaded.wait(again), (tmp_path / "again.log").read_text()
+    assert code == 0, words
     assert f"2 runs, {2 - is_left} of them finished" in words
     assert kept == {
         f: f.stat().st_mtime_ns for f in one.output_dir.rglob("*") if f.is_file()
@@ -267,26 +263,32 @@ def test_an_ablation_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
 def test_an_interrupt_ends_it_in_the_background_too(tmp_path: Path) -> None:
     """A shell starts what it puts into the background with interrupts ignored."""
     write_grid(tmp_path, {"max_steps": 3})
+    words = ["recipes/ablate.py", str(tmp_path / "ablation.yaml")]
+    words += ["--output-dir", str(tmp_path / "out")]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        asked = start(tmp_path)
+        asked = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
     finally:
         signal.signal(signal.SIGINT, before)
     assert asked.stdout is not None
     assert asked.stdout.readline() == "2 runs, 0 of them finished\n"
     asked.send_signal(signal.SIGINT)
-    words, _ = asked.communicate(timeout=240)
+    said, _ = asked.communicate(timeout=240)
     assert asked.returncode == 130
-    assert "Traceback" not in words
+    assert "Traceback" not in said
     assert not (tmp_path / "out" / "loss_weight=0.0,seed=0").exists()
 
 
-def test_a_run_that_fails_is_missing(tmp_path: Path) -> None:
+def test_a_run_that_fails_is_missing(preloaded: Any, tmp_path: Path) -> None:
     write_grid(tmp_path, {"data_path": str(tmp_path / "none.json")})
-    done = start(tmp_path, "--jobs", "2")
-    words, _ = done.communicate(timeout=120)
-    assert done.returncode == 1
-    assert "base,seed=0: ended with 1" in words
+    assert preloaded.wait(start(preloaded, tmp_path, "log", "--jobs", "2")) == 1
+    assert "base,seed=0: ended with 1" in (tmp_path / "log").read_text()
     console = tmp_path / "out" / "base,seed=0" / "console.log"
     assert "none.json, which does not exist" in console.read_text()
     rows = json.loads((tmp_path / "out" / "ablation.json").read_text())

@@ -2,8 +2,7 @@
 
 import json
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,52 +11,43 @@ import pytest
 from recipes.edge.clips import make_clips
 from recipes.edge.scoring import chosen_letter, score_answer, summarise_scores
 
-ROOT = Path(__file__).parents[2]
+Evaluate = Callable[[Path, int], tuple[dict[str, Any], str]]
 COLOURS = "A. red\nB. green\nC. blue\nD. yellow"
 
 
-def run(*command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *command],
-        check=False,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(preloaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a model that answers something, right or wrong."""
     folder = tmp_path_factory.mktemp("evaluate")
     clips = folder / "clips"
     make_clips(clips, num_clips=32, held_out=12, seed=0, num_frames=4, size=(56, 84))
-    run(
+    preloaded.run(
         "recipes/qwen2vl_tiny.py",
         *("--output-dir", str(folder / "run")),
         *("--data-path", str(clips / "train.jsonl")),
         *("--eval-data-path", str(clips / "held_out.jsonl")),
         *("--max-steps", "60", "--save-steps", "60", "--tokens-per-row", "500"),
+        log=folder / "run.log",
     )
     return folder
 
 
-def evaluate(folder: Path, data: Path, *, ranks: int = 1) -> tuple[dict[str, Any], str]:
-    output = folder / "scores" / f"{data.stem}-{ranks}.json"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    said = run(
-        *[*launcher, str(ranks)],
-        "recipes/evaluate.py",
-        *(str(folder / "run" / "model-60"), str(data), "--output", str(output)),
-    )
-    return json.loads(output.read_text()), said
+@pytest.fixture(scope="module")
+def evaluate(preloaded: Any, trained: Path) -> Evaluate:
+    def evaluate(data: Path, ranks: int) -> tuple[dict[str, Any], str]:
+        output = trained / "scores" / f"{data.stem}-{ranks}.json"
+        log = trained / f"{data.stem}-{ranks}.log"
+        words = (str(trained / "run" / "model-60"), str(data), "--output", str(output))
+        preloaded.run_ranks(ranks, "recipes/evaluate.py", *words, log=log)
+        return json.loads(output.read_text()), log.read_text()
+
+    return evaluate
 
 
-def test_answers_are_scored_as_the_run_scored_them(trained: Path) -> None:
-    found, said = evaluate(trained, trained / "clips" / "held_out.jsonl")
+def test_answers_are_scored_as_the_run_scored_them(
+    trained: Path, evaluate: Evaluate
+) -> None:
+    found, said = evaluate(trained / "clips" / "held_out.jsonl", 1)
     log = (trained / "run" / "train.log").read_text()
     (accuracy,) = re.findall(r"held-out accuracy (\S+) on 12 questions", log)
     (everything,) = [row for row in found["scores"] if row["category"] == "all"]
@@ -71,7 +61,9 @@ def test_answers_are_scored_as_the_run_scored_them(trained: Path) -> None:
     assert found["settings"]["tokens_per_row"] == 500
 
 
-def test_ranks_share_questions_and_broken_clips_are_wrong(trained: Path) -> None:
+def test_ranks_share_questions_and_broken_clips_are_wrong(
+    trained: Path, evaluate: Evaluate
+) -> None:
     rows = [
         json.loads(line)
         for line in (trained / "clips" / "held_out.jsonl").read_text().splitlines()
@@ -90,8 +82,8 @@ def test_ranks_share_questions_and_broken_clips_are_wrong(trained: Path) -> None
     rows[2] |= {"category": "choice", "conversations": choice}
     data = trained / "mixed.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    whole, said = evaluate(trained, data)
-    halves, _ = evaluate(trained, data, ranks=2)
+    whole, said = evaluate(data, 1)
+    halves, _ = evaluate(data, 2)
     assert halves["answers"] == whole["answers"]
     assert halves["scores"] == whole["scores"] == summarise_scores(whole["answers"])
     first = whole["answers"][0]
@@ -112,18 +104,14 @@ def test_ranks_share_questions_and_broken_clips_are_wrong(trained: Path) -> None
     assert "1 clips could not be decoded and count as wrong; 1 rows could not" in said
 
 
-def test_a_checkpoint_of_no_run_needs_settings(trained: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_no_run_needs_settings(
+    preloaded: Any, trained: Path, tmp_path: Path
+) -> None:
     (tmp_path / "model").symlink_to(trained / "run" / "model-60")
-    done = subprocess.run(
-        [sys.executable, "recipes/evaluate.py", str(tmp_path / "model"), "data.jsonl"],
-        check=False,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode != 0
-    assert "--config says how clips become tokens" in done.stderr
+    words = ("recipes/evaluate.py", str(tmp_path / "model"), "data.jsonl")
+    _, errors, code = preloaded.ask(*words, folder=tmp_path)
+    assert code != 0
+    assert "--config says how clips become tokens" in errors
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,6 @@ from recipes.edge.settings import settings_as_json
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import main
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
@@ -122,7 +120,9 @@ def test_a_run_repeated_is_the_same(twice: tuple[Path, Path]) -> None:
     assert differences(*twice) == []
 
 
-def test_one_bit_is_a_difference(twice: tuple[Path, Path], tmp_path: Path) -> None:
+def test_one_bit_is_a_difference(
+    preloaded: Any, twice: tuple[Path, Path], tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(twice[1], run)
     file = run / "model-2" / "next_frame_head.safetensors"
@@ -139,16 +139,10 @@ def test_one_bit_is_a_difference(twice: tuple[Path, Path], tmp_path: Path) -> No
         "line of metrics.jsonl 2 differs",
         f"exported weights model-2/{name} differs",
     ]
-    done = subprocess.run(
-        [sys.executable, "recipes/reproduce.py", str(twice[0]), str(run)],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 1
-    assert done.stderr.strip() == f"{twice[0]} and {run} differ in 2 places"
+    words = ("recipes/reproduce.py", str(twice[0]), str(run))
+    _, errors, code = preloaded.ask(*words, folder=tmp_path)
+    assert code == 1
+    assert errors.strip() == f"{twice[0]} and {run} differ in 2 places"
 
 
 def test_another_seed_is_another_run(twice: tuple[Path, Path], tmp_path: Path) -> None:
