@@ -261,13 +261,6 @@ def seen_by(ranks: int, case: str, folder: Path) -> Seen:
     return [json.loads(file.read_text()) for file in files]
 
 
-def run_alone(*command: str) -> None:
-    """Run this file in processes that share no memory with others."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment["CUDA_VISIBLE_DEVICES"] = ""
-    subprocess.run([sys.executable, *command], check=True, env=environment, timeout=200)
-
-
 @pytest.fixture(scope="module")
 def folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints, and what every sharding exported of them."""
@@ -345,14 +338,18 @@ def test_both_ranks_hear_the_same_of_a_failure(run: Run, folder: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
 def test_no_rank_holds_the_whole_model(
-    tmp_path: Path, record_property: Callable[[str, object], None]
+    preloaded: Any, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     try:
-        run_alone(__file__, "write", str(tmp_path))
+        log = tmp_path / "write.log"
+        preloaded.run(__file__, "write", str(tmp_path), log=log)
         source, out = tmp_path / "large", tmp_path / "out"
-        torchrun = ("-m", "torch.distributed.run", "--standalone")
-        torchrun += ("--nproc-per-node", "2")
-        run_alone(*torchrun, __file__, "measure", str(tmp_path))
+        # Ranks that are forked would share memory with others.
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", "2", __file__, "measure", str(tmp_path)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+        subprocess.run(command, check=True, env=environment, timeout=200)
         seen = seen_by(2, "measure", tmp_path)
         for rank, sizes in enumerate(seen):
             for name, value in sizes.items():
