@@ -179,11 +179,10 @@ def schedule_from_strides(
         least = min(strides, default=1)
         is_slow = [stride == least for stride in strides]
     _check_same_length("strides", strides, is_slow)
+    sides = map(index, strides)
     frames = tuple(
         PooledFrame(start=t, stop=t + 1, stride=(stride, stride), is_slow=bool(slow))
-        for t, (stride, slow) in enumerate(
-            zip(map(index, strides), is_slow, strict=True)
-        )
+        for t, (stride, slow) in enumerate(zip(sides, is_slow, strict=True))
     )
     return FrameSchedule(num_frames=len(frames), frames=frames, edge=edge)
 
@@ -232,8 +231,7 @@ def repeat_strides(
             "must be at least 1"
         )
     strides = [pattern[(t - phase) % len(pattern)] for t in range(num_frames)]
-    least = min(pattern)
-    is_slow = [stride == least for stride in strides]
+    is_slow = [stride == min(pattern) for stride in strides]
     return schedule_from_strides(strides, is_slow=is_slow)
 
 
@@ -266,14 +264,10 @@ def schedule_from_grids(
         most = max((height * width for height, width in grids), default=0)
         is_slow = [height * width == most for height, width in grids]
     _check_same_length("grids", grids, is_slow)
+    whole = [(index(height), index(width)) for height, width in grids]
     frames = tuple(
-        PooledFrame(
-            start=t,
-            stop=t + 1,
-            grid=(index(height), index(width)),
-            is_slow=bool(slow),
-        )
-        for t, ((height, width), slow) in enumerate(zip(grids, is_slow, strict=True))
+        PooledFrame(start=t, stop=t + 1, grid=sides, is_slow=bool(slow))
+        for t, (sides, slow) in enumerate(zip(whole, is_slow, strict=True))
     )
     return FrameSchedule(num_frames=len(frames), frames=frames)
 
