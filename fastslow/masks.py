@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int, Int32
 from torch import Tensor
 
+from fastslow._runs import starts_run
 from fastslow._typing import MaskMod, no_type_check
 
 
@@ -181,8 +182,8 @@ def visible_intervals(
     _check_sorted(causal_ranks, segment_ids)
     tokens = len(causal_ranks)
     index = torch.arange(tokens, dtype=torch.int32, device=causal_ranks.device)
-    new_segment = _differs_from_previous(segment_ids)
-    new_run = new_segment | _differs_from_previous(causal_ranks)
+    new_segment = starts_run(segment_ids)
+    new_run = new_segment | starts_run(causal_ranks)
     first = torch.where(new_segment, index, 0).cummax(0).values
     run_ends = torch.where(new_run.roll(-1), index + 1, tokens)
     stop = run_ends.flip(0).cummin(0).values.flip(0)
@@ -284,7 +285,7 @@ def _check_lengths(causal_ranks: Tensor, **others: Tensor | None) -> None:
 
 def _check_sorted(causal_ranks: Tensor, segment_ids: Tensor) -> None:
     """Raise unless segments are contiguous and ranks sorted inside them."""
-    new_segment = _differs_from_previous(segment_ids)
+    new_segment = starts_run(segment_ids)
     first_ids = segment_ids[new_segment & (segment_ids >= 0)]
     values, counts = first_ids.unique(return_counts=True)
     if (counts > 1).any():
@@ -326,8 +327,3 @@ def _window_start(
         )
     oldest = segment + (clock - window + 1).clamp(min=0)
     return torch.searchsorted(segment + clock, oldest, out_int32=True)
-
-
-def _differs_from_previous(values: Tensor) -> Tensor:
-    """Mark the first token of every run of equal values."""
-    return torch.cat([values.new_ones(1) > 0, values[1:] != values[:-1]])[: len(values)]

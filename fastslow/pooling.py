@@ -21,7 +21,8 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
 
     ``pooled[w]`` is the weighted sum or the maximum of ``tokens[c]`` over the
     cells ``c`` of window ``w``. The backward pass is a gather of the same kind, so
-    nothing of the size of a whole clip is built per frame, and nothing is sorted.
+    nothing of the size of a whole clip is built per frame, and nothing is sorted. It
+    may be differentiated twice, and by ``torch.func.grad``.
 
     Args:
         tokens: Cells of all frames in raster order, frame after frame.
@@ -40,6 +41,16 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
             of equal ones
         matches_reference: equals the loop-written reference: ``pool_tokens(x, plan) ==
             reference.pool(x)``
+
+    Example:
+        >>> from fastslow import schedule_from_strides
+        >>> clips = [((2, 2), schedule_from_strides([2])),
+        ...          ((1, 3), schedule_from_strides([1]))]
+        >>> pool_tokens(torch.arange(7.0)[:, None], plan_pooling(clips))
+        Ragged(values=tensor([[1.5000],
+                [4.0000],
+                [5.0000],
+                [6.0000]]), cu_seqlens=tensor([0, 1, 4], dtype=torch.int32))
     """
     if len(tokens) != len(plan.cell_starts):
         raise ValueError(

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int, Int32
 from torch import Tensor
 
+from fastslow._runs import starts_run
 from fastslow.masks import KeyIntervals
 from fastslow.ragged import cu_seqlens_from_lengths
 
@@ -157,8 +158,8 @@ def slice_ranges(intervals: KeyIntervals) -> SliceRanges:
     start, stop = intervals.start, intervals.stop
     real = start < stop
     index = torch.arange(len(start), dtype=torch.int32, device=start.device)
-    new_start = _changes(start)
-    new_interval = new_start | _changes(stop)
+    new_start = starts_run(start)
+    new_interval = new_start | starts_run(stop)
     is_single = new_interval & new_interval.roll(-1)
     is_step = is_single & (stop == index + 1)
     goes_on = is_step & is_step.roll(1) & ~new_start
@@ -186,7 +187,7 @@ def _check_plain(intervals: KeyIntervals) -> None:
     start, stop = intervals.start, intervals.stop
     real = start < stop
     index = torch.arange(len(start), device=start.device)
-    new_start = _changes(start)
+    new_start = starts_run(start)
     is_cut = real & new_start & (start != index)
     if is_cut.any():
         query = int(is_cut.nonzero()[0])
@@ -194,7 +195,7 @@ def _check_plain(intervals: KeyIntervals) -> None:
             f"query {query} reads from key {int(start[query])} on, unlike the one "
             "before it; a segment must not be cut by a window"
         )
-    is_last = (new_start | _changes(stop)).roll(-1)
+    is_last = (new_start | starts_run(stop)).roll(-1)
     is_open = real & is_last & (stop != index + 1)
     if is_open.any():
         query = int(is_open.nonzero()[0])
@@ -202,13 +203,6 @@ def _check_plain(intervals: KeyIntervals) -> None:
             f"query {query} is the last to read up to key {int(stop[query]) - 1}; the "
             "queries of a frame must end with the last key that they read"
         )
-
-
-def _changes(values: Tensor) -> Tensor:
-    """Mark every value that differs from the one before, and the first."""
-    is_new = torch.ones(len(values), dtype=torch.bool, device=values.device)
-    is_new[1:] = values[1:] != values[:-1]
-    return is_new
 
 
 def _runs_of(values: Tensor) -> tuple[Tensor, int]:
