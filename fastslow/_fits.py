@@ -87,7 +87,8 @@ def check_lengths(lengths: Sequence[int], capacity: int) -> None:
     """Raise a ValueError that names the first item that cannot be packed."""
     if capacity < 1:
         raise ValueError(f"capacity is {capacity}; it must be at least 1")
-    if min(lengths, default=1) >= 1 and max(lengths, default=1) <= capacity:
+    within = min(lengths, default=1) >= 1 and max(lengths, default=1) <= capacity
+    if within and hasattr(sum(lengths), "__index__"):
         return
     for item, length in enumerate(lengths):
         check_length(item, length, capacity)
@@ -95,8 +96,8 @@ def check_lengths(lengths: Sequence[int], capacity: int) -> None:
 
 def check_length(item: int, length: int, capacity: int) -> None:
     """Raise a ValueError unless the item fits an empty bin."""
-    if not 1 <= length <= capacity:
+    if not (hasattr(length, "__index__") and 1 <= length <= capacity):
         raise ValueError(
-            f"item {item} has {length} tokens; it must have between 1 and the "
-            f"capacity of {capacity}"
+            f"item {item} has {length} tokens; it must have a whole number of them, "
+            f"between 1 and the capacity of {capacity}"
         )

@@ -231,8 +231,8 @@ def repeat_strides(
             "must be at least 1"
         )
     strides = [pattern[(t - phase) % len(pattern)] for t in range(num_frames)]
-    is_slow = [stride == min(pattern) for stride in strides]
-    return schedule_from_strides(strides, is_slow=is_slow)
+    least = min(pattern)
+    return schedule_from_strides(strides, is_slow=[each == least for each in strides])
 
 
 def schedule_from_grids(

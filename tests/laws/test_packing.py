@@ -204,7 +204,8 @@ def test_a_capacity_below_one_is_named(capacity: int) -> None:
 @pytest.mark.parametrize(("length", "item"), [(0, 1), (9, 1), (-1, 1)])
 def test_an_item_that_cannot_be_packed_is_named(length: int, item: int) -> None:
     message = (
-        f"item {item} has {length} tokens; it must have between 1 and the capacity of 8"
+        f"item {item} has {length} tokens; it must have a whole number of them, "
+        "between 1 and the capacity of 8"
     )
     lengths = [8, length, 3]
     for plan in PLANNERS:

@@ -91,6 +91,23 @@ def test_half_a_cell_is_no_stride() -> None:
     )
 
 
+def test_half_a_token_is_not_packed() -> None:
+    run_unchecked(
+        """
+        for pack in (best_fit_decreasing, fewest_bins_bound, take_bin):
+            try:
+                pack([3, 2.5], 4)
+            except ValueError as error:
+                assert str(error) == (
+                    "item 1 has 2.5 tokens; it must have a whole number of them, "
+                    "between 1 and the capacity of 4"
+                )
+            else:
+                raise AssertionError("half a token was cut off")
+        """
+    )
+
+
 def test_a_target_too_few_is_named_where_rows_go_in_chunks() -> None:
     run_unchecked(
         """
