@@ -578,7 +578,7 @@ def test_compiled_layers_have_graphs_for_each_row_length() -> None:
 @no_hook
 @compiler
 @pytest.mark.usefixtures("clean_compiler")
-def test_no_block_is_left_out_for_having_many_graphs(
+def test_no_block_is_left_uncompiled_for_having_many_graphs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Tower and language model share what torch counts graphs by."""
