@@ -19,6 +19,9 @@ PANELS = (
 COLOUR, BASE = "#2a6fb0", "#c4572a"
 """Of variants, and of the base."""
 
+SHORT = 5
+"""Letters of a variant, such as a number, that stand beside the next one's."""
+
 
 def draw_ablation(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Draw a summary: each run a dot, each variant's mean a line.
@@ -73,7 +76,8 @@ def _draw(panel: Axes, group: Sequence[Mapping[str, Any]], name: str) -> None:
         panel.set_ylim(bottom=0)
     panel.set_xlim(-0.6, len(group) - 0.4)
     labels = [_short(row["variant"]) for row in group]
-    panel.set_xticks(range(len(group)), labels, rotation=90, fontsize=8)
+    turn = 90 if max(map(len, labels)) > SHORT else 0
+    panel.set_xticks(range(len(group)), labels, rotation=turn, fontsize=8)
     panel.grid(axis="y", linewidth=0.4)
     panel.spines[["top", "right"]].set_visible(False)
 
