@@ -215,8 +215,15 @@ class FastSlowQwen2VL(nn.Module):
                 f"patches has {len(patches)} rows but the plan is for "
                 f"{tokens * merged_patches}; both describe the same clips"
             )
+        return self._call_tower(self.backbone.model.visual, patches, plan)
+
+    def _call_tower(self, tower: nn.Module, patches: Tensor, plan: RowPlan) -> Any:
+        """Call the tower, or its copy, with what is planned for it.
+
+        One that reorders its patches into windows plans that by itself.
+        """
         known = {} if self.family.window else vars(plan.tower)
-        return self.backbone.model.visual(patches, grid_thw=plan.grid_thw, **known)
+        return tower(patches, grid_thw=plan.grid_thw, **known)
 
     def _look_ahead(
         self, hidden: Tensor, seen: Tensor, patches: Tensor, plan: RowPlan
@@ -237,9 +244,8 @@ class FastSlowQwen2VL(nn.Module):
             cu_seqlens = plan.next_frame.targets.cu_seqlens[:1]
             return nothing, Ragged(values=nothing, cu_seqlens=cu_seqlens), nothing
         if self.target_tower is not None:
-            known = {} if self.family.window else vars(plan.tower)
             with torch.no_grad():
-                target = self.target_tower(patches, grid_thw=plan.grid_thw, **known)
+                target = self._call_tower(self.target_tower, patches, plan)
             seen = target.last_hidden_state
         merge = self.backbone.model.visual.spatial_merge_size
         merged = seen.unflatten(0, (-1, merge**2)).mean(1)
