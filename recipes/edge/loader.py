@@ -1,11 +1,18 @@
 """From samples to packed rows: every integer is planned before a pixel is decoded."""
 
+import atexit
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from ctypes import c_bool
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
+from multiprocessing import active_children
+from multiprocessing.sharedctypes import RawValue
 from threading import Thread
+from types import FrameType
 from typing import Any
 
 import torch
@@ -196,24 +203,43 @@ def stream_rows(
             ahead.look(now)
             yield dealt[rank], now
 
-    yield from DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=requests(),
-        num_workers=num_workers,
-        worker_init_fn=_outlive_sigterm,
-        **loading,
-        generator=torch.Generator(),
+    is_over = RawValue(c_bool, False)
+    rows = iter(
+        DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=requests(),
+            num_workers=num_workers,
+            worker_init_fn=partial(_outlive_sigterm, is_over),
+            **loading,
+            generator=torch.Generator(),
+        )
     )
+    # An error's traceback keeps the loader, and so its workers, to the very end, where
+    # Python waits for them.
+    atexit.register(_end_workers, is_over)
+    yield from rows
 
 
-def _outlive_sigterm(_: int) -> None:
+def _outlive_sigterm(is_over: Any, _: int) -> None:
     """Go on after SIGTERM, as long as the rank does: it still needs rows to save.
 
     ``torchrun`` and schedulers signal all processes of a rank, and torch's own handler
     ends a worker, and with it the rank. A worker ends with its loader or its rank.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if is_over.value:
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def _end_workers(is_over: Any) -> None:
+    """End the workers of a rank that ends."""
+    is_over.value = True
+    for child in active_children():
+        child.terminate()
 
 
 class _Ahead:

@@ -102,6 +102,17 @@ def a_slow_disk(rank: int) -> None:
         train("a_slow_disk", max_steps=22, tokens_per_row=100)
 
 
+def with_workers() -> None:
+    """A step fails while other processes decode what comes next."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recipes.train.train_step", in_no_step)
+        train("with_workers", dataloader_num_workers=2)
+
+
+def in_no_step(*_: Any) -> None:
+    raise FloatingPointError("a step fails")
+
+
 def at_other_work(rank: int) -> None:
     """Rank 1 fails while rank 0 is in no collective, and would not be for long."""
     with process_group():
@@ -197,6 +208,25 @@ def test_a_failure_is_everyones_wherever_they_are(
         assert first[name] == f"RuntimeError: rank 1 failed with {words}; {THE_END}"
 
 
+def test_a_rank_that_fails_takes_its_workers_along(
+    preloaded: Any, tmp_path: Path
+) -> None:
+    """An error that nobody catches keeps the loader to the end of the process."""
+    first, _ = make_folders(tmp_path)
+    rank = preloaded.start(
+        *(__file__, "with_workers"),
+        log=first / "output.log",
+        errors=first / "errors.log",
+        cwd=first,
+    )
+    try:
+        assert preloaded.wait(rank, seconds=SOON) == 1
+    finally:
+        if preloaded.exit_code(rank) is None:
+            os.killpg(rank, signal.SIGKILL)
+    assert "FloatingPointError: a step fails" in (first / "errors.log").read_text()
+
+
 @pytest.fixture(scope="module")
 def ends(preloaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Ends:
     """How each case of training ended for each rank."""
@@ -256,4 +286,6 @@ def test_a_failure_while_loading_ends_the_run(ends: Ends) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "with_workers":
+        with_workers()
     work(int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:])
