@@ -127,9 +127,9 @@ def attend_within_frames(
 ) -> tuple[Tensor, None]:
     """Let the patches of each frame see each other, all frames in one call.
 
-    On a GPU in half precision that is one kernel for frames of any sizes. Elsewhere
-    frames of one size that stand together are one batch, which reads the bounds on the
-    host.
+    On a GPU in half precision that is one kernel for frames of any sizes: our own where
+    no gradient is asked for, torch's ``varlen_attn`` in training. Elsewhere frames of
+    one size that stand together are one batch, which reads the bounds on the host.
 
     Args:
         module: The attention module; unused, part of transformers' contract.
@@ -154,12 +154,34 @@ def attend_within_frames(
     starts = bounds["cu_seq_lens_q"]
     attended: Any
     q, k, v = (rearrange(x, "1 h n d -> n h d") for x in (query, key, value))
-    if not query.is_cpu and query.dtype in {torch.bfloat16, torch.float16}:
+    if query.is_cpu or query.dtype not in {torch.bfloat16, torch.float16}:
+        attended = _attend_by_size(q, k, v, starts, scaling)
+    elif torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         most = bounds["max_length_q"]
         attended = varlen_attn(q, k, v, starts, starts, most, most, scale=scaling)
     else:
-        attended = _attend_by_size(q, k, v, starts, scaling)
+        attended = _attend_on_gpu(q, k, v, starts, bounds["max_length_q"], scaling)
     return attended[None], None
+
+
+@torch.library.custom_op("fastslow::attend_to_frames", mutates_args=())
+def _attend_on_gpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Tensor,
+    most: int,
+    scale: float | None,
+) -> Tensor:
+    """Attend by a kernel that has no backward pass; compilers leave it whole."""
+    from fastslow._gpu_attention import attend_to_frames  # noqa: PLC0415
+
+    return attend_to_frames(query, key, value, starts, most, scale)
+
+
+@_attend_on_gpu.register_fake
+def _(query: Tensor, *_: Any) -> Tensor:
+    return query.new_empty(query.shape)
 
 
 def _attend_by_size(

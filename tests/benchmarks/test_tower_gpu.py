@@ -17,6 +17,7 @@ from einops import rearrange
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
 
 from fastslow import attention_flops
 from fastslow.qwen2_vl import plan_tower
@@ -49,7 +50,7 @@ def bounds() -> Tensor:
 
 
 def within_frames(*given: Tensor) -> Tensor:
-    """Ours: one call for frames of any sizes."""
+    """Ours, for frames of any sizes; without gradients a kernel of our own."""
     attended, _ = attend_within_frames(
         nn.Identity(),
         *given,
@@ -58,6 +59,16 @@ def within_frames(*given: Tensor) -> Tensor:
         max_length_q=PLAN.max_seqlen,
     )
     return attended
+
+
+def by_varlen_attn(*given: Tensor) -> Tensor:
+    """torch's own call for frames of any sizes, which ours makes in training."""
+    if not HAS_GPU:
+        return within_frames(*given)
+    q, k, v = (rearrange(x, "1 h n d -> n h d") for x in given)
+    most = PLAN.max_seqlen
+    attended: Any = varlen_attn(q, k, v, bounds(), bounds(), most, most)
+    return attended[None]
 
 
 def as_batch(*given: Tensor) -> Tensor:
@@ -87,7 +98,9 @@ def both_ways(attend: Attend) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("run", [forward, both_ways])
-@pytest.mark.parametrize("way", [within_frames, as_batch, as_batch_by_cudnn])
+@pytest.mark.parametrize(
+    "way", [within_frames, by_varlen_attn, as_batch, as_batch_by_cudnn]
+)
 def test_a3(
     benchmark: BenchmarkFixture, to_the_end: Callable[[Any], Any], way: Attend, run: Run
 ) -> None:

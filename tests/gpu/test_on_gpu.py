@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 
 from fastslow import (
     TextSpan,
@@ -19,7 +20,8 @@ from fastslow import (
     to_device,
 )
 from fastslow.pool_plans import Mode
-from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_row
+from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_row, plan_tower
+from fastslow.qwen2_vl.tower import attend_within_frames
 from recipes.edge.checkpoint import load_checkpoint, take_snapshot, write_snapshot
 from recipes.edge.distributed import process_group
 from recipes.edge.optimization import clip_gradients
@@ -90,22 +92,57 @@ def test_a_row_gives_the_same_loss_and_gradients() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mode", ["average", "max", "area", "bilinear"])
-def test_pooling_is_the_same(mode: Mode, dtype: torch.dtype) -> None:
+def test_pooling_is_exact(mode: Mode, dtype: torch.dtype) -> None:
+    """Compare with float64 on the CPU, in both passes."""
     clips = [
         ((13, 23), build_schedule(3, slow_stride=2, fast_stride=4)),
         ((5, 4), schedule_from_grids([(2, 3), (1, 1)])),
     ]
     plan = plan_pooling(clips, mode=mode)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randn(len(plan.cell_starts), 64, generator=generator).to(dtype)
-    found = []
-    for device in (torch.device("cpu"), CUDA):
-        leaf = tokens.to(device).requires_grad_()
-        pooled = pool_tokens(leaf, to_device(plan, device)).values
-        (gradient,) = torch.autograd.grad(pooled.float().square().sum(), leaf)
-        found.append((pooled.detach().cpu(), gradient.cpu()))
-    for on_cpu, on_gpu in zip(*found, strict=True):
-        torch.testing.assert_close(on_gpu, on_cpu)
+    tokens, upstream = (
+        torch.randn(rows, 64, generator=generator).to(dtype)
+        for rows in (len(plan.cell_starts), len(plan.window_sizes))
+    )
+    found = list[tuple[Tensor, ...]]()
+    ways: list[dict[str, Any]] = [{"dtype": torch.float64}, {"device": CUDA}]
+    for like in ways:
+        leaf = tokens.to(**like).requires_grad_()
+        pooled = pool_tokens(leaf, to_device(plan, leaf.device)).values
+        gradient = torch.autograd.grad(pooled, leaf, upstream.to(**like))
+        found.append((pooled.detach(), *gradient))
+    eps = torch.finfo(dtype).eps
+    for exact, on_gpu in zip(*found, strict=True):
+        torch.testing.assert_close(
+            on_gpu.cpu(), exact.to(dtype), rtol=max(2 * eps, 1e-6), atol=max(eps, 1e-5)
+        )
+
+
+@pytest.mark.parametrize("channels", [16, 72, 80])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen", "trained"])
+def test_attention_within_frames_is_exact(
+    channels: int, dtype: torch.dtype, trains: bool
+) -> None:
+    """Compare both kernels with float32 on the CPU: views, and tiles that are cut."""
+    plan = plan_tower([(2, (8, 9)), (3, (16, 16)), (1, (1, 1))])
+    generator = torch.Generator().manual_seed(0)
+    shape = len(plan.position_ids), 3, 4, channels
+    given = torch.randn(shape, generator=generator).to(dtype)
+    bounds: dict[str, Any] = {"max_length_q": plan.max_seqlen}
+    found = list[tuple[Tensor, ...]]()
+    ways: list[dict[str, Any]] = [{"dtype": torch.float32}, {"device": CUDA}]
+    for like in ways:
+        leaf = given.to(**like).requires_grad_(trains)
+        query, key, value = (rearrange(x, "n h d -> 1 h n d") for x in leaf.unbind(1))
+        bounds["cu_seq_lens_q"] = plan.cu_seqlens.to(leaf.device)
+        attended, _ = attend_within_frames(
+            nn.Identity(), query, key, value, None, **bounds
+        )
+        gradients = torch.autograd.grad(attended.sum(), leaf) if trains else ()
+        found.append((attended.detach(), *gradients))
+    for exact, on_gpu in zip(*found, strict=True):
+        torch.testing.assert_close(on_gpu.cpu().float(), exact, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +150,7 @@ def test_pooling_is_the_same(mode: Mode, dtype: torch.dtype) -> None:
     [
         Parallel(),
         Parallel(activation_checkpointing="selective", torch_compile=True),
-        Parallel(activation_checkpointing="full", tower="trained"),
+        Parallel(activation_checkpointing="full", tower="trained", torch_compile=True),
         Parallel(cpu_offload=True),
         Parallel(lora_rank=4),
     ],

@@ -77,9 +77,10 @@ CORE = (
         )
     }
 )
+KERNELS = {"fastslow._gpu_attention", "fastslow._gpu_bags"}
 ROOMS: dict[str, set[str]] = {
     **{room: set() for room in SHARED},
-    "fastslow._gpu_bags": {"fastslow._typing"},
+    **{kernel: {"fastslow._typing"} for kernel in KERNELS},
     **dict.fromkeys(INTEGERS - SHARED, SHARED),
     **dict.fromkeys(SCHEDULES - INTEGERS, SCHEDULES),
     **dict.fromkeys(PARTS - SCHEDULES, SCHEDULES),
@@ -99,7 +100,7 @@ ROOMS: dict[str, set[str]] = {
     | {"fastslow.plotting", "fastslow.testing.strategies"},
     "fastslow.testing.reference": set(),
     "fastslow.testing.strategies": CORE,
-    "fastslow.qwen2_vl": CORE,
+    "fastslow.qwen2_vl": CORE | {"fastslow._gpu_attention"},
     "fastslow.integrations": CORE | {"fastslow._plans", "fastslow.qwen2_vl"},
     "fastslow": CORE,
 }
@@ -107,7 +108,7 @@ ROOMS: dict[str, set[str]] = {
 
 BESIDES = {
     "fastslow": {"importlib.metadata"},
-    "fastslow._gpu_bags": {"triton"},
+    **{kernel: {"triton"} for kernel in KERNELS},
     "fastslow.integrations": {
         "lmms_engine",
         "omegaconf",

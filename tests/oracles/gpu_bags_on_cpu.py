@@ -1,7 +1,7 @@
 """Hold the kernel of bags for GPUs to the CPU's, in Triton's interpreter.
 
-``test_gpu_bags.py`` runs this with ``TRITON_INTERPRET=1``, which has to be set before
-Triton is imported.
+``test_gpu_kernels.py`` runs this with ``TRITON_INTERPRET=1``, which has to be set
+before Triton is imported.
 """
 
 from typing import Any

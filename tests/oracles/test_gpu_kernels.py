@@ -1,6 +1,6 @@
-"""The kernel of bags for GPUs equals the CPU's, forward and backward, without a GPU.
+"""Kernels for GPUs equal what a CPU computes, without a GPU.
 
-``tests/gpu`` compares the two on a GPU. Here Triton interprets the kernel.
+``tests/gpu`` compares the two on a GPU. Here Triton interprets the kernels.
 """
 
 import os
@@ -13,8 +13,9 @@ import pytest
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
-def test_the_interpreted_kernel_equals_the_cpus() -> None:
-    script = Path(__file__).with_name("gpu_bags_on_cpu.py")
+@pytest.mark.parametrize("kernel", ["bags", "attention"])
+def test_the_interpreted_kernel_equals_the_cpus(kernel: str) -> None:
+    script = Path(__file__).with_name(f"gpu_{kernel}_on_cpu.py")
     finished = subprocess.run(
         [sys.executable, script],
         env=os.environ | {"TRITON_INTERPRET": "1"},
