@@ -13,7 +13,12 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import (
 
 from fastslow import build_schedule, describe_schedule, plan_pooling, pool_tokens
 from fastslow.plotting import schedule_svg
-from fastslow.qwen2_vl import VisionGeometry, clip_grid, patchify_clip
+from fastslow.qwen2_vl import (
+    VisionGeometry,
+    clip_grid,
+    normalize_patches,
+    patchify_clip,
+)
 
 # 16 raw frames of 240 x 320 pixels, in which a bright square moves to the right.
 clip = torch.full((16, 3, 240, 320), 40, dtype=torch.uint8)
@@ -31,7 +36,8 @@ print("patches       ", *patches.shape)
 torch.manual_seed(0)
 size = Qwen2VLVisionConfig(depth=1, embed_dim=32, num_heads=2, hidden_size=64)
 tower = Qwen2VisionTransformerPretrainedModel(size)
-tokens = tower(patches, torch.tensor([grid_thw])).pooler_output
+seen = tower(normalize_patches(patches, geometry), torch.tensor([grid_thw]))
+tokens = seen.pooler_output
 print("merged tokens ", *tokens.shape)
 
 frames, height, width = grid_thw[0], grid_thw[1] // 2, grid_thw[2] // 2

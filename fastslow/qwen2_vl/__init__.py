@@ -11,6 +11,7 @@ from fastslow.qwen2_vl.preprocess import (
     VisionGeometry,
     blank_clip,
     clip_grid,
+    normalize_patches,
     patchify_clip,
     smart_resize,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "family_of",
     "frame_times",
     "generate_answers",
+    "normalize_patches",
     "patchify_clip",
     "place_clip",
     "plan_row",

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -21,7 +21,7 @@ from fastslow.qwen2_vl.plan import RowPlan
 @torch.no_grad()
 def generate_answers(
     model: FastSlowQwen2VL,
-    patches: Float[Tensor, "patches pixels"],
+    patches: UInt8[Tensor, "patches pixels"] | Float[Tensor, "patches pixels"],
     plan: RowPlan,
     *,
     end_token_ids: Collection[int],
@@ -31,7 +31,8 @@ def generate_answers(
 
     Args:
         model: Whole on one device; it computes in evaluation mode as it is.
-        patches: The patches of the row's clips in order.
+        patches: The patches of the row's clips in order, as ``FastSlowQwen2VL`` takes
+            them.
         plan: The row's plan, each of its samples a prompt that ends with text, such as
             ``encode_conversation`` gives for a conversation without its last answer. A
             sample that is nothing but clips gets no answer.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from transformers import (
     Cache,
@@ -19,6 +19,7 @@ from fastslow.pooling import pool_tokens
 from fastslow.qwen2_vl.attention import ATTENTION_NAME, attention_mask
 from fastslow.qwen2_vl.families import family_of, window_order
 from fastslow.qwen2_vl.plan import RowPlan, encoded_runs
+from fastslow.qwen2_vl.preprocess import normalize_patches
 from fastslow.qwen2_vl.tower import prepare_tower
 from fastslow.ragged import Ragged
 
@@ -145,7 +146,7 @@ class FastSlowQwen2VL(nn.Module):
 
     def forward(
         self,
-        patches: Float[Tensor, "patches pixels"],
+        patches: UInt8[Tensor, "patches pixels"] | Float[Tensor, "patches pixels"],
         plan: RowPlan,
         *,
         return_logits: bool = False,
@@ -153,7 +154,8 @@ class FastSlowQwen2VL(nn.Module):
         """Run one packed row.
 
         Args:
-            patches: The patches of the row's clips in order, see ``patchify_clip``.
+            patches: The patches of the row's clips in order, as ``patchify_clip`` gives
+                them, or normalised.
             plan: The row's plan, on the same device.
             return_logits: Whether to give the scores of the labelled rows as well.
 
@@ -185,12 +187,15 @@ class FastSlowQwen2VL(nn.Module):
         )
 
     def read_prompts(
-        self, patches: Float[Tensor, "patches pixels"], plan: RowPlan, cache: Cache
+        self,
+        patches: UInt8[Tensor, "patches pixels"] | Float[Tensor, "patches pixels"],
+        plan: RowPlan,
+        cache: Cache,
     ) -> Float[Tensor, "tokens hidden"]:
         """Read a packed row as in training, and keep keys and values.
 
         Args:
-            patches: The patches of the row's clips in order.
+            patches: As ``forward`` takes them.
             plan: The row's plan, on the same device.
             cache: An empty cache; keys and values of all tokens are put there.
 
@@ -222,6 +227,8 @@ class FastSlowQwen2VL(nn.Module):
 
         One that reorders its patches into windows plans that by itself.
         """
+        if patches.dtype == torch.uint8:
+            patches = normalize_patches(patches, self.family.geometry)
         known = {} if self.family.window else vars(plan.tower)
         return tower(patches, grid_thw=plan.grid_thw, **known)
 

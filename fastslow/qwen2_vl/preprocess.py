@@ -12,7 +12,7 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from fastslow.grids import temporal_patches
@@ -142,10 +142,12 @@ def patchify_clip(
     frames: UInt8[Tensor, "frames 3 height width"],
     geometry: VisionGeometry,
     scales: Sequence[int] | None = None,
-) -> Float[Tensor, "patches pixels"]:
-    """Resize, normalise and cut a decoded clip into patches.
+) -> UInt8[Tensor, "patches pixels"]:
+    """Resize a decoded clip and cut it into patches.
 
     The last raw frame is repeated when the clip does not fill its last temporal patch.
+    Patches stay bytes, a quarter of what the tower reads, on their way from a process
+    that decodes to the device: the model normalises them there.
 
     Args:
         frames: Raw RGB frames on the CPU, 0 to 255.
@@ -155,8 +157,8 @@ def patchify_clip(
             says.
 
     Returns:
-        Patches as the tower takes them: frames in order, merged tokens in raster
-        order, the patches of a merged token next to each other; float32.
+        Patches in the order of the tower: frames in order, merged tokens in raster
+        order, the patches of a merged token next to each other; values 0 to 255.
 
     Raises:
         ValueError: As ``clip_grid`` does, or if there is not one scale for each
@@ -165,7 +167,9 @@ def patchify_clip(
     Laws:
         scales: a frame under a scale has the patches of the frame resized that much
             smaller, whatever the other frames
-        matches_transformers: equals the values of transformers' own processor
+        matches_transformers: normalised, equals the values of transformers' own
+            processor: ``normalize_patches(patchify_clip(frames)) ==
+            pixel_values_videos``
     """
     height, width = frames.shape[2:]
     num_frames, *grid = clip_grid(len(frames), height, width, geometry)
@@ -176,19 +180,48 @@ def patchify_clip(
             f"divisor of {geometry.grid_multiple}, the geometry's grid_multiple"
         )
     missing = -len(frames) % geometry.temporal_patch_size
-    frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
+    if missing:
+        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
     parts, first = [], 0
     for scale, run in groupby(scales):
         end = first + len(list(run)) * geometry.temporal_patch_size
         size = [side * geometry.patch_size // scale for side in grid]
         parts.append(_patchify(frames[first:end], size, geometry))
         first = end
-    return torch.cat(parts)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]  # one is not copied
+
+
+def normalize_patches(
+    patches: UInt8[Tensor, "patches pixels"], geometry: VisionGeometry
+) -> Float32[Tensor, "patches pixels"]:
+    """Bring each colour of patches to the mean and the scale that a tower expects.
+
+    Args:
+        patches: As ``patchify_clip`` gives them, on any device.
+        geometry: Holds mean and standard deviation of each colour.
+
+    Returns:
+        ``(patches / 255 - mean) / std``, as the tower takes them.
+
+    Laws:
+        invertible: bytes are found again, so nothing of a picture is lost
+
+    Example:
+        >>> white = torch.full((4, 1176), 255, dtype=torch.uint8)
+        >>> normalize_patches(white, VisionGeometry())[0, [0, 392, 784]]
+        tensor([1.9303, 2.0749, 2.1459])
+    """
+    mean, std = (
+        torch.cat([patches.new_full(share, value, dtype=torch.float32) for value in x])
+        for share in [(patches.shape[1] // 3,)]
+        for x in (255 * torch.tensor([geometry.mean, geometry.std])).tolist()
+    )
+    return patches.float().sub_(mean).div_(std)
 
 
 def blank_clip(
     geometry: VisionGeometry,
-) -> tuple[VideoSpan, Float[Tensor, "patches pixels"]]:
+) -> tuple[VideoSpan, UInt8[Tensor, "patches pixels"]]:
     """Give a clip of one token without content, for a row that shows nothing.
 
     Under FSDP2 every rank has to call the vision tower equally often.
@@ -205,17 +238,15 @@ def blank_clip(
     patches = torch.zeros(
         geometry.merge_size**2,
         3 * geometry.temporal_patch_size * geometry.patch_size**2,
+        dtype=torch.uint8,
     )
     return VideoSpan(grid=(1, 1), schedule=repeat_strides(1, (1,))), patches
 
 
 def _patchify(frames: Tensor, size: Sequence[int], geometry: VisionGeometry) -> Tensor:
-    """Resize whole temporal patches to one size, normalise and cut them."""
-    resized = F.interpolate(frames, list(size), mode="bicubic", antialias=True)
-    mean = 255 * torch.tensor(geometry.mean)[:, None, None]
-    std = 255 * torch.tensor(geometry.std)[:, None, None]
+    """Resize whole temporal patches to one size and cut them."""
     return rearrange(
-        (resized.float() - mean) / std,
+        F.interpolate(frames, list(size), mode="bicubic", antialias=True),
         "(t n) c (h m p) (w l q) -> (t h w m l) (c n p q)",
         n=geometry.temporal_patch_size,
         m=geometry.merge_size,

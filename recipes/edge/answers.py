@@ -94,13 +94,13 @@ def answer_prompts(
     """
     tokenizer = prompts.tokenizer
     rows = PackedRows(prompts)
-    device, dtype = model.backbone.device, model.backbone.dtype
+    device = model.backbone.device
     for chosen in bins:
         row = rows[tuple(chosen), StreamState()]
         failed = {sample.source: sample.reason for sample in row.bad}
         ids = generate_answers(
             model,
-            row.patches.to(device, dtype),
+            row.patches.to(device),
             to_device(row.plan, device),
             end_token_ids=[tokenizer.eos_token_id],
             max_new_tokens=max_new_tokens,

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -68,7 +68,7 @@ class Row:
     """
 
     plan: RowPlan
-    patches: Float[Tensor, "patches pixels"]
+    patches: UInt8[Tensor, "patches pixels"]
     sample_ids: tuple[str, ...]
     num_tokens: int
     num_frames: int

@@ -138,7 +138,8 @@ def step_bytes(
     meta = torch.device("meta")
     pixels = model.family.geometry
     width = 3 * pixels.temporal_patch_size * pixels.patch_size**2
-    patches = torch.empty(int(plan.grid_thw.prod(1).sum()), width, device=meta)
+    count = int(plan.grid_thw.prod(1).sum())
+    patches = torch.empty(count, width, dtype=torch.uint8, device=meta)
     on_meta = to_device(plan, meta)
     inputs = sum(leaf.nbytes for leaf in (patches, *_tensors_in(on_meta)))
     births = _Births()

@@ -169,7 +169,8 @@ def decode_frames(
             )
     with open_video(file) as (container, stream):
         stream.codec_context.thread_count = 1
-        return torch.stack(list(_wanted_frames(file, container, stream, indices)))
+        frames = torch.stack(list(_wanted_frames(file, container, stream, indices)))
+    return frames.permute(0, 3, 1, 2)  # colours stay side by side: resized faster
 
 
 def _frame_times(
@@ -228,7 +229,7 @@ def _wanted_frames(
     container: InputContainer,
     stream: VideoStream,
     indices: Sequence[int],
-) -> Iterator[UInt8[Tensor, "channels height width"]]:
+) -> Iterator[UInt8[Tensor, "height width channels"]]:
     """Yield the frames at ``indices``, in order."""
     size = (stream.height, stream.width)
     packets = read_packets(file, container, stream)
@@ -242,7 +243,7 @@ def _wanted_frames(
                 f"{file} has frame {index} of size {frame.height} x {frame.width}; "
                 f"the container states {size[0]} x {size[1]}"
             )
-        yield torch.from_numpy(_as_rgb(file, frame, index)).permute(2, 0, 1)
+        yield torch.from_numpy(_as_rgb(file, frame, index))
 
 
 def _decoded(packets: Iterator["Packet[VideoStream]"]) -> Iterator[VideoFrame]:

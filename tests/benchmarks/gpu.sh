@@ -10,7 +10,7 @@ pytest=(python -m pytest -q -W default --jaxtyping-packages= -p no:cacheprovider
 failed=0
 
 # In this order: a run that is cut off still writes what it has.
-timeout --signal INT 440 "${pytest[@]}" --benchmark-quiet "$@" -k "l2 or m3 or e2 or e1 or a3 or t1 or a2" \
+timeout --signal INT 440 "${pytest[@]}" --benchmark-quiet "$@" -k "test_l2 or test_m3 or test_e2 or test_e1 or test_a3 or test_t1 or test_a2" \
     tests/benchmarks/test_pooling.py \
     tests/benchmarks/test_masks.py \
     tests/benchmarks/test_losses.py \

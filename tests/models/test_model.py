@@ -29,6 +29,7 @@ from fastslow.qwen2_vl import (
     RowPlan,
     VisionGeometry,
     clip_grid,
+    normalize_patches,
     patchify_clip,
 )
 from fastslow.testing import reference
@@ -299,14 +300,15 @@ def test_raw_frames_go_through_as_in_transformers(
     for count, height, width in ((5, 9, 17), (2, 30, 20)):
         shape = (count, 3, height, width)
         frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        parts.append(patchify_clip(frames, geometry).double())
+        parts.append(patchify_clip(frames, geometry))
         frame_count, *patch_grid = clip_grid(count, height, width, geometry)
         grid = merged_grid((patch_grid[0], patch_grid[1]))
         sample += [clip(grid, *(1,) * frame_count), text(6, 10)]
     patches = torch.cat(parts)
     plan = lay([sample], attention="causal", after_video_rule="spatial_axes")
     logits = make_model()(patches, read_every_row(plan), return_logits=True).logits
-    assert_near(logits, transformers_logits(make_backbone(), sample, patches))
+    pixels = normalize_patches(patches, geometry).double()
+    assert_near(logits, transformers_logits(make_backbone(), sample, pixels))
 
 
 def forward_by_hand(

@@ -20,6 +20,7 @@ from fastslow.qwen2_vl import (
     VisionGeometry,
     blank_clip,
     clip_grid,
+    normalize_patches,
     patchify_clip,
     smart_resize,
 )
@@ -73,6 +74,11 @@ def processed_image(frame: Tensor, geometry: VisionGeometry) -> Tensor:
         image_std=geometry.std,
     )
     return processor(images=[frame.numpy()], return_tensors="pt")["pixel_values"]
+
+
+def pixel_values(frames: Tensor, geometry: VisionGeometry) -> Tensor:
+    """Give what transformers' processor calls so."""
+    return normalize_patches(patchify_clip(frames, geometry), geometry)
 
 
 def grey_levels(difference: Tensor, geometry: VisionGeometry) -> Tensor:
@@ -146,7 +152,7 @@ def test_clip_grid__matches_patchify(
     patches = patchify_clip(random_frames(count, height, width), geometry)
     pixels = 3 * geometry.temporal_patch_size * geometry.patch_size**2
     assert patches.shape == (math.prod(grid), pixels)
-    assert patches.dtype == torch.float32
+    assert patches.dtype == torch.uint8
     assert grid[0] == math.ceil(count / geometry.temporal_patch_size)
     assert grid[1] % geometry.merge_size == grid[2] % geometry.merge_size == 0
 
@@ -158,7 +164,7 @@ def test_patchify_clip__matches_transformers(size: tuple[int, int]) -> None:
     images = [processed_image(frame, NO_LIMITS) for frame in (first, second)]
     assert clip_grid(4, *size, NO_LIMITS) == (2, size[0] // 14, size[1] // 14)
     torch.testing.assert_close(
-        patchify_clip(clip, NO_LIMITS), torch.cat(images), rtol=1e-6, atol=1e-6
+        pixel_values(clip, NO_LIMITS), torch.cat(images), rtol=1e-6, atol=1e-6
     )
 
 
@@ -183,7 +189,7 @@ def test_patchify_clip__scales(size: tuple[int, int]) -> None:
 def test_every_setting_of_the_geometry_counts() -> None:
     frame = random_frames(1, 30, 45)
     torch.testing.assert_close(
-        patchify_clip(frame.expand(3, -1, -1, -1), ODD),
+        pixel_values(frame.expand(3, -1, -1, -1), ODD),
         processed_image(frame[0], ODD),
         rtol=1e-6,
         atol=1e-6,
@@ -194,7 +200,7 @@ def test_every_setting_of_the_geometry_counts() -> None:
 def test_resized_frames_are_within_one_grey_level(size: tuple[int, int]) -> None:
     """Both round twice; colours stay clear of 0 and 255, where bicubic overshoots."""
     frame = random_frames(1, *size) // 2 + 64
-    ours = patchify_clip(frame.expand(2, -1, -1, -1), RESIZED)
+    ours = pixel_values(frame.expand(2, -1, -1, -1), RESIZED)
     gap = grey_levels(ours - processed_image(frame[0], RESIZED), RESIZED).abs()
     assert gap.max() < 1.001
     assert gap.mean() < 0.05
@@ -202,7 +208,7 @@ def test_resized_frames_are_within_one_grey_level(size: tuple[int, int]) -> None
 
 def test_the_two_frames_of_a_patch_keep_their_order() -> None:
     first, second = random_frames(2, 56, 84)
-    patches = patchify_clip(torch.stack([first, second]), NO_LIMITS)
+    patches = pixel_values(torch.stack([first, second]), NO_LIMITS)
     by_time = patches.unflatten(1, (3, 2, -1))
     for moment, frame in enumerate((first, second)):
         image = processed_image(frame, NO_LIMITS).unflatten(1, (3, 2, -1))
@@ -235,7 +241,7 @@ def test_clips_are_patched_as_videos(count: int, size: tuple[int, int]) -> None:
     processor = Qwen2VLVideoProcessor(size=limits, cap_pixels_per_frame=False)
     frames = random_frames(count, *size)
     expected = processor(videos=[frames], return_tensors="pt", do_sample_frames=False)
-    assert torch.equal(patchify_clip(frames, RESIZED), expected["pixel_values_videos"])
+    assert torch.equal(pixel_values(frames, RESIZED), expected["pixel_values_videos"])
     grid = tuple(expected["video_grid_thw"][0].tolist())
     assert clip_grid(count, *size, RESIZED) == grid
 
@@ -287,6 +293,18 @@ def test_the_default_geometry_is_that_of_transformers() -> None:
     assert geometry.patch_size == vision.patch_size
     assert geometry.temporal_patch_size == vision.temporal_patch_size
     assert geometry.merge_size == vision.spatial_merge_size
+
+
+@pytest.mark.parametrize("geometry", [NO_LIMITS, ODD])
+def test_normalize_patches__invertible(geometry: VisionGeometry) -> None:
+    patches = patchify_clip(random_frames(2, 56, 84), geometry)
+    values = normalize_patches(patches, geometry).unflatten(1, (3, -1)).double()
+    found = [
+        255 * (values[:, colour] * geometry.std[colour] + geometry.mean[colour])
+        for colour in range(3)
+    ]
+    back = torch.stack(found, 1).flatten(1)
+    torch.testing.assert_close(back, patches.double(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("geometry", [NO_LIMITS, ODD])
