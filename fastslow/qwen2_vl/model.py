@@ -19,7 +19,6 @@ from fastslow.pooling import pool_tokens
 from fastslow.qwen2_vl.attention import ATTENTION_NAME, attention_mask
 from fastslow.qwen2_vl.families import family_of, window_order
 from fastslow.qwen2_vl.plan import RowPlan, encoded_runs
-from fastslow.qwen2_vl.preprocess import normalize_patches
 from fastslow.qwen2_vl.tower import prepare_tower
 from fastslow.ragged import Ragged
 
@@ -84,8 +83,7 @@ class FastSlowQwen2VL(nn.Module):
                 f"sliding_window is {window}; a layout's mask says what is visible"
             )
         backbone.set_attn_implementation({"text_config": ATTENTION_NAME})
-        if self.family.window is None:
-            prepare_tower(backbone.model.visual)
+        prepare_tower(backbone.model.visual, self.family)
         hidden = backbone.model.language_model.config.hidden_size
         features = backbone.model.visual.patch_embed.embed_dim
         self.backbone = backbone
@@ -227,8 +225,6 @@ class FastSlowQwen2VL(nn.Module):
 
         One that reorders its patches into windows plans that by itself.
         """
-        if patches.dtype == torch.uint8:
-            patches = normalize_patches(patches, self.family.geometry)
         known = {} if self.family.window else vars(plan.tower)
         return tower(patches, grid_thw=plan.grid_thw, **known)
 

@@ -21,6 +21,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from fastslow._typing import Grid
+from fastslow.qwen2_vl.families import Family
+from fastslow.qwen2_vl.preprocess import VisionGeometry, normalize_patches
 from fastslow.ragged import cu_seqlens_from_lengths
 
 TOWER_ATTENTION_NAME = "fastslow_flash"
@@ -88,15 +90,21 @@ def plan_tower(runs: Sequence[tuple[int, Grid]], *, merge_size: int = 2) -> Towe
     )
 
 
-def prepare_tower(tower: nn.Module) -> None:
-    """Let a tower attend to all frames at once, and embed patches by one product.
+def prepare_tower(tower: nn.Module, family: Family) -> None:
+    """Let a tower take bytes, embed them by one product, and attend to all frames.
 
     A patch is as large as the kernel of the convolution that embeds it, so that is a
-    product of matrices, which GPUs do many times faster.
+    product of matrices, which GPUs do many times faster. A tower that attends in
+    windows keeps its own attention.
 
     Args:
-        tower: Of transformers' Qwen2-VL or Qwen3-VL; its weights and their names stay.
+        tower: Of transformers' models; its weights and their names stay.
+        family: What kind of model it belongs to.
     """
+    patch_embed: Any = tower.patch_embed
+    patch_embed.forward = partial(_embed_patches, patch_embed.proj, family.geometry)
+    if family.window is not None:
+        return
     # A model that is asked for such a name looks for a package that brings the kernel,
     # so the tower alone learns it, and the model's configuration stays what it was.
     before: Any = tower.config
@@ -105,12 +113,14 @@ def prepare_tower(tower: nn.Module) -> None:
     for module in tower.modules():
         if getattr(module, "config", None) is before:
             module.config = config
-    patch_embed: Any = tower.patch_embed
-    patch_embed.forward = partial(_embed_patches, patch_embed.proj)
 
 
-def _embed_patches(convolution: nn.Conv3d, patches: Tensor) -> Tensor:
-    """Multiply patches, one a row, by the kernel."""
+def _embed_patches(
+    convolution: nn.Conv3d, geometry: VisionGeometry, patches: Tensor
+) -> Tensor:
+    """Normalise bytes, and multiply patches, one a row, by the kernel."""
+    if patches.dtype == torch.uint8:
+        patches = normalize_patches(patches, geometry)
     weight = convolution.weight
     return F.linear(patches.to(weight.dtype), weight.flatten(1), convolution.bias)
 
