@@ -10,13 +10,20 @@ pytest=(python -m pytest -q -W default --jaxtyping-packages= -p no:cacheprovider
 failed=0
 
 # In this order: a run that is cut off still writes what it has.
-timeout --signal INT 440 "${pytest[@]}" --benchmark-quiet "$@" -k "test_l2 or test_m3 or test_e2 or test_e1 or test_a3 or test_t1 or test_a2" \
+timeout --signal INT 440 "${pytest[@]}" --benchmark-quiet "$@" \
+    -k "test_l2 or test_m3 or test_e2 or test_e1 or test_a3 or test_t1 or test_a2" \
     tests/benchmarks/test_pooling.py \
     tests/benchmarks/test_masks.py \
     tests/benchmarks/test_losses.py \
     tests/benchmarks/test_tower_gpu.py \
     tests/benchmarks/test_training.py \
     tests/benchmarks/test_attention_gpu.py || failed=1
-# The checks take what is left of 580 seconds.
-timeout --signal INT $((580 - SECONDS)) "${pytest[@]}" tests/gpu tests/oracles/test_no_sync.py || failed=1
+# The checks take what is left of 580 seconds, the longest last.
+timeout --signal INT $((580 - SECONDS)) "${pytest[@]}" \
+    tests/oracles/test_no_sync.py \
+    tests/gpu/test_losses.py \
+    tests/gpu/test_on_gpu.py \
+    tests/gpu/test_graphs.py \
+    tests/gpu/test_recipe.py \
+    tests/gpu/test_memory.py || failed=1
 exit "$failed"

@@ -139,7 +139,8 @@ def measured_peak(settings: Parallel, plan: RowPlan, world: World) -> int:
     model = meta_model(shape())
     parallelise(model, settings, world)
     materialize(model, world.device)
-    patches = torch.randn(int(plan.grid_thw.prod(1).sum()), 1176)
+    size = int(plan.grid_thw.prod(1).sum()), 1176
+    patches = torch.randint(256, size, dtype=torch.uint8)
 
     def step() -> None:
         output = model(patches, plan)
