@@ -3,6 +3,7 @@
 import math
 from math import prod
 
+import torch
 from torch import Tensor
 
 from fastslow import VideoSpan, copy_skill, describe_schedule, direction_spread
@@ -42,8 +43,12 @@ def describe(run: Run, progress: Progress) -> str:
     weights = sum(weight.numel() for weight in run.model.parameters())
     done, rows = progress.step, progress.rows_per_step
     begin = f"goes on after step {done}" if done else "begins with step 1"
-    device = this_device(world.device)
-    mfu = "" if device is None else MFU.format(world.size, device)
+    device, mfu = this_device(world.device), ""
+    if device is not None:
+        mfu = MFU.format(world.size, device)
+    elif world.device.type == "cuda":
+        gpu = torch.cuda.get_device_name(world.device)
+        mfu = f"no mfu: the peak of {gpu} is not listed in recipes/edge/devices.py\n"
     return (
         f"{weights:,} parameters on {world.size} ranks ({world.device.type})\n"
         f"{len(data.train)} samples to train on, {len(data.held_out)} held out, "
@@ -125,5 +130,5 @@ def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, 
         "data_wait": sum(waits) / ranks,
         "longest_data_wait": max(waits),
         "waiting_rank": waits.index(max(waits)),
-        "skipped": counts["skipped"],
+        "bad_samples": counts["bad_samples"],
     }

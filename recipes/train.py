@@ -176,7 +176,7 @@ def train(
         counts = sum_over_ranks(
             count_step(run, rows, waited) | {"stop": stop.is_asked}, run.world
         )
-        if counts["skipped"]:
+        if counts["bad_samples"]:
             run.quarantine.share(bad for row in rows for bad in row.bad)
         with profiled(config.output_dir, run.world, wanted=step == config.profile_step):
             losses, skipped = train_step(run, step, rows, counts, progress.skipped)

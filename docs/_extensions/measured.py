@@ -63,7 +63,7 @@ def ratio_chart(results: list[Result]) -> Figure | None:
     axes.axvline(1, color="C2", linewidth=1)
     ratios = [bar["ratio"] for bar in bars]
     marks = [mark for bar in bars if (mark := target_ratio(bar)) is not None]
-    least, most = min(0.5, *ratios, *marks) / 1.5, max(2.0, max(ratios) * 3)
+    least, most = min(0.5, *ratios, *marks) / 1.5, 3 * max(1, *ratios, *marks)
     axes.set_xlim(least, most)
     axes.set_ylim(len(lines) - 0.4, -0.8)
     steps = (1, 2, 5) if most / least < 1000 else (1,)

@@ -153,7 +153,8 @@ class FastSlowQwen2VL(nn.Module):
 
         Args:
             patches: The patches of the row's clips in order, as ``patchify_clip`` gives
-                them, or normalised.
+                them, or as ``normalize_patches`` does: floats count as normalised, so
+                bytes must stay bytes on their way.
             plan: The row's plan, on the same device.
             return_logits: Whether to give the scores of the labelled rows as well.
 

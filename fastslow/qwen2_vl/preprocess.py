@@ -32,8 +32,9 @@ class VisionGeometry:
             frames can be encoded that many times coarser.
         min_pixels: Fewest pixels of a resized frame.
         max_pixels: Most pixels of a resized frame.
-        mean: Mean of each colour, on a scale from 0 to 1.
-        std: Standard deviation of each colour, on the same scale.
+        mean: Mean of each colour, on a scale from 0 to 1, for ``normalize_patches``; a
+            model has those of its family.
+        std: Standard deviation of each colour, on the same scale, likewise.
     """
 
     patch_size: int = 14
@@ -211,10 +212,11 @@ def normalize_patches(
         >>> normalize_patches(white, VisionGeometry())[0, [0, 392, 784]]
         tensor([1.9303, 2.0749, 2.1459])
     """
+    share = (patches.shape[1] // 3,)
+    # Filled on the device: what comes from the host would be waited for.
     mean, std = (
-        torch.cat([patches.new_full(share, value, dtype=torch.float32) for value in x])
-        for share in [(patches.shape[1] // 3,)]
-        for x in (255 * torch.tensor([geometry.mean, geometry.std])).tolist()
+        255 * torch.cat([patches.new_full(share, x, dtype=torch.float32) for x in each])
+        for each in (geometry.mean, geometry.std)
     )
     return patches.float().sub_(mean).div_(std)
 

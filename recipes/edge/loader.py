@@ -1,18 +1,13 @@
 """From samples to packed rows: every integer is planned before a pixel is decoded."""
 
 import atexit
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from ctypes import c_bool
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod
 from multiprocessing import active_children
-from multiprocessing.sharedctypes import RawValue
 from threading import Thread
-from types import FrameType
 from typing import Any
 
 import torch
@@ -203,43 +198,35 @@ def stream_rows(
             ahead.look(now)
             yield dealt[rank], now
 
-    is_over = RawValue(c_bool, False)
-    rows = iter(
-        DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=requests(),
-            num_workers=num_workers,
-            worker_init_fn=partial(_outlive_sigterm, is_over),
-            **loading,
-            generator=torch.Generator(),
-        )
-    )
-    # An error's traceback keeps the loader, and so its workers, to the very end, where
+    # An error's traceback keeps a loader, and so its workers, to the very end, where
     # Python waits for them.
-    atexit.register(_end_workers, is_over)
-    yield from rows
+    atexit.register(_end_workers)
+    yield from DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=requests(),
+        num_workers=num_workers,
+        worker_init_fn=_outlive_sigterm,
+        **loading,
+        generator=torch.Generator(),
+    )
 
 
-def _outlive_sigterm(is_over: Any, _: int) -> None:
+def _outlive_sigterm(_: int) -> None:
     """Go on after SIGTERM, as long as the rank does: it still needs rows to save.
 
     ``torchrun`` and schedulers signal all processes of a rank, and torch's own handler
     ends a worker, and with it the rank. A worker ends with its loader or its rank.
     """
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if is_over.value:
-            os._exit(0)
-
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _end_workers(is_over: Any) -> None:
-    """End the workers of a rank that ends."""
-    is_over.value = True
+def _end_workers() -> None:
+    """End the workers of a rank that ends, whatever they are at."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises where a worker dies
     for child in active_children():
-        child.terminate()
+        if child.daemon:
+            child.kill()
 
 
 class _Ahead:
@@ -280,7 +267,7 @@ def count_rows(rows: Sequence[Row]) -> dict[str, float]:
 
     Returns:
         ``labels`` and ``pairs`` to divide the losses by, and what was loaded:
-        ``tokens``, raw ``frames``, ``rows``, ``skipped`` samples.
+        ``tokens``, raw ``frames``, ``rows``, ``bad_samples``.
     """
     return {
         "labels": sum(len(row.plan.labels.rows) for row in rows),
@@ -288,7 +275,7 @@ def count_rows(rows: Sequence[Row]) -> dict[str, float]:
         "tokens": sum(row.num_tokens for row in rows),
         "frames": sum(row.num_frames for row in rows),
         "rows": len(rows),
-        "skipped": sum(len(row.bad) for row in rows),
+        "bad_samples": sum(len(row.bad) for row in rows),
     }
 
 

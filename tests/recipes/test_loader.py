@@ -151,7 +151,7 @@ def test_a_clip_that_breaks_is_left_out(planned: PlannedSamples) -> None:
     assert torch.equal(row.patches, expected.patches)
     assert torch.equal(row.plan.layout.input_ids, expected.plan.layout.input_ids)
     assert torch.equal(row.plan.visible.stop, expected.plan.visible.stop)
-    assert count_rows([row]) == count_rows([expected]) | {"skipped": 1}
+    assert count_rows([row]) == count_rows([expected]) | {"bad_samples": 1}
 
 
 def test_an_empty_row_is_one_black_token(planned: PlannedSamples) -> None:
@@ -166,7 +166,7 @@ def test_an_empty_row_is_one_black_token(planned: PlannedSamples) -> None:
         "tokens": 0,
         "frames": 0,
         "rows": 1,
-        "skipped": 0,
+        "bad_samples": 0,
     }
 
 

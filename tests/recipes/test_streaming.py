@@ -120,5 +120,5 @@ def test_a_recipe_trains_on_archives(dataset: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "20 samples to train on, 0 held out, 0 unusable" in done.stdout
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["skipped"] for line in lines] == [0, 0, 0]
+    assert [json.loads(line)["bad_samples"] for line in lines] == [0, 0, 0]
     assert 1 <= len(list((tmp_path / "hf" / "fastslow").glob("*.tar"))) <= 3

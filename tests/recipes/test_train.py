@@ -231,7 +231,7 @@ def test_bad_samples_are_left_out_and_named(clips: Path, tmp_path: Path) -> None
     assert str(broken) in reasons["00001"]
     assert "No such file" in reasons["00002"]
     assert reasons["00003"].startswith("the row has 1 placeholders but names 0 videos")
-    assert sum(row["skipped"] for row in metrics(tmp_path / "run")) >= 1
+    assert sum(row["bad_samples"] for row in metrics(tmp_path / "run")) >= 1
     state = json.loads((tmp_path / "run" / "checkpoint-3" / "state.json").read_text())
     assert len(state["state"]["quarantine"]) == 3
 
