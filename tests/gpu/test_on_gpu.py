@@ -1,12 +1,14 @@
 """What a GPU computes is what a CPU computes."""
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from fastslow import (
     TextSpan,
@@ -42,7 +44,7 @@ def exact_products() -> None:
     torch.set_float32_matmul_precision("highest")
 
 
-def packed_row() -> RowPlan:
+def packed_row(length: int = 256) -> RowPlan:
     schedule = build_schedule(4, slow_stride=1, fast_stride=2)
     clips = [
         VideoSpan(grid=(4, 6), schedule=schedule),
@@ -53,7 +55,7 @@ def packed_row() -> RowPlan:
     return plan_row(
         [[question, clip, answer] for clip in clips],
         video_token_id=VIDEO_TOKEN_ID,
-        length=256,
+        length=length,
     )
 
 
@@ -187,3 +189,36 @@ def test_steps_in_half_precision_learn_a_row(
         load_checkpoint(folder, model=trained, optimizer=optimizer, world=world)
         after = loss_of(trained, patches, on_gpu).item()
         assert after == pytest.approx(before, rel=1e-3)
+
+
+@pytest.mark.parametrize("tower", ["frozen", "trained"])
+def test_rows_of_a_few_lengths_are_compiled_once(tower: Any) -> None:
+    """In any order, and with the losses of blocks that are not compiled."""
+    plans = [packed_row(length) for length in (256, 384, 512, 640)]
+    found = list[list[float]]()
+    for is_compiled in (False, True):
+        settings = Parallel(
+            activation_checkpointing="selective",
+            tower=tower,
+            torch_compile=is_compiled,
+        )
+        torch.compiler.reset()
+        with process_group() as world:
+            trained = model().to(world.device)
+            parallelise(trained, settings, world)
+
+            def step(
+                plan: RowPlan, trained: Any = trained, on: torch.device = world.device
+            ) -> float:
+                loss = loss_of(trained, patches_of(plan).to(on), to_device(plan, on))
+                loss.backward()
+                return loss.item()
+
+            losses = [step(plan) for plan in plans]
+            assert counters["stats"]["unique_graphs"] or not is_compiled
+            counters.clear()
+            order = Random(0).choices(range(len(plans)), k=12)
+            losses += [step(plans[number]) for number in order]
+        assert not counters["stats"].get("unique_graphs")
+        found.append(losses)
+    assert found[1] == pytest.approx(found[0], rel=2e-2)
