@@ -18,7 +18,7 @@
 #SBATCH --output=slurm-%j.log
 set -euo pipefail
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST") # all names may not fit a pipe
 export NODES=$SLURM_JOB_NUM_NODES RUN_ID=$SLURM_JOB_ID
 export HEAD=$head:$((20000 + SLURM_JOB_ID % 20000))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}

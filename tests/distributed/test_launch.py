@@ -160,7 +160,7 @@ def test_a_node_that_is_asked_to_stop_starts_nothing_again(tmp_path: Path) -> No
 
 
 STANDS_FOR = {
-    "scontrol": "printf '%s\n' localhost localhost",
+    "scontrol": "printf 'localhost\n%.0s' {1..20000}",  # more than a pipe holds
     "srun": 'shift; "$@" & "$@" & wait',
 }
 """What two nodes of Slurm do, on one machine and without Slurm."""
