@@ -208,9 +208,9 @@ def normalize_patches(
         invertible: bytes are found again, so nothing of a picture is lost
 
     Example:
-        >>> white = torch.full((4, 1176), 255, dtype=torch.uint8)
-        >>> normalize_patches(white, VisionGeometry())[0, [0, 392, 784]]
-        tensor([1.9303, 2.0749, 2.1459])
+        >>> _, black = blank_clip(VisionGeometry())
+        >>> normalize_patches(black, VisionGeometry())[0, [0, 392, 784]]
+        tensor([-1.7923, -1.7521, -1.4802])
     """
     share = (patches.shape[1] // 3,)
     # Filled on the device: what comes from the host would be waited for.
