@@ -177,20 +177,23 @@ def compile_blocks(
     # Past the limit, blocks are no longer compiled. It is counted by code object, and
     # tower and language model share one, that of the function that wraps both.
     torch._dynamo.config.recompile_limit = MOST_GRAPHS
-    # Norms of 1,280 channels take half the time where one program holds a whole row,
-    # which inductor tries beside its own choice only when it is told to.
-    options: dict[str, Any] = {"triton.multi_kernel": 1}
     for block in tower_blocks_of(model):
+        trains = any(weight.requires_grad for weight in block.parameters())
         block.forward = torch.compile(
             block.forward,
             backend=backend,
-            options=options if backend == "inductor" else None,
+            options=FASTER_NORMS if backend == "inductor" and not trains else None,
         )
     for layer in model.backbone.model.language_model.layers:
         layer.forward = torch.compile(
             layer.forward, backend=backend, dynamic=False if few_lengths else None
         )
 
+
+FASTER_NORMS: dict[str, Any] = {"triton.multi_kernel": 1}
+"""Norms of 1,280 channels take half the time where one program holds a whole row, which
+inductor tries beside its own choice only when it is told to. Measured in a frozen tower
+alone, so only there."""
 
 MOST_GRAPHS = 64
 """Graphs at most of all blocks together. A language model has up to four for each
