@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fastslow import cu_seqlens_from_lengths
 
-SIZES = [100, 0, 1, 64, 193, 128]
-"""Patches of frames: none, one, whole tiles, and tiles that are cut."""
+SIZES = [100, 0, 1, 63, 64, 193, 127, 128]
+"""Patches of frames: none, one, whole tiles, tiles that are cut, also by one patch."""
 
 
 def frame_by_frame(*given: Tensor, scale: float | None) -> Tensor:
