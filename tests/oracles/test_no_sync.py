@@ -46,6 +46,7 @@ from fastslow import (
     visible_intervals,
     visible_pairs,
 )
+from fastslow.qwen2_vl import VisionGeometry, normalize_patches
 from fastslow.testing import strategies as fst
 
 Reads = (DataDependentOutputException, DynamicOutputShapeException)
@@ -130,6 +131,10 @@ def labelled(hidden: Tensor, weight: Tensor, plan: LabelPlan) -> object:
     return torch.autograd.grad(total, (hidden, weight))
 
 
+def normalise(patches: Tensor) -> Tensor:
+    return normalize_patches(patches, VisionGeometry())
+
+
 def values(*shape: int) -> Tensor:
     return fst.random_values(shape, seed=0)
 
@@ -164,6 +169,8 @@ def calls() -> Iterator[tuple[str, Call]]:
         yield f"labelled_cross_entropy, {form}", (labelled, arguments)
     bounds = targets.cu_seqlens
     yield "position_ids_from_cu_seqlens", (position_ids_from_cu_seqlens, (bounds, 7))
+    patches = torch.arange(24, dtype=torch.uint8).reshape(4, 6)
+    yield "normalize_patches", (normalise, (patches,))
 
 
 CALLS = dict(calls())
