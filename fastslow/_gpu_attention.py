@@ -100,7 +100,7 @@ def _attend(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     Heads are cut into ``wide`` channels and the ``narrow`` ones behind, two powers of
     2. Scores are in bits: ``scale`` is multiplied by ``log2(e)``.
     """
-    frame, head = tl.program_id(2), tl.program_id(1)
+    frame, head = tl.program_id(2), tl.program_id(1).to(tl.int64)
     start = tl.load(starts + frame)
     length = tl.load(starts + frame + 1) - start
     first = tl.program_id(0) * num_queries
