@@ -286,6 +286,8 @@ def run_laws(pytest_process: Any, folder: Path, laws: str) -> tuple[int, str]:
     command = [str(Path(sys.executable).with_name("pytest")), "-x", "-q"]
     # Plugins are imported already, so their assertions cannot be rewritten.
     command += ["--assert", "plain", "-p", "no:cacheprovider"]
+    # A law has to notice, not an annotation.
+    command += ["--jaxtyping-packages="]
     command += [f"tests/laws/test_{file}", *options.split()]
     log = folder / "pytest.log"
     path = f"{folder}{os.pathsep}{ROOT}"
