@@ -29,12 +29,7 @@ def readers_of_keys(intervals: KeyIntervals, block_size: int) -> Runs:
     No bound falls from one real token to the next; padding gets its own place, which
     lies between theirs. So the queries whose bound is at most ``key`` are counted by a
     search, and only the outermost keys of a block have to be looked for.
-
-    Raises:
-        ValueError: If ``block_size`` is below 1.
     """
-    if block_size < 1:
-        raise ValueError(f"block_size is {block_size}; it must be at least 1")
     real = intervals.start < intervals.stop
     tokens = len(real)
     index = torch.arange(tokens, dtype=torch.int32, device=real.device)
@@ -71,9 +66,20 @@ def readers_of_keys(intervals: KeyIntervals, block_size: int) -> Runs:
     return _round(first, full_first, full_end, end, block_size)
 
 
+def count_blocks(tokens: int, block_size: int) -> int:
+    """Count the blocks of a row.
+
+    Raises:
+        ValueError: If ``block_size`` is below 1.
+    """
+    if block_size < 1:
+        raise ValueError(f"block_size is {block_size}; it must be at least 1")
+    return -(-tokens // block_size)
+
+
 def by_block(values: Tensor, fill: int, block_size: int) -> Tensor:
     """Cut a row's values into blocks, the last one filled up."""
-    blocks = -(-len(values) // block_size)
+    blocks = count_blocks(len(values), block_size)
     pad = blocks * block_size - len(values)
     return F.pad(values, (0, pad), value=fill).view(blocks, block_size)
 

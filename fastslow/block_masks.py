@@ -13,7 +13,13 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from fastslow._block_runs import Runs, by_block, keys_of_queries, readers_of_keys
+from fastslow._block_runs import (
+    Runs,
+    by_block,
+    count_blocks,
+    keys_of_queries,
+    readers_of_keys,
+)
 from fastslow.masks import KeptKeys, KeyIntervals, interval_mask, visible_intervals
 
 _Tables = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -56,12 +62,7 @@ def interval_block_mask(intervals: KeyIntervals, *, block_size: int = 128) -> Bl
     tokens = len(intervals.start)
     if not tokens:
         raise ValueError("intervals has 0 tokens; a BlockMask needs at least 1")
-    readers = readers_of_keys(intervals, block_size)
-    if intervals.kept is None:
-        keys, queries = _tables_of_runs(keys_of_queries(intervals, block_size), readers)
-    else:
-        keys = _key_tables(intervals, intervals.kept, block_size)
-        (queries,) = _tables_of_runs(readers)
+    keys, queries = _tables(intervals, block_size)
     return BlockMask(
         (tokens, tokens),
         *keys,
@@ -105,6 +106,27 @@ def frame_causal_block_mask(
     """
     intervals = visible_intervals(causal_ranks, segment_ids)
     return interval_block_mask(intervals, block_size=block_size)
+
+
+def _tables(intervals: KeyIntervals, block_size: int) -> list[_Tables]:
+    """List the blocks that each block of queries reads, and those that read it."""
+    if intervals.kept is not None:
+        keys = _key_tables(intervals, intervals.kept, block_size)
+        return [keys, *_tables_of_runs(readers_of_keys(intervals, block_size))]
+    if intervals.start.is_cuda:
+        from fastslow._gpu_block_masks import tables_on_gpu  # noqa: PLC0415
+
+        blocks = count_blocks(len(intervals.start), block_size)
+        counts, lists = tables_on_gpu(
+            intervals.start, intervals.stop, block_size, blocks
+        )
+        return [
+            _with_axes(counts[way], lists[way], counts[way + 1], lists[way + 1])
+            for way in (0, 2)
+        ]
+    return _tables_of_runs(
+        keys_of_queries(intervals, block_size), readers_of_keys(intervals, block_size)
+    )
 
 
 def _tables_of_runs(*directions: Runs) -> list[_Tables]:

@@ -1,5 +1,6 @@
 """Losses as (sum, count): divided once, by the count over the whole optimizer step."""
 
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -109,13 +110,13 @@ def next_frame_loss(
     if weights is not None:
         factors = factors * weights.detach()
         count = factors.sum()
-    if torch.compiler.is_compiling():  # which fuses it all and needs no chunks
-        total = _weighted_sum(predictions, goal, factors, distance, normalize_targets)
+    if torch.compiler.is_compiling():
+        add_up: Any = _weighted_sum
+    elif predictions.is_cuda and len(predictions) > 1:
+        add_up = _fused_weighted_sum()
     else:
-        total = _ChunkedDistance.apply(  # type: ignore[no-untyped-call]
-            predictions, goal, factors, distance, normalize_targets
-        )
-    return total, count
+        add_up = _ChunkedDistance.apply
+    return add_up(predictions, goal, factors, distance, normalize_targets), count
 
 
 def change_weights(
@@ -194,6 +195,15 @@ def _weighted_sum(
     return (_distances(predictions, goal, distance) * factors).sum()
 
 
+@cache
+def _fused_weighted_sum() -> Any:
+    """Compile the sum once for the process: nothing wide is held, a GPU is kept busy.
+
+    For any number of rows but 0 and 1, of which the compiler makes special cases.
+    """
+    return torch.compile(_weighted_sum, dynamic=True)
+
+
 class _ChunkedDistance(torch.autograd.Function):
     """Weighted sum of distances; both passes widen some rows at a time."""
 
@@ -233,8 +243,7 @@ def _chunks(tokens: int) -> list[slice]:
     """Cut the rows into at most 36 runs of at least 256.
 
     From 9,216 rows on, what a run widens is then at most half as large as predictions
-    in half precision, whatever the distance. More runs are more kernels, for which a
-    GPU waits.
+    in half precision, whatever the distance.
     """
     size = max(256, -(-tokens // 36))
     return [slice(first, first + size) for first in range(0, tokens, size)]

@@ -77,7 +77,7 @@ CORE = (
         )
     }
 )
-KERNELS = {"fastslow._gpu_attention", "fastslow._gpu_bags"}
+KERNELS = {f"fastslow._gpu_{name}" for name in ("attention", "bags", "block_masks")}
 ROOMS: dict[str, set[str]] = {
     **{room: set() for room in SHARED},
     **{kernel: {"fastslow._typing"} for kernel in KERNELS},
@@ -87,7 +87,8 @@ ROOMS: dict[str, set[str]] = {
     "fastslow.pooling": SCHEDULES | {"fastslow.pool_plans", "fastslow._gpu_bags"},
     **dict.fromkeys(MASK_READERS, INTEGERS | {"fastslow.masks"}),
     "fastslow.accounting": INTEGERS | {"fastslow.masks", "fastslow._block_runs"},
-    "fastslow.block_masks": INTEGERS | {"fastslow.masks", "fastslow._block_runs"},
+    "fastslow.block_masks": INTEGERS
+    | {"fastslow.masks", "fastslow._block_runs", "fastslow._gpu_block_masks"},
     "fastslow.spans": SCHEDULES,
     "fastslow.layouts": PARTS | {"fastslow.spans"},
     "fastslow.loss_plans": PARTS | {"fastslow.layouts", "fastslow.spans"},

@@ -5,11 +5,13 @@ Run without the jaxtyping hook: ``nox -s compile``.
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.autograd.graph import saved_tensors_hooks
 
 from fastslow import (
     KeyIntervals,
@@ -28,6 +30,7 @@ from fastslow import (
     select_frames,
     visible_intervals,
 )
+from fastslow.losses import Distance, _ChunkedDistance, _fused_weighted_sum
 from fastslow.testing import strategies as fst
 
 pytestmark = [
@@ -39,15 +42,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-BACKENDS = [
-    "aot_eager",
-    pytest.param(
-        "inductor",
-        marks=pytest.mark.skipif(
-            shutil.which("g++") is None, reason="inductor needs a C++ compiler"
-        ),
-    ),
-]
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="inductor needs a C++ compiler"
+)
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=needs_compiler)]
 
 PLANS = [
     plan_pooling([((5, 3), schedule_from_strides([2, 1, 4]))]),
@@ -118,6 +116,33 @@ def test_next_frame_loss(compiled: Compile, distance: str, reduction: str) -> No
         wanted_count, *wanted = forward_and_backward(next_frame_loss, number)
         assert count == wanted_count
         assert_all_near(found, wanted)
+
+
+@needs_compiler
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("distance", get_args(Distance))
+def test_what_a_gpu_compiles_of_next_frame_loss(distance: str, normalize: bool) -> None:
+    """It has one graph for any number of rows, and holds no row in float32."""
+    torch.compiler.reset()
+    counters.clear()
+    held = list[Tensor]()
+    fused, channels = _fused_weighted_sum(), 64
+    for tokens in (70, 2, 600):
+        generator = torch.Generator().manual_seed(tokens)
+        drawn = torch.randn(3, tokens, channels, generator=generator)
+        guess, goal = drawn[:2].bfloat16().unbind()
+        given = goal, drawn[2, :, 0].abs(), distance, normalize
+        found = []
+        for add_up in (fused, _ChunkedDistance.apply):
+            leaf = guess.clone().requires_grad_()
+            with saved_tensors_hooks(lambda x: held.append(x) or x, lambda x: x):
+                total = add_up(leaf, *given)
+            found.append([total.detach(), *torch.autograd.grad(total / 3, leaf)])
+        torch.testing.assert_close(*found)
+        assert found[0][1].dtype == torch.bfloat16
+    assert counters["stats"]["unique_graphs"] == 1
+    assert {each.dtype for each in held if each.numel() > 600} == {torch.bfloat16}
+    torch.compiler.reset()
 
 
 def rows(**window: Any) -> Iterator[KeyIntervals]:

@@ -13,7 +13,7 @@ import pytest
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
-@pytest.mark.parametrize("kernel", ["bags", "attention"])
+@pytest.mark.parametrize("kernel", ["attention", "bags", "block_masks"])
 def test_the_interpreted_kernel_equals_the_cpus(kernel: str) -> None:
     script = Path(__file__).with_name(f"gpu_{kernel}_on_cpu.py")
     finished = subprocess.run(
