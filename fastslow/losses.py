@@ -38,7 +38,8 @@ def next_frame_loss(
     micro-batches add up, and the quotient is a weighted mean.
 
     No gradient reaches targets or weights. Computed in float32 or wider, some rows at
-    a time in both passes: beside the gradient, little of the predictions' size is held.
+    a time in both passes, on a GPU in a compiled graph of each: beside the gradient,
+    little of the predictions' size is held.
 
     The loss of copying, ``next_frame_loss(copies.values, targets)``, gives the skill
     ``1 - loss / copy_loss``, see ``copy_skill``.
