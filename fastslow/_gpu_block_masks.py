@@ -42,12 +42,12 @@ def tables_on_gpu(
             len(start),
             block_size,
             lanes=triton.next_power_of_2(block_size),
-            columns=min(triton.next_power_of_2(blocks), COLUMNS),
+            columns=COLUMNS,
         )
     return counts, lists
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # rows of any length share one kernel
 @no_type_check
 def _write_tables(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     start,

@@ -113,7 +113,7 @@ def _tables(intervals: KeyIntervals, block_size: int) -> list[_Tables]:
     if intervals.kept is not None:
         keys = _key_tables(intervals, intervals.kept, block_size)
         return [keys, *_tables_of_runs(readers_of_keys(intervals, block_size))]
-    if intervals.start.is_cuda:
+    if _is_for_kernel(intervals.start, block_size):
         from fastslow._gpu_block_masks import tables_on_gpu  # noqa: PLC0415
 
         blocks = count_blocks(len(intervals.start), block_size)
@@ -127,6 +127,12 @@ def _tables(intervals: KeyIntervals, block_size: int) -> list[_Tables]:
     return _tables_of_runs(
         keys_of_queries(intervals, block_size), readers_of_keys(intervals, block_size)
     )
+
+
+def _is_for_kernel(bounds: Tensor, block_size: int) -> bool:
+    """Tell whether one launch writes the tables: compilers see the closed form."""
+    is_large = block_size > 4096  # a program holds all tokens of a block
+    return bounds.is_cuda and not is_large and not torch.compiler.is_compiling()
 
 
 def _tables_of_runs(*directions: Runs) -> list[_Tables]:

@@ -1,5 +1,6 @@
 """Losses as (sum, count): divided once, by the count over the whole optimizer step."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -38,8 +39,8 @@ def next_frame_loss(
     micro-batches add up, and the quotient is a weighted mean.
 
     No gradient reaches targets or weights. Computed in float32 or wider, some rows at
-    a time in both passes, on a GPU in a compiled graph of each: beside the gradient,
-    little of the predictions' size is held.
+    a time; on a GPU each pass is one graph, which the first call compiles. So beside
+    the gradient, little of the predictions' size is held.
 
     The loss of copying, ``next_frame_loss(copies.values, targets)``, gives the skill
     ``1 - loss / copy_loss``, see ``copy_skill``.
@@ -112,12 +113,12 @@ def next_frame_loss(
         factors = factors * weights.detach()
         count = factors.sum()
     if torch.compiler.is_compiling():
-        add_up: Any = _weighted_sum
-    elif predictions.is_cuda and len(predictions) > 1:
-        add_up = _fused_weighted_sum()
+        total = _weighted_sum(predictions, goal, factors, distance, normalize_targets)
     else:
-        add_up = _ChunkedDistance.apply
-    return add_up(predictions, goal, factors, distance, normalize_targets), count
+        total = _SummedDistance.apply(  # type: ignore[no-untyped-call]
+            predictions, goal, factors, distance, normalize_targets
+        )
+    return total, count
 
 
 def change_weights(
@@ -185,7 +186,7 @@ def _distances(predictions: Tensor, goal: Tensor, distance: str) -> Tensor:
     return measure[distance](predictions, goal, reduction="none").mean(-1)
 
 
-def _weighted_sum(
+def _sum_of_rows(
     predictions: Tensor, goal: Tensor, factors: Tensor, distance: str, normalize: bool
 ) -> Tensor:
     """Add up the weighted distances of some tokens, in the dtype of their factors."""
@@ -196,55 +197,71 @@ def _weighted_sum(
     return (_distances(predictions, goal, distance) * factors).sum()
 
 
-@cache
-def _fused_weighted_sum() -> Any:
-    """Compile the sum once for the process: nothing wide is held, a GPU is kept busy.
-
-    For any number of rows but 0 and 1, of which the compiler makes special cases.
-    """
-    return torch.compile(_weighted_sum, dynamic=True)
-
-
-class _ChunkedDistance(torch.autograd.Function):
-    """Weighted sum of distances; both passes widen some rows at a time."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        predictions: Tensor,
-        goal: Tensor,
-        factors: Tensor,
-        distance: str,
-        normalize: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(predictions, goal, factors)
-        ctx.settings = distance, normalize
-        total = factors.new_zeros(())
-        for rows in _chunks(len(predictions)):
-            total += _weighted_sum(
-                predictions[rows], goal[rows], factors[rows], distance, normalize
-            )
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
-        predictions, goal, factors = ctx.saved_tensors
-        gradient = torch.empty_like(predictions)
-        for rows in _chunks(len(predictions)):
-            part = predictions[rows].detach().to(factors.dtype).requires_grad_()
-            with torch.enable_grad():
-                total = _weighted_sum(part, goal[rows], factors[rows], *ctx.settings)
-            (slope,) = torch.autograd.grad(total, part)
-            gradient[rows] = slope * upstream
-        return gradient, None, None, None, None
+def _weighted_sum(
+    predictions: Tensor, goal: Tensor, factors: Tensor, *settings: Any
+) -> Tensor:
+    """Add up the weighted distances of all tokens."""
+    total = factors.new_zeros(())
+    for rows in _runs(len(predictions)):
+        total += _sum_of_rows(predictions[rows], goal[rows], factors[rows], *settings)
+    return total
 
 
-def _chunks(tokens: int) -> list[slice]:
-    """Cut the rows into at most 36 runs of at least 256.
+def _slopes(
+    predictions: Tensor, goal: Tensor, factors: Tensor, upstream: Tensor, *settings: Any
+) -> Tensor:
+    """Give the gradient of the sum, times the one that comes from above."""
+    gradient = torch.empty_like(predictions)
+    for rows in _runs(len(predictions)):
+        wide = predictions[rows].to(factors.dtype)
+        slope = torch.func.grad(_sum_of_rows)(
+            wide, goal[rows], factors[rows], *settings
+        )
+        gradient[rows] = slope * upstream
+    return gradient
+
+
+def _runs(tokens: int) -> list[slice]:
+    """Cut the rows into at most 36 runs of at least 256; what is compiled needs one.
 
     From 9,216 rows on, what a run widens is then at most half as large as predictions
     in half precision, whatever the distance.
     """
+    if torch.compiler.is_compiling():
+        return [slice(0, tokens)]
     size = max(256, -(-tokens // 36))
     return [slice(first, first + size) for first in range(0, tokens, size)]
+
+
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a pass, once for the process and any number of rows."""
+    return torch.compile(function, dynamic=True)
+
+
+def _pass(function: Callable[..., Tensor], rows: Tensor) -> Callable[..., Tensor]:
+    """Choose the form of a pass; no row, and one, would each be compiled anew."""
+    return _compiled(function) if rows.is_cuda and len(rows) > 1 else function
+
+
+class _SummedDistance(torch.autograd.Function):
+    """Weighted sum of distances that holds nothing but what it is given."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, predictions: Tensor, goal: Tensor, factors: Tensor, *settings: Any
+    ) -> Tensor:
+        ctx.save_for_backward(predictions, goal, factors)
+        ctx.settings = settings
+        add_up = _pass(_weighted_sum, predictions)
+        return add_up(predictions.detach(), goal, factors, *settings)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        predictions, goal, factors = ctx.saved_tensors
+        differentiate = _pass(_slopes, predictions)
+        gradient = differentiate(
+            predictions.detach(), goal, factors, upstream, *ctx.settings
+        )
+        return gradient, None, None, None, None

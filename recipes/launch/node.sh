@@ -19,6 +19,9 @@ set -uo pipefail
 : "${NODES:?number of nodes}" "${HEAD:?name:port of the node where ranks meet}"
 restarts=${RESTARTS:-3}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${GRACE:-600}
+# An agent that shares its store says where ranks meet in its first round alone: one that
+# joins later would wait for a minute, and then the agents that were well would end too.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 agent= is_asked=
 stop() {

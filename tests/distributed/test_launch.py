@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,15 @@ def wait_for(found: Path, agents: list[subprocess.Popen[bytes]]) -> None:
         time.sleep(0.05)
 
 
+def wait_for_listener(port: int, agent: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + DEADLINE
+    with socket.socket() as probe:
+        while probe.connect_ex(("localhost", port)):
+            assert time.monotonic() < end, f"nobody listens at {port}"
+            assert agent.poll() is None, "the agent gave up"
+            time.sleep(0.05)
+
+
 def steps(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if "event" not in row]
@@ -106,11 +115,12 @@ def test_an_agent_that_dies_is_started_again_and_the_run_goes_on(
 ) -> None:
     make_clips(tmp_path / "clips", num_clips=12, held_out=0, seed=0, size=(56, 84))
     write_torchrun(tmp_path / "bin")
-    head = f"localhost:{free_port()}"
-    with (
-        node(head, tmp_path, "first") as first,
-        node(head, tmp_path, "second") as second,
-    ):
+    port = free_port()
+    head = f"localhost:{port}"
+    with ExitStack() as nodes:
+        first = nodes.enter_context(node(head, tmp_path, "first"))
+        wait_for_listener(port, first)  # it is the head
+        second = nodes.enter_context(node(head, tmp_path, "second"))
         wait_for(tmp_path / "run" / "checkpoint-4" / "state.json", [first, second])
         (torchrun,) = children(second.pid)
         ranks = children(torchrun)
@@ -121,6 +131,8 @@ def test_an_agent_that_dies_is_started_again_and_the_run_goes_on(
     logs = [(tmp_path / f"{name}.log").read_text() for name in ("first", "second")]
     assert codes == [0, 0], "\n".join(logs)
     assert "node.sh: torchrun ended with 137, attempt 1 of 4" in logs[1]
+    assert "attempt 2" not in logs[1]
+    assert "node.sh: torchrun ended" not in logs[0]  # it waited for the other
     log = (tmp_path / "run" / "train.log").read_text()
     assert "on 4 ranks" in log
     assert "the run goes on after step" in log

@@ -1,5 +1,6 @@
 """Losses on a GPU are those of a CPU."""
 
+from collections.abc import Iterator
 from typing import get_args
 
 import pytest
@@ -23,6 +24,14 @@ DEVICES = ("cpu", "cuda")
 @pytest.fixture(autouse=True)
 def exact_products() -> None:
     torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture(autouse=True)
+def compiled() -> Iterator[None]:
+    """Begin without graphs; that a loss is not compiled after all is an error."""
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
 
 
 def values(*shape: int, seed: int) -> Tensor:

@@ -219,8 +219,8 @@ MUTANTS = [
     ),
     Mutant(
         "losses",
-        "factors[rows], *ctx.settings)",
-        "factors[rows].square(), *ctx.settings)",
+        "wide, goal[rows], factors[rows],",
+        "wide, goal[rows], factors[rows].square(),",
         "losses.py -k test_gradcheck",
     ),
     Mutant(

@@ -149,7 +149,7 @@ def calls() -> Iterator[tuple[str, Call]]:
     for mode in ("average", "max", "area", "bilinear"):
         plan = plan_pooling([((5, 4), repeat_strides(4, (1, 2)))], mode=mode)
         yield f"pool_tokens, {mode}", (pool, (values(80, 8), plan))
-    targets = pack_ragged([values(n, 6) for n in (3, 1, 2)])
+    targets = pack_ragged([values(n, 5) for n in (3, 1, 2)])
     cu_videos = torch.tensor([0, 2, 3], dtype=torch.int32)
     settings: list[dict[str, Any]] = [
         *({"distance": name} for name in ("cosine", "mse", "smooth_l1", "l1")),
@@ -160,7 +160,7 @@ def calls() -> Iterator[tuple[str, Call]]:
         for weights in (None, values(6).abs()):
             name = ", ".join(map(str, setting.values()))
             name += "" if weights is None else ", weights"
-            arguments = (values(6, 6), targets, cu_videos, weights)
+            arguments = (values(6, 5), targets, cu_videos, weights)
             yield f"next_frame_loss, {name}", (next_frame(setting), arguments)
     yield "change_weights", (change_weights, (values(6, 6), values(6, 6)))
     for rows, form in ((8, "whole"), (70_000, "in chunks")):
