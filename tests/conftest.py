@@ -42,6 +42,20 @@ settings.load_profile(
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a file's tests in one process, which makes their fixtures once.
+
+    Files go in their order: those that start ranks, which take longest, are first.
+    """
+    if config.getoption("dist") != "load":
+        return None  # another way was asked for
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
 class Preloaded:
     """The process of ``preloaded.py``, which says what it is good for."""
 

@@ -5,7 +5,7 @@ Run without the jaxtyping hook: ``nox -s compile``.
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ from fastslow import (
     select_frames,
     visible_intervals,
 )
-from fastslow.losses import Distance, _compiled, _slopes, _weighted_sum
+from fastslow.losses import _compiled, _slopes, _weighted_sum
 from fastslow.testing import strategies as fst
 
 pytestmark = [
@@ -118,8 +118,10 @@ def test_next_frame_loss(compiled: Compile, distance: str, reduction: str) -> No
 
 
 @needs_compiler
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("distance", get_args(Distance))
+@pytest.mark.parametrize(
+    ("distance", "normalize"),
+    [("cosine", False), ("mse+cosine", True), ("smooth_l1", False), ("l1", True)],
+)
 def test_each_pass_of_a_loss_is_one_graph(distance: str, normalize: bool) -> None:
     """On a GPU the loss is what is compiled here, for any number of rows."""
     torch.compiler.reset()
