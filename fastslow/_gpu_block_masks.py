@@ -66,7 +66,7 @@ def _write_tables(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     low = tl.load(start + token, mask=exists, other=0)
     high = tl.load(stop + token, mask=exists, other=0)
     reads = low < high
-    low, high = tl.where(reads, low, tokens), tl.where(reads, high, 0)
+    low = tl.where(reads, low, tokens)  # the bounds of others are 0
     _write_rows(
         counts,
         lists,
