@@ -26,7 +26,7 @@ def exact_products() -> None:
     torch.set_float32_matmul_precision("highest")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def compiled() -> Iterator[None]:
     """Begin without graphs; that a loss is not compiled after all is an error."""
     torch.compiler.reset()
