@@ -200,10 +200,12 @@ class _WindowMax(torch.autograd.Function):
 
     @staticmethod
     def forward(tokens: Tensor, plan: PoolPlan) -> tuple[Tensor, Tensor]:
-        pooled, _, _, winners = torch.embedding_bag(
-            tokens, plan.cells, plan.window_starts, mode=2
+        # embedding_bag passes over NaN that is not first in its window.
+        largest = tokens.masked_fill(tokens.isnan(), torch.inf)
+        *_, winners = torch.embedding_bag(
+            largest, plan.cells, plan.window_starts, mode=2
         )
-        return pooled, winners
+        return tokens.gather(0, winners), winners
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
