@@ -121,8 +121,8 @@ def _tables(intervals: KeyIntervals, block_size: int) -> list[_Tables]:
             intervals.start, intervals.stop, block_size, blocks
         )
         return [
-            _with_axes(counts[way], lists[way], counts[way + 1], lists[way + 1])
-            for way in (0, 2)
+            _with_axes(counts[partial], lists[partial], counts[full], lists[full])
+            for partial, full in ((0, 1), (2, 3))
         ]
     return _tables_of_runs(
         keys_of_queries(intervals, block_size), readers_of_keys(intervals, block_size)

@@ -239,8 +239,8 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=True)
 
 
-def _pass(function: Callable[..., Tensor], rows: Tensor) -> Callable[..., Tensor]:
-    """Choose the form of a pass; no row, and one, would each be compiled anew."""
+def _for_device(function: Callable[..., Tensor], rows: Tensor) -> Callable[..., Tensor]:
+    """Compile a pass for a GPU; no row, and one, would each be compiled anew."""
     return _compiled(function) if rows.is_cuda and len(rows) > 1 else function
 
 
@@ -253,14 +253,14 @@ class _SummedDistance(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(predictions, goal, factors)
         ctx.settings = settings
-        add_up = _pass(_weighted_sum, predictions)
+        add_up = _for_device(_weighted_sum, predictions)
         return add_up(predictions.detach(), goal, factors, *settings)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         predictions, goal, factors = ctx.saved_tensors
-        differentiate = _pass(_slopes, predictions)
+        differentiate = _for_device(_slopes, predictions)
         gradient = differentiate(
             predictions.detach(), goal, factors, upstream, *ctx.settings
         )

@@ -20,9 +20,10 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
     """Pool the cells of every window of a plan, in one kernel.
 
     ``pooled[w]`` is the weighted sum or the maximum of ``tokens[c]`` over the
-    cells ``c`` of window ``w``. The backward pass is a gather of the same kind, so
-    nothing of the size of a whole clip is built per frame, and nothing is sorted. It
-    may be differentiated twice, and by ``torch.func.grad``.
+    cells ``c`` of window ``w``. A maximum does not hide NaN, though an infinity that
+    comes first in the window stands for it. The backward pass is a gather of the same
+    kind, so nothing of the size of a whole clip is built per frame, and nothing is
+    sorted. It may be differentiated twice, and by ``torch.func.grad``.
 
     Args:
         tokens: Cells of all frames in raster order, frame after frame.
@@ -200,7 +201,7 @@ class _WindowMax(torch.autograd.Function):
 
     @staticmethod
     def forward(tokens: Tensor, plan: PoolPlan) -> tuple[Tensor, Tensor]:
-        # embedding_bag passes over NaN that is not first in its window.
+        # embedding_bag passes over NaN, unless it comes first; over no infinity.
         largest = tokens.masked_fill(tokens.isnan(), torch.inf)
         *_, winners = torch.embedding_bag(
             largest, plan.cells, plan.window_starts, mode=2
