@@ -1,8 +1,9 @@
 """Tables of a BlockMask on a GPU, in one launch.
 
-Step by step the closed form is two hundred launches, which take longer than what they
-do. Each program here finds the runs of one block, in both directions, and writes its
-rows of the tables. Triton comes with torch on GPUs, and FlexAttention needs it as well.
+Step by step the closed form is some ninety operations, whose launches take longer than
+what they do. Each program here finds the runs of one block, in both directions, and
+writes its rows of the tables. Triton comes with torch on GPUs, and FlexAttention needs
+it as well.
 """
 
 import torch
