@@ -9,11 +9,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, UInt8
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from fastslow.masks import interval_mask
 from fastslow.qwen2_vl.model import FastSlowQwen2VL
 from fastslow.qwen2_vl.plan import RowPlan
 
@@ -30,7 +32,7 @@ def generate_answers(
     """Answer every prompt of a packed row with its most likely tokens.
 
     Args:
-        model: Whole on one device; it computes in evaluation mode as it is.
+        model: Whole on one device; call ``model.eval()`` first, or dropout stays on.
         patches: The patches of the row's clips in order, as ``FastSlowQwen2VL`` takes
             them.
         plan: The row's plan, each of its samples a prompt that ends with text, such as
@@ -81,12 +83,14 @@ class _Prompts:
 
     Attributes:
         ends: Row of the last token of each.
-        lengths: Tokens of each.
+        places: Rows of the tokens of each, filled up with its last one.
+        reads: Which of these an answer reads: what the last token of its prompt does.
         next_positions: Positions of the token that comes after each.
     """
 
     ends: Int[Tensor, " prompts"]
-    lengths: Int[Tensor, " prompts"]
+    places: Int[Tensor, "prompts longest"]
+    reads: Bool[Tensor, "prompts longest"]
     next_positions: Int[Tensor, "4 prompts"]
 
 
@@ -102,26 +106,29 @@ def _find_prompts(plan: RowPlan) -> _Prompts:
     if not bool(is_text[ends][asks].all()):
         wrong = int((asks & ~is_text[ends]).nonzero()[0, 0])
         raise ValueError(f"prompt {wrong} ends with a clip; a prompt ends with text")
+    ends, lengths = ends[asks], lengths[asks]
+    longest = int(lengths.max()) if len(lengths) else 0
+    place = torch.arange(longest, device=ends.device)
+    places = torch.minimum((ends - lengths + 1)[:, None] + place, ends[:, None])
+    head = torch.zeros_like(places)
+    seen = interval_mask(plan.visible)(head, head, ends[:, None], places)
     return _Prompts(
-        ends=ends[asks],
-        lengths=lengths[asks],
-        next_positions=plan.layout.position_ids[:, ends[asks]] + 1,
+        ends=ends,
+        places=places,
+        reads=seen & (place < lengths[:, None]),
+        next_positions=plan.layout.position_ids[:, ends] + 1,
     )
 
 
 def _set_apart(cache: DynamicCache, prompts: _Prompts) -> DynamicCache:
     """Give each prompt a row of its own, filled up at its end."""
-    longest = int(prompts.lengths.max()) if len(prompts.lengths) else 0
-    starts = prompts.ends - prompts.lengths + 1
-    places = starts[:, None] + torch.arange(longest, device=starts.device)
-    places = torch.minimum(places, prompts.ends[:, None])  # the rest is masked
     apart = DynamicCache()
     for number, layer in enumerate(cache.layers):
         assert isinstance(layer, DynamicLayer)
         assert layer.keys is not None
         assert layer.values is not None
         keys, values = (
-            whole[0][:, places].transpose(0, 1).contiguous()
+            whole[0][:, prompts.places].transpose(0, 1).contiguous()
             for whole in (layer.keys, layer.values)
         )
         apart.update(keys, values, number)
@@ -136,9 +143,7 @@ def _next_scores(
     step: int,
 ) -> Tensor:
     """Read the token that each answer has grown by; score the next one."""
-    longest = cache.get_seq_length() - step
-    place = torch.arange(longest + step + 1, device=token.device)
-    visible = (place < prompts.lengths[:, None]) | (place >= longest)
+    visible = F.pad(prompts.reads, (0, step + 1), value=True)
     language_model = model.backbone.model.language_model
     text = language_model.embed_tokens(token)[:, None]
     hidden: Tensor = language_model(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastslow import Span, TextSpan, VideoSpan, schedule_from_strides
+from fastslow import FrameWindow, Span, TextSpan, VideoSpan, schedule_from_strides
 from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, generate_answers
 from fastslow.qwen2_vl.model import Backbone
 
@@ -72,16 +72,26 @@ def model(
     return FastSlowQwen2VL(make_family(request.param, seed=4)).eval()
 
 
-@pytest.mark.parametrize("attention", ["frame_causal", "causal"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"attention": "frame_causal"},
+        {"attention": "causal"},
+        {"window": FrameWindow(frames=1)},
+        {"window": FrameWindow(frames=2, keep_text="none")},
+        {"window": FrameWindow(frames=1, keep_slow=True)},
+    ],
+    ids=["frame_causal", "causal", "window", "expiring text", "lasting slow frames"],
+)
 def test_generate_answers__cache_free(
-    model: FastSlowQwen2VL, lay: Lay, attention: str
+    model: FastSlowQwen2VL, lay: Lay, how: dict[str, Any]
 ) -> None:
-    plan = lay(PROMPTS, attention=attention)
+    plan = lay(PROMPTS, **how)
     found = generate_answers(
         model, patches_of(plan), plan, end_token_ids=[END], max_new_tokens=9
     )
     expected = [
-        read_anew(model, prompt, lay, 9, attention=attention) for prompt in PROMPTS
+        read_anew(model, prompt, lay, 9, **how) for prompt in PROMPTS
     ]
     assert [list(answer) for answer in found] == expected
     assert len({tuple(answer) for answer in expected}) > 1
