@@ -1,6 +1,7 @@
-"""Moving plans: what is planned on the host meets tensors on a device."""
+"""Plans: integers of the host, which meet tensors on a device."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -9,11 +10,20 @@ from torch import Tensor
 P = TypeVar("P")
 
 
+def integers(values: Sequence[int]) -> Tensor:
+    """Make an integer tensor on the host, of an empty sequence too.
+
+    Everything is planned there, whatever torch's default device is.
+    """
+    return torch.tensor(values, dtype=torch.long, device="cpu")
+
+
 def to_device(plan: P, device: torch.device | str) -> P:
     """Give a plan whose tensors lie on ``device``.
 
     Works for every result type of the library: frozen dataclasses of tensors, nested
-    or not. The copies do not block, so pinned memory is copied while the host goes on.
+    or not. Copies to a GPU do not block, so pinned memory is copied while the host goes
+    on; those to the host are done when this returns.
 
     Args:
         plan: A frozen dataclass.
@@ -33,7 +43,8 @@ def to_device(plan: P, device: torch.device | str) -> P:
         device(type='meta')
     """
     if isinstance(plan, Tensor):
-        return cast(P, plan.to(device, non_blocking=True))
+        to_host = torch.device(device).type == "cpu"
+        return cast(P, plan.to(device, non_blocking=not to_host))
     if not dataclasses.is_dataclass(plan) or isinstance(plan, type):
         return plan
     moved = {

@@ -44,8 +44,8 @@ def interval_attention(
         The weighted means of the values; zero for queries that read nothing.
 
     Raises:
-        ValueError: If the intervals are of another length than the tokens, ``heads`` is
-            not a multiple of ``key_heads``, or ``tile`` is below 1.
+        ValueError: If query, key, value and intervals are not of the same rows,
+            ``heads`` is not a multiple of ``key_heads``, or ``tile`` is below 1.
 
     Laws:
         matches_sdpa: equals ``scaled_dot_product_attention`` under the dense mask of
@@ -77,6 +77,12 @@ def interval_attention(
         raise ValueError(
             f"intervals has {bounds} tokens but query has {tokens}; both describe the "
             "same row"
+        )
+    if key.shape[::2] != query.shape[::2] or value.shape[:3] != key.shape[:3]:
+        shapes = [tuple(each.shape[:3]) for each in (query, key, value)]
+        raise ValueError(
+            f"query, key and value have {shapes} batches, heads and tokens; batches "
+            "and tokens must agree, and key and value have as many heads"
         )
     if query.shape[1] % key.shape[1]:
         raise ValueError(

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fastslow._plans import integers
 from fastslow.frames import tokens_per_frame
 from fastslow.masks import KeyIntervals, visible_intervals
 from fastslow.positions import AfterVideo, after_video, video_positions
@@ -255,7 +256,7 @@ def _lay_sample(
 ) -> TokenLayout:
     """Lay out one sample; its frames count on through all of its clips."""
     clips = tuple(span for span in sample if isinstance(span, VideoSpan))
-    table = [torch.empty(7, 0, dtype=torch.long)]
+    table = [torch.empty(7, 0, dtype=torch.long, device="cpu")]
     place = frame = 0
     for span in sample:
         if isinstance(span, TextSpan):
@@ -272,9 +273,9 @@ def _lay_sample(
             place += extent + sum(map(len, span.between))
             frame += frames
     input_ids, labels, frame_ids, slow, *coordinates = torch.cat(table, dim=1)
-    index = torch.arange(len(input_ids))
+    index = torch.arange(len(input_ids), device="cpu")
     runs = [length for span in sample for length in _run_lengths(span)]
-    ranks = torch.repeat_interleave(torch.tensor(runs, dtype=torch.long))
+    ranks = torch.repeat_interleave(integers(runs))
     return TokenLayout(
         input_ids=input_ids,
         labels=labels,
@@ -289,9 +290,9 @@ def _lay_sample(
 
 def _text_columns(span: TextSpan, place: int) -> Int[Tensor, "7 tokens"]:
     """Give id, label, frame, slowness, time, height and width of each text token."""
-    ids = torch.tensor(span.token_ids, dtype=torch.long)
+    ids = integers(span.token_ids)
     labels = ids if span.trained else torch.full_like(ids, IGNORED_LABEL)
-    position = torch.arange(len(ids)) + place
+    position = torch.arange(len(ids), device="cpu") + place
     no_frame, not_slow = torch.full_like(ids, -1), torch.zeros_like(ids)
     return torch.stack([ids, labels, no_frame, not_slow, *[position] * 3])
 
@@ -302,11 +303,10 @@ def _video_columns(
     """Give id, label, frame, slowness, time, height and width of each video token."""
     times = span.times or None
     positions = video_positions(span.grid, span.schedule, start=place, times=times)
-    of_frames = torch.tensor(
-        [(frame.start + first_frame, frame.is_slow) for frame in span.schedule.frames]
-    )
-    lengths = torch.tensor(tokens_per_frame(span.grid, span.schedule))
-    frames, slow = of_frames.repeat_interleave(lengths, 0).T
+    numbers = [first_frame + frame.start for frame in span.schedule.frames]
+    slowness = [frame.is_slow for frame in span.schedule.frames]
+    lengths = integers(tokens_per_frame(span.grid, span.schedule))
+    frames, slow = (integers(e).repeat_interleave(lengths) for e in (numbers, slowness))
     ids = torch.full_like(frames, video_token_id)
     labels = torch.full_like(ids, IGNORED_LABEL)
     return torch.stack([ids, labels, frames, slow, *positions])
@@ -323,9 +323,9 @@ def _set_apart(
         place: Where the clip begins.
         extent: Positions that a frame takes up.
     """
-    words = torch.tensor([0, *map(len, span.between)])
-    starts = words.cumsum(0) + extent * torch.arange(len(words))
-    tokens = torch.tensor(tokens_per_frame(span.grid, span.schedule))
+    words = integers([0, *map(len, span.between)])
+    starts = words.cumsum(0) + extent * torch.arange(len(words), device="cpu")
+    tokens = integers(tokens_per_frame(span.grid, span.schedule))
     frame, before = torch.repeat_interleave(tokens), torch.repeat_interleave(words)
     text = TextSpan(token_ids=tuple(chain.from_iterable(span.between)))
     joined = torch.cat([columns, _text_columns(text, place)], 1)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int, Int32
 from torch import Tensor
 
+from fastslow._plans import integers
 from fastslow.frames import (
     Bounds,
     FrameSchedule,
@@ -108,7 +109,7 @@ def plan_next_frame(
         targets=_join_windows(ahead, groups, cu_groups),
         copies=_join_windows(own, groups, cu_groups),
         cu_videos=cu_seqlens_from_lengths(
-            _integers([len(read) for _, read in sources if read])
+            integers([len(read) for _, read in sources if read])
         ),
     )
 
@@ -199,7 +200,7 @@ def _rows_of(layout: TokenLayout, sources: _Sources) -> Tensor:
         reading = set(numbers)
         is_read += [n in reading for n in range(len(clip.schedule.frames))]
         lengths += tokens_per_frame(clip.grid, clip.schedule)
-    of_tokens = _integers(is_read).repeat_interleave(_integers(lengths))
+    of_tokens = integers(is_read).repeat_interleave(integers(lengths))
     return (layout.frame_ids >= 0).nonzero()[:, 0][of_tokens > 0]
 
 
@@ -210,7 +211,7 @@ def _group_windows(sources: _Sources, pairing: Pairing) -> tuple[Tensor, Tensor]
         One number per token, counted through all frames; and the cumulative number of
         such windows, frame by frame.
     """
-    groups, counts, known = [_integers([])], [0], dict[object, Tensor]()
+    groups, counts, known = [integers([])], [0], dict[object, Tensor]()
     for clip, numbers in sources:
         edge = clip.schedule.edge
         starts = {f.start: f for f in reversed(clip.schedule.frames)}
@@ -225,8 +226,8 @@ def _group_windows(sources: _Sources, pairing: Pairing) -> tuple[Tensor, Tensor]
                 known[key] = _frame_groups(clip, frame, following, pairing)
             counts.append(int(known[key].max()) + 1)
             groups.append(known[key])
-    cu_groups = cu_seqlens_from_lengths(_integers(counts[1:]))
-    first = cu_groups[:-1].repeat_interleave(_integers([len(g) for g in groups[1:]]))
+    cu_groups = cu_seqlens_from_lengths(integers(counts[1:]))
+    first = cu_groups[:-1].repeat_interleave(integers([len(g) for g in groups[1:]]))
     return torch.cat(groups) + first, cu_groups
 
 
@@ -241,7 +242,7 @@ def _frame_groups(
     )
     groups = (height[:, None] * len(own[1]) + width).flatten()
     if frame.keep is not None:
-        groups = groups[torch.tensor(frame.keep, dtype=torch.bool)]
+        groups = groups[torch.tensor(frame.keep, dtype=torch.bool, device="cpu")]
     numbers: Tensor = groups.unique(return_inverse=True)[1]
     return numbers
 
@@ -249,11 +250,11 @@ def _frame_groups(
 def _side_groups(own: Bounds, after: Bounds, pairing: Pairing) -> Tensor:
     """Number what the windows of one side are compared on."""
     if pairing == "frame_mean":
-        return torch.zeros(len(own), dtype=torch.long)
+        return torch.zeros(len(own), dtype=torch.long, device="cpu")
     if pairing == "source_grid":
-        return torch.arange(len(own))
+        return torch.arange(len(own), device="cpu")
     coarse = _coarser(own, after)
-    return _integers([_holder(window, coarse) for window in own])
+    return integers([_holder(window, coarse) for window in own])
 
 
 def _coarser(own: Bounds, after: Bounds) -> Bounds:
@@ -314,8 +315,3 @@ def _shares_of_groups(sizes: Tensor, groups: Tensor, cu_groups: Tensor) -> Tenso
     sizes = sizes.double()
     cells = sizes.new_zeros(int(cu_groups[-1])).index_add(0, groups, sizes)
     return sizes / cells[groups]
-
-
-def _integers(values: Sequence[int]) -> Tensor:
-    """Make an integer tensor, of an empty sequence too."""
-    return torch.tensor(values, dtype=torch.long)

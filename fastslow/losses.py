@@ -57,15 +57,17 @@ def next_frame_loss(
         weights: Weight of each token, at least 0, such as ``change_weights`` gives; 1
             by default.
         cu_videos: Cumulative number of frames of each video, as in ``NextFramePlan``;
-            ``video`` needs it.
+            ``video`` needs it. That it ends with the number of frames is not checked,
+            since that would wait for a GPU.
 
     Returns:
         The sum, and the count to divide it by. Without weights the count is a number of
         tokens, frames or videos, known on the host; with weights it is a tensor.
 
     Raises:
-        ValueError: If predictions and targets differ in shape, the distance or the
-            reduction is unknown, or ``video`` comes without ``cu_videos``.
+        ValueError: If predictions, targets and weights do not agree in shape, the
+            distance or the reduction is unknown, or ``video`` comes without
+            ``cu_videos``.
 
     Laws:
         zero_at_target: predicting the target exactly costs nothing, but under
@@ -110,6 +112,11 @@ def next_frame_loss(
     wide = torch.promote_types(predictions.dtype, torch.float32)
     factors, count = _token_factors(targets, reduction, cu_videos, wide)
     if weights is not None:
+        if weights.shape != factors.shape:
+            raise ValueError(
+                f"weights has shape {tuple(weights.shape)} but there are "
+                f"{len(factors)} tokens; each token has one weight"
+            )
         factors = factors * weights.detach()
         count = factors.sum()
     if torch.compiler.is_compiling():

@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 
 from fastslow._fits import check_length, check_lengths
+from fastslow._plans import integers
 
 _ATTEMPTS = 8
 """Lengths that may be the longest beside the oldest item of a stream."""
@@ -205,9 +206,10 @@ def _shuffled(
 ) -> tuple[int, ...]:
     """Give the order of one pass."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator, device="cpu")
     if groups is not None:
-        group = torch.tensor(groups, dtype=torch.long)
-        ranks = torch.randperm(max(groups, default=-1) + 1, generator=generator)
+        group = integers(groups)
+        number = max(groups, default=-1) + 1
+        ranks = torch.randperm(number, generator=generator, device="cpu")
         order = order[ranks[group[order]].argsort(stable=True)]
     return tuple(order.tolist())

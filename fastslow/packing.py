@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fastslow._fits import Place, check_lengths, place_best, place_first
+from fastslow._plans import integers
 
 
 def best_fit_decreasing(
@@ -128,7 +129,7 @@ def fewest_bins_bound(lengths: Sequence[int], capacity: int) -> int:
         problem" (Discrete Appl. Math. 28, 1990), bound L2.
     """
     check_lengths(lengths, capacity)
-    sizes = torch.as_tensor(lengths, dtype=torch.int64).sort().values
+    sizes = torch.as_tensor(lengths, dtype=torch.int64, device="cpu").sort().values
     tokens = F.pad(sizes.cumsum(0), (1, 0))
     small = int(torch.searchsorted(sizes, capacity // 2, right=True))
     least = F.pad(sizes[:small].unique(), (1, 0))
@@ -175,14 +176,12 @@ def _pack(
 ) -> tuple[tuple[int, ...], ...]:
     """Place the items of one length after another and list the items of each bin."""
     check_lengths(lengths, capacity)
-    sizes, order = torch.as_tensor(lengths, dtype=torch.int64).sort(
+    sizes, order = torch.as_tensor(lengths, dtype=torch.int64, device="cpu").sort(
         descending=True, stable=True
     )
     groups, counts = sizes.unique_consecutive(return_counts=True)
     bins, takes = place(groups.tolist(), counts.tolist(), capacity)
-    bin_in_order = torch.tensor(bins, dtype=torch.int64).repeat_interleave(
-        torch.tensor(takes, dtype=torch.int64)
-    )
+    bin_in_order = integers(bins).repeat_interleave(integers(takes))
     bin_of = torch.empty_like(order)
     bin_of[order] = bin_in_order
     items: list[int] = bin_of.argsort(stable=True).tolist()

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float64, Int, Int32
 from torch import Tensor
 
+from fastslow._plans import integers
 from fastslow._typing import Grid
 from fastslow.frames import (
     Bounds,
@@ -83,8 +84,7 @@ def plan_pooling(
 
     - ``average``: the mean of its window's cells, those that an edge window holds; a
       window of several frames takes the mean of their means;
-    - ``max``: their maximum, channel by channel; values that are not numbers may be
-      passed over;
+    - ``max``: their maximum, channel by channel;
     - ``area``: the mean of the window that adaptive pooling gives a token of the same
       pooled grid; windows then have nearly equal size and may share cells;
     - ``bilinear``: the interpolated value at its centre, of 2 x 2 cells whatever the
@@ -138,8 +138,8 @@ def plan_pooling(
             first_cells.append(starts[frame.start])
         num_cells = starts[-1]
     bags = [_frame_bags(*key, mode) for key in numbers]
-    bags.append(_Bags(cells=_integers([]), sizes=_integers([]), shares=_shares([])))
-    frames = _integers(kind_of_frame)
+    bags.append(_Bags(cells=integers([]), sizes=integers([]), shares=_shares([])))
+    frames = integers(kind_of_frame)
     cells, sizes, shares = (
         select_ragged(pack_ragged(parts), frames)
         for parts in (
@@ -149,7 +149,7 @@ def plan_pooling(
         )
     )
     first_cell = torch.repeat_interleave(
-        _integers(first_cells), lengths_from_cu_seqlens(cells.cu_seqlens)
+        integers(first_cells), lengths_from_cu_seqlens(cells.cu_seqlens)
     )
     return plan_bags(
         cells.values + first_cell,
@@ -208,7 +208,7 @@ def plan_bags(
         )
     starts = window_sizes.cumsum(0) - window_sizes
     window = torch.repeat_interleave(window_sizes)
-    divisors = torch.ones(len(starts), dtype=torch.float64)
+    divisors = torch.ones(len(starts), dtype=torch.float64, device="cpu")
     if weights is not None:
         first = weights[starts]
         powers, divisors = _split_powers(first)
@@ -271,7 +271,7 @@ def _frame_bags(
     )
     entries = window.argsort(stable=True)
     if frame.keep is not None:
-        keep = torch.tensor(frame.keep, dtype=torch.bool)
+        keep = torch.tensor(frame.keep, dtype=torch.bool, device="cpu")
         entries = entries[keep[window[entries]]]
     return _Bags(
         cells=cell[entries],
@@ -301,7 +301,7 @@ def _side_taps(
     window, cell, share = zip(
         *((i, *tap) for i, window in enumerate(taps) for tap in window), strict=True
     )
-    return _integers(window), _integers(cell), _shares(share)
+    return integers(window), integers(cell), _shares(share)
 
 
 def _linear_taps(window: int, windows: int, side: int) -> list[tuple[int, float]]:
@@ -314,11 +314,6 @@ def _linear_taps(window: int, windows: int, side: int) -> list[tuple[int, float]
     return [(first, 1 - share), (first + 1, share)]
 
 
-def _integers(values: Sequence[int]) -> Tensor:
-    """Make an integer tensor, of an empty sequence too."""
-    return torch.tensor(values, dtype=torch.long)
-
-
 def _shares(values: Sequence[float]) -> Tensor:
     """Make a tensor of shares, of an empty sequence too."""
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")

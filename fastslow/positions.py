@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fastslow._plans import integers
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, PooledFrame, frame_kinds, frame_windows
 from fastslow.grids import Edge
@@ -81,8 +82,8 @@ def video_positions(
         )
     kinds, kind_of = frame_kinds(schedule)
     planes = pack_ragged([_frame_plane(grid, kind, schedule.edge) for kind in kinds])
-    plane = select_ragged(planes, torch.tensor(kind_of))
-    middles = torch.tensor(
+    plane = select_ragged(planes, integers(kind_of))
+    middles = integers(
         [times[_middle(frame.start, frame.stop)] for frame in schedule.frames]
     )
     time = torch.repeat_interleave(middles, lengths_from_cu_seqlens(plane.cu_seqlens))
@@ -125,11 +126,11 @@ def _frame_plane(grid: Grid, frame: PooledFrame, edge: Edge) -> Tensor:
     """Give height and width of the centre of every window that a frame keeps."""
     sides = frame_windows(grid, frame, edge)
     plane = torch.cartesian_prod(
-        *(torch.tensor([_middle(*window) for window in side]) for side in sides)
+        *(integers([_middle(*window) for window in side]) for side in sides)
     )
     if frame.keep is None:
         return plane
-    return plane[torch.tensor(frame.keep, dtype=torch.bool)]
+    return plane[torch.tensor(frame.keep, dtype=torch.bool, device="cpu")]
 
 
 def _middle(first: int, end: int) -> int:

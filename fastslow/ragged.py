@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Int, Int32, Shaped
 from torch import Tensor
 
+from fastslow._plans import integers
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ragged:
@@ -48,7 +50,7 @@ def pack_ragged(sequences: Sequence[Shaped[Tensor, " _ *feature"]]) -> Ragged:
     """
     if not sequences:
         raise ValueError("sequences is empty; at least one fixes dtype and shape")
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    lengths = integers([len(sequence) for sequence in sequences])
     return Ragged(
         values=torch.cat(list(sequences)),
         cu_seqlens=cu_seqlens_from_lengths(lengths).to(sequences[0].device),
@@ -87,7 +89,7 @@ def select_ragged(ragged: Ragged, sequences: Int[Tensor, " chosen"]) -> Ragged:
     Args:
         ragged: Sequences end to end.
         sequences: Numbers of the sequences to take, in any order; a number may stand
-            here more than once.
+            here more than once, and -1 is the last one.
 
     Returns:
         Those sequences end to end.
@@ -104,7 +106,7 @@ def select_ragged(ragged: Ragged, sequences: Int[Tensor, " chosen"]) -> Ragged:
     """
     lengths = lengths_from_cu_seqlens(ragged.cu_seqlens)[sequences]
     cu_seqlens = cu_seqlens_from_lengths(lengths)
-    shift = ragged.cu_seqlens[sequences] - cu_seqlens[:-1]
+    shift = ragged.cu_seqlens[:-1][sequences] - cu_seqlens[:-1]
     items = torch.repeat_interleave(shift, lengths)
     items += torch.arange(len(items), dtype=items.dtype, device=items.device)
     return Ragged(values=ragged.values[items], cu_seqlens=cu_seqlens)

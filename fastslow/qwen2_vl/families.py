@@ -128,10 +128,10 @@ def window_order(
         >>> window_order([(1, (2, 3))], 2)
         tensor([0, 1, 3, 4, 2, 5])
     """
-    parts, first = [torch.empty(0, dtype=torch.long)], 0
+    parts, first = [torch.empty(0, dtype=torch.long, device="cpu")], 0
     for frames, grid in clips:
         frame = _frame_order(grid, window)
-        starts = first + len(frame) * torch.arange(frames)
+        starts = first + len(frame) * torch.arange(frames, device="cpu")
         parts.append((starts[:, None] + frame).flatten())
         first += frames * len(frame)
     return torch.cat(parts)
@@ -141,7 +141,8 @@ def window_order(
 def _frame_order(grid: Grid, window: int) -> Tensor:
     """Give the raster numbers of one frame's tokens, window by window."""
     height, width = grid
-    row, column = torch.arange(height)[:, None], torch.arange(width)
+    row = torch.arange(height, device="cpu")[:, None]
+    column = torch.arange(width, device="cpu")
     per_row = -(-width // window)
     numbers = row // window * per_row + column // window
     return numbers.flatten().argsort(stable=True)

@@ -118,6 +118,7 @@ def plan_row(
         grid_thw=torch.tensor(
             [(frames, *(side * merge_size for side in grid)) for frames, grid in runs],
             dtype=torch.long,
+            device="cpu",
         ).reshape(-1, 3),
         tower=plan_tower(runs, merge_size=merge_size),
         pool=plan_pooling([(clip.grid, clip.schedule) for clip in layout.clips]),

@@ -241,6 +241,7 @@ def blank_clip(
         geometry.merge_size**2,
         3 * geometry.temporal_patch_size * geometry.patch_size**2,
         dtype=torch.uint8,
+        device="cpu",
     )
     return VideoSpan(grid=(1, 1), schedule=repeat_strides(1, (1,))), patches
 

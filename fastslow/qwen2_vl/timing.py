@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -164,5 +165,6 @@ def frame_times(
         >>> frame_times(4, seconds_per_frame=2 / 3, tokens_per_second=2)
         (0, 1, 2, 4)
     """
-    step = torch.tensor(seconds_per_frame, dtype=torch.float32) * tokens_per_second
-    return tuple((torch.arange(num_frames, dtype=torch.float32) * step).long().tolist())
+    single: Any = {"dtype": torch.float32, "device": "cpu"}
+    step = torch.tensor(seconds_per_frame, **single) * tokens_per_second
+    return tuple((torch.arange(num_frames, **single) * step).long().tolist())

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
+from fastslow._plans import integers
 from fastslow._typing import Grid
 from fastslow.qwen2_vl.families import Family
 from fastslow.qwen2_vl.preprocess import VisionGeometry, normalize_patches
@@ -69,11 +70,10 @@ def plan_tower(runs: Sequence[tuple[int, Grid]], *, merge_size: int = 2) -> Towe
         tensor([0, 4, 8], dtype=torch.int32)
     """
     grids = [(t, h * merge_size, w * merge_size) for t, (h, w) in runs]
-    positions = [torch.empty(0, 2, dtype=torch.long)]
+    positions = [torch.empty(0, 2, dtype=torch.long, device="cpu")]
     for frames, height, width in grids:
-        plane = torch.stack(
-            torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        )
+        sides = [torch.arange(side, device="cpu") for side in (height, width)]
+        plane = torch.stack(torch.meshgrid(*sides, indexing="ij"))
         positions.append(
             rearrange(
                 plane.expand(frames, -1, -1, -1),
@@ -83,9 +83,10 @@ def plan_tower(runs: Sequence[tuple[int, Grid]], *, merge_size: int = 2) -> Towe
             )
         )
     sizes = [height * width for frames, height, width in grids for _ in range(frames)]
+    lengths = integers(sizes)
     return TowerPlan(
         position_ids=torch.cat(positions),
-        cu_seqlens=cu_seqlens_from_lengths(torch.tensor(sizes, dtype=torch.long)),
+        cu_seqlens=cu_seqlens_from_lengths(lengths),
         max_seqlen=max(sizes, default=0),
     )
 

@@ -463,6 +463,31 @@ def test_key_heads_divide_the_heads() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ((1, 1, 9, 2), (1, 1, 9, 2)),
+        ((1, 1, 3, 2), (1, 1, 3, 2)),
+        ((2, 1, 4, 2), (2, 1, 4, 2)),
+        ((1, 1, 4, 2), (1, 1, 5, 2)),
+        ((1, 1, 4, 2), (1, 2, 4, 2)),
+    ],
+)
+def test_query_key_and_value_are_of_the_same_rows(
+    key: tuple[int, ...], value: tuple[int, ...]
+) -> None:
+    query = (1, 2, 4, 2)
+    shapes = [shape[:3] for shape in (query, key, value)]
+    with pytest.raises(ValueError) as error:
+        inspect.unwrap(interval_attention)(
+            *map(torch.zeros, (query, key, value)), ONE_FRAME.intervals
+        )
+    assert str(error.value) == (
+        f"query, key and value have {shapes} batches, heads and tokens; batches and "
+        "tokens must agree, and key and value have as many heads"
+    )
+
+
 @pytest.mark.parametrize("tile", [0, -128])
 def test_a_tile_holds_a_query(tile: int) -> None:
     with pytest.raises(ValueError) as error:

@@ -475,6 +475,16 @@ def test_predictions_and_targets_have_one_shape() -> None:
         )
 
 
+@pytest.mark.parametrize("shape", [(3, 1), (1,), (2,)])
+def test_each_token_has_one_weight(shape: tuple[int, ...]) -> None:
+    goal = goals([2, 1], 0)
+    with pytest.raises(ValueError) as error:
+        inspect.unwrap(next_frame_loss)(goal.values, goal, weights=torch.ones(shape))
+    assert str(error.value) == (
+        f"weights has shape {shape} but there are 3 tokens; each token has one weight"
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -1,7 +1,7 @@
 """Laws of ``fastslow._plans``."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -9,17 +9,36 @@ from hypothesis import given
 from torch import Tensor
 
 from fastslow import (
+    FrameWindow,
     Ragged,
+    Span,
     TextSpan,
     TokenLayout,
     VideoSpan,
+    best_fit_decreasing,
     build_layout,
     build_schedule,
+    fewest_bins_bound,
+    interval_attention,
+    interval_block_mask,
+    keep_tokens,
+    labelled_cross_entropy,
+    live_tiles,
+    next_frame_loss,
+    pack_ragged,
     plan_labels,
     plan_next_frame,
     plan_pooling,
+    pool_frames,
+    schedule_for_budget,
     schedule_from_strides,
+    slow_by_similarity,
+    stream_order,
     to_device,
+    varlen_plan,
+    video_positions,
+    visible_keys,
+    visible_pairs,
 )
 from fastslow.testing import strategies as fst
 
@@ -75,3 +94,71 @@ def test_plans_stay_frozen() -> None:
     moved = to_device(plan_pooling([((2, 2), build_schedule(1))]), torch.device("meta"))
     with pytest.raises(dataclasses.FrozenInstanceError):
         moved.cells = torch.zeros(1)  # type: ignore[misc]
+
+
+STRIDES = schedule_from_strides((1, 2, 2))
+CLIP = VideoSpan(
+    grid=(2, 3),
+    schedule=keep_tokens(STRIDES, [None, [True, False], [True, True]]),
+    times=(0, 2, 5),
+    between=((7,), (7, 8)),
+)
+SAMPLE: Sequence[Span] = [TextSpan(token_ids=(5, 6)), CLIP, TextSpan(token_ids=(5,))]
+LAYOUT = build_layout([SAMPLE, SAMPLE], video_token_id=9)
+VISIBLE = visible_keys(LAYOUT, FrameWindow(frames=1))
+FEATURES = torch.arange(24.0).reshape(2, 2, 3, 2)
+GOAL = pack_ragged([torch.ones(2, 3), torch.eye(3)])
+HEADS = torch.ones(1, 1, len(VISIBLE.start), 2)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: build_layout([SAMPLE], video_token_id=9),
+        lambda: plan_labels(LAYOUT),
+        lambda: [
+            plan_next_frame(LAYOUT, pairing="source_grid"),
+            plan_next_frame(LAYOUT, pairing="common_grid"),
+            plan_next_frame(LAYOUT, pairing="frame_mean"),
+        ],
+        lambda: plan_pooling([(CLIP.grid, CLIP.schedule)]),
+        lambda: plan_pooling([(CLIP.grid, STRIDES)], mode="bilinear"),
+        lambda: video_positions(CLIP.grid, CLIP.schedule, times=CLIP.times),
+        lambda: pool_frames(FEATURES, (1, 2), mode="max"),
+        lambda: slow_by_similarity(torch.eye(3, device="cpu"), 0.5),
+        lambda: schedule_for_budget(3, CLIP.grid, 12),
+        lambda: visible_keys(LAYOUT, FrameWindow(frames=1, keep_slow=True)),
+        lambda: [varlen_plan(visible_keys(LAYOUT)), live_tiles(VISIBLE)],
+        lambda: list(interval_block_mask(VISIBLE).as_tuple()[:6]),
+        lambda: interval_attention(HEADS, HEADS, HEADS, VISIBLE),
+        lambda: next_frame_loss(GOAL.values, GOAL, weights=GOAL.values[:, 0]),
+        lambda: visible_pairs(VISIBLE),
+        lambda: labelled_cross_entropy(
+            GOAL.values[LAYOUT.input_ids % 5],
+            GOAL.values.repeat(3, 1),
+            plan_labels(LAYOUT),
+        ),
+        lambda: [best_fit_decreasing([3, 4, 5], 8), fewest_bins_bound([3, 4, 5], 8)],
+        lambda: stream_order(4, seed=1, epoch=0, groups=(0, 1, 0, 1)),
+    ],
+)
+def test_the_default_device_decides_nothing(work: Callable[[], object]) -> None:
+    with torch.device("meta"):
+        found = work()
+    assert_equal(found, work())
+
+
+def assert_equal(found: object, expected: object) -> None:
+    """Hold two results against each other, down to the devices of their tensors."""
+    if isinstance(expected, list | tuple):
+        assert isinstance(found, list | tuple)
+        for each, other in zip(found, expected, strict=True):
+            assert_equal(each, other)
+    elif dataclasses.is_dataclass(expected) or isinstance(expected, Tensor):
+        there = dict(tensors(expected))
+        for name, tensor in tensors(found):
+            assert tensor.device == there[name].device
+            assert torch.equal(tensor, there.pop(name))
+        assert not there
+    else:
+        assert found == expected

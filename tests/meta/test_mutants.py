@@ -81,8 +81,8 @@ MUTANTS = [
     ),
     Mutant(
         "ragged",
-        "ragged.cu_seqlens[sequences] - cu_seqlens[:-1]",
-        "ragged.cu_seqlens[sequences] - cu_seqlens[1:]",
+        "ragged.cu_seqlens[:-1][sequences] - cu_seqlens[:-1]",
+        "ragged.cu_seqlens[:-1][sequences] - cu_seqlens[1:]",
         "ragged.py -k select_ragged__",
     ),
     Mutant(

@@ -90,9 +90,7 @@ def test_generate_answers__cache_free(
     found = generate_answers(
         model, patches_of(plan), plan, end_token_ids=[END], max_new_tokens=9
     )
-    expected = [
-        read_anew(model, prompt, lay, 9, **how) for prompt in PROMPTS
-    ]
+    expected = [read_anew(model, prompt, lay, 9, **how) for prompt in PROMPTS]
     assert [list(answer) for answer in found] == expected
     assert len({tuple(answer) for answer in expected}) > 1
 

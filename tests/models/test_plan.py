@@ -9,10 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastslow import Span, TextSpan, VideoSpan, count_tokens
-from fastslow.qwen2_vl import RowPlan, plan_row
+from fastslow import Span, TextSpan, VideoSpan, build_schedule, count_tokens
+from fastslow.qwen2_vl import (
+    RowPlan,
+    VisionGeometry,
+    blank_clip,
+    frame_times,
+    patchify_clip,
+    plan_row,
+    window_order,
+)
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
+from tests.laws.test_plans import assert_equal
 
 rows = fst.packed_samples()
 
@@ -133,3 +142,25 @@ def test_a_row_without_tokens_is_refused() -> None:
         plan([])
     with pytest.raises(ValueError, match="length is 0 but the samples have 1 tokens"):
         plan([[TextSpan(token_ids=(1,))]], padding=-1)
+
+
+def test_the_default_device_decides_nothing() -> None:
+    clip = VideoSpan(
+        grid=(2, 3), schedule=build_schedule(3, slow_stride=1, fast_stride=2)
+    )
+    sample = [TextSpan(token_ids=(5,)), clip, TextSpan(token_ids=(5,), trained=True)]
+    frames = torch.zeros(6, 3, 112, 168, dtype=torch.uint8)
+
+    def work() -> list[object]:
+        geometry = VisionGeometry()
+        return [
+            plan_row([sample], video_token_id=9),
+            window_order([(2, (3, 7))], 2),
+            frame_times(3, seconds_per_frame=0.5, tokens_per_second=4),
+            patchify_clip(frames, geometry),
+            blank_clip(geometry),
+        ]
+
+    with torch.device("meta"):
+        found = work()
+    assert_equal(found, work())
