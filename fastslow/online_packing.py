@@ -85,7 +85,8 @@ def stream_order(
     """Shuffle the items of one pass of a stream.
 
     With groups, one group comes after another, both in random order: items that lie in
-    one archive are read while it is at hand.
+    one archive are read while it is at hand. The last orders are kept, for groups that
+    are the same object.
 
     Args:
         num_items: Number of items.
@@ -110,12 +111,7 @@ def stream_order(
         >>> {order[:2], order[2:]} <= {(0, 2), (2, 0), (1, 3), (3, 1)}
         True
     """
-    if groups is not None and (len(groups) != num_items or min(groups, default=0) < 0):
-        raise ValueError(
-            f"groups has {len(groups)} entries, at least {min(groups, default=0)}; it "
-            f"must have {num_items}, counted from 0"
-        )
-    return _shuffled(num_items, seed, epoch, groups)
+    return _shuffled(num_items, seed, epoch, _Same(groups))
 
 
 def next_bin(
@@ -200,11 +196,32 @@ def _fill_up(negated: list[int], place: int, free: int) -> tuple[list[int], int]
     return places, free
 
 
+class _Same:
+    """Tells groups apart by which object they are.
+
+    A stream asks for the order of its pass with every bin, and a million groups take
+    milliseconds to hash.
+    """
+
+    def __init__(self, groups: tuple[int, ...] | None) -> None:
+        self.groups = groups
+
+    def __hash__(self) -> int:
+        return id(self.groups)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.groups is other.groups
+
+
 @lru_cache(maxsize=4)
-def _shuffled(
-    count: int, seed: int, epoch: int, groups: tuple[int, ...] | None
-) -> tuple[int, ...]:
+def _shuffled(count: int, seed: int, epoch: int, same: _Same) -> tuple[int, ...]:
     """Give the order of one pass."""
+    groups = same.groups
+    if groups is not None and (len(groups) != count or min(groups, default=0) < 0):
+        raise ValueError(
+            f"groups has {len(groups)} entries, at least {min(groups, default=0)}; it "
+            f"must have {count}, counted from 0"
+        )
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     order = torch.randperm(count, generator=generator, device="cpu")
     if groups is not None:

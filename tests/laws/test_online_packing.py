@@ -1,6 +1,7 @@
 """Packing a stream: what leaves the window, when, and from which state."""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
 
@@ -263,3 +264,20 @@ def test_a_stream_leaves_its_arguments_alone() -> None:
     next_bin(lengths, 8, state, window=3, seed=0)
     assert lengths == [3, 6, 5, 2]
     assert state == StreamState(waiting=(1, 2))
+
+
+def test_groups_are_read_once_a_pass() -> None:
+    class Watched(tuple[int, ...]):
+        __hash__ = None  # type: ignore[assignment]
+        reads = 0
+
+        def __iter__(self) -> Iterator[int]:
+            Watched.reads += 1
+            return super().__iter__()
+
+    groups, state = Watched((0, 1) * 10), StreamState()
+    reads = set()
+    for _ in range(15):
+        _, state = next_bin([1] * 20, 1, state, window=2, seed=0, groups=groups)
+        reads.add(Watched.reads)
+    assert (state.epoch, len(reads)) == (0, 1)
