@@ -15,7 +15,13 @@ from fastslow.accounting import (
     visible_pairs,
 )
 from fastslow.attention import interval_attention
-from fastslow.balancing import Balanced, balance, imbalance, imbalance_bound
+from fastslow.balancing import (
+    Balanced,
+    balance,
+    deal_rounds,
+    imbalance,
+    imbalance_bound,
+)
 from fastslow.block_masks import frame_causal_block_mask, interval_block_mask
 from fastslow.buckets import bucket_length
 from fastslow.budgets import schedule_for_budget, slow_frames_for_budget
@@ -135,6 +141,7 @@ __all__ = [
     "copy_skill",
     "count_tokens",
     "cu_seqlens_from_lengths",
+    "deal_rounds",
     "dense_mask",
     "describe_schedule",
     "direction_spread",

@@ -93,6 +93,57 @@ def balance(
     )
 
 
+def deal_rounds(costs: Sequence[float], num_ranks: int) -> tuple[tuple[int, ...], ...]:
+    """Deal items in rounds, one to each rank, so that ranks hardly wait for each other.
+
+    Under FSDP every block of the model is gathered by all ranks together, so in each
+    forward and backward pass all of them wait for the one with the costliest row. Items
+    of like cost therefore share a round: the costliest of all are the first one. In a
+    round the costliest goes to the rank whose items cost least so far.
+
+    Args:
+        costs: Cost of each item in any unit, at least 0.
+        num_ranks: Ranks, at least 1; it divides the number of items.
+
+    Returns:
+        Rounds, each with the item of every rank.
+
+    Raises:
+        ValueError: If a number is out of range, or the items do not fill the rounds.
+
+    Laws:
+        partition: every item comes once: ``sorted(sum(rounds, ())) == list(range(n))``
+        least: of all ways to deal, ranks that wait in every round for its costliest
+            item take least time: ``sum(max(costs[i] for i in r) for r in rounds) ==
+            reference.least_rounds(costs, m)``
+        falling: no item costs more than one of a round before: ``min(costs[i] for i in
+            rounds[k]) >= max(costs[i] for i in rounds[k + 1])``
+        even: in all, two ranks differ by no more than two items of some round do:
+            ``max(loads) - min(loads) <= max(max(costs[i] for i in r) - min(costs[i] for
+            i in r) for r in rounds)``
+
+    Example:
+        >>> deal_rounds([9, 1, 8, 2], 2)
+        ((0, 2), (1, 3))
+    """
+    _check_costs(costs)
+    _check_ranks(num_ranks)
+    if len(costs) % num_ranks:
+        raise ValueError(
+            f"costs has {len(costs)} items, which {num_ranks} ranks cannot share; "
+            "their number must divide it"
+        )
+    order = sorted(range(len(costs)), key=costs.__getitem__, reverse=True)
+    loads, rounds = [0.0] * num_ranks, []
+    for first in range(0, len(order), num_ranks):
+        ranks = sorted(range(num_ranks), key=loads.__getitem__)
+        dealt = dict(zip(ranks, order[first : first + num_ranks], strict=True))
+        for rank, item in dealt.items():
+            loads[rank] += costs[item]
+        rounds.append(tuple(dealt[rank] for rank in range(num_ranks)))
+    return tuple(rounds)
+
+
 def imbalance(costs_per_rank: Sequence[float]) -> float:
     """Divide the cost of the costliest rank by the mean cost.
 

@@ -1,6 +1,7 @@
 """Laws of ``fastslow.balancing``."""
 
 from fractions import Fraction
+from itertools import pairwise
 from math import inf, nan
 from random import Random
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastslow import Balanced, balance, imbalance, imbalance_bound
+from fastslow import Balanced, balance, deal_rounds, imbalance, imbalance_bound
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
 
@@ -18,6 +19,13 @@ problems = fst.balancing_problems()
 costs_lists = st.lists(st.integers(0, 30), max_size=12)
 few_costs = st.lists(st.integers(0, 30), max_size=6)
 rank_counts = st.integers(1, 4)
+
+
+few_rounds = st.builds(
+    lambda costs, ranks: (costs[: len(costs) // ranks * ranks], ranks),
+    few_costs,
+    rank_counts,
+)
 
 
 def share_out(problem: Problem) -> Balanced:
@@ -183,6 +191,47 @@ def test_an_exchange_may_make_room_for_an_item_that_was_left() -> None:
     assert balanced == Balanced(ranks=((1, 2, 4), (0, 3)), left=())
 
 
+@given(few_rounds)
+def test_deal_rounds__partition(problem: tuple[list[int], int]) -> None:
+    costs, num_ranks = problem
+    rounds = deal_rounds(costs, num_ranks)
+    assert sorted(item for row in rounds for item in row) == list(range(len(costs)))
+    assert all(len(row) == num_ranks for row in rounds)
+
+
+@given(few_rounds)
+def test_deal_rounds__least(problem: tuple[list[int], int]) -> None:
+    costs, num_ranks = problem
+    taken = sum(max(costs[i] for i in row) for row in deal_rounds(costs, num_ranks))
+    assert taken == reference.least_rounds(costs, num_ranks)
+
+
+@given(few_rounds)
+def test_deal_rounds__falling(problem: tuple[list[int], int]) -> None:
+    costs, num_ranks = problem
+    for before, after in pairwise(deal_rounds(costs, num_ranks)):
+        assert min(costs[i] for i in before) >= max(costs[i] for i in after)
+
+
+@given(few_rounds)
+@example(([9, 5, 4, 1], 2))
+def test_deal_rounds__even(problem: tuple[list[int], int]) -> None:
+    costs, num_ranks = problem
+    rounds = deal_rounds(costs, num_ranks)
+    loads = [sum(costs[row[rank]] for row in rounds) for rank in range(num_ranks)]
+    dealt = [[costs[i] for i in row] for row in rounds]
+    apart = max((max(row) - min(row) for row in dealt), default=0)
+    assert max(loads) - min(loads) <= apart
+
+
+def test_rounds_that_cannot_be_filled_are_refused() -> None:
+    with pytest.raises(ValueError) as error:
+        deal_rounds([1, 2, 3], 2)
+    assert str(error.value) == (
+        "costs has 3 items, which 2 ranks cannot share; their number must divide it"
+    )
+
+
 def test_no_items_leave_every_rank_empty() -> None:
     assert balance([], 2) == Balanced(ranks=((), ()), left=())
 
@@ -196,6 +245,7 @@ def test_a_cost_out_of_range_is_named(cost: float) -> None:
     message = f"cost 1 is {cost}; it must be finite, at least 0"
     for act in (
         lambda: balance([1.0, cost], 2),
+        lambda: deal_rounds([1.0, cost], 2),
         lambda: imbalance([1.0, cost]),
         lambda: imbalance_bound([1.0, cost], 2),
     ):
@@ -205,7 +255,11 @@ def test_a_cost_out_of_range_is_named(cost: float) -> None:
 
 
 def test_a_number_of_ranks_below_one_is_named() -> None:
-    for act in (lambda: balance([1], 0), lambda: imbalance_bound([1], 0)):
+    for act in (
+        lambda: balance([1], 0),
+        lambda: deal_rounds([1], 0),
+        lambda: imbalance_bound([1], 0),
+    ):
         with pytest.raises(ValueError) as error:
             act()
         assert str(error.value) == "num_ranks is 0; it must be at least 1"

@@ -248,6 +248,12 @@ MUTANTS = [
         "balancing.py -k balance__",
     ),
     Mutant(
+        "balancing",
+        "sorted(range(num_ranks), key=loads.__getitem__)",
+        "range(num_ranks)",
+        "balancing.py -k deal_rounds__",
+    ),
+    Mutant(
         "content",
         "differs = (~(similarity >= threshold)).tolist()",
         "differs = (~(similarity > threshold)).tolist()",

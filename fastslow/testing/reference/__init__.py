@@ -12,7 +12,11 @@ from fastslow.testing.reference.accounting import (
     count_pairs,
     count_run_pairs,
 )
-from fastslow.testing.reference.balancing import greedy_ranks, least_peak
+from fastslow.testing.reference.balancing import (
+    greedy_ranks,
+    least_peak,
+    least_rounds,
+)
 from fastslow.testing.reference.buckets import bucket_lengths
 from fastslow.testing.reference.frames import (
     Schedule,
@@ -83,6 +87,7 @@ __all__ = [
     "labelled_rows",
     "layout",
     "least_peak",
+    "least_rounds",
     "next_frame_loss",
     "next_frame_pairs",
     "plain_frame",

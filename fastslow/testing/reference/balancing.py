@@ -1,7 +1,7 @@
 """Ranks, item by item."""
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import permutations, product
 
 
 def greedy_ranks(
@@ -36,3 +36,14 @@ def least_peak(costs: Sequence[int], num_ranks: int) -> int:
             loads[rank] += cost
         peaks.append(max(loads))
     return min(peaks)
+
+
+def least_rounds(costs: Sequence[int], num_ranks: int) -> int:
+    """Find the least sum of the costliest items of all rounds, one item a rank.
+
+    Every order of the items is tried, cut into rounds.
+    """
+    return min(
+        sum(max(row[i : i + num_ranks]) for i in range(0, len(row), num_ranks))
+        for row in permutations(costs)
+    )
