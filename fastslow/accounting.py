@@ -17,7 +17,7 @@ from fastslow.masks import KeyIntervals
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """What a sample costs, in FLOPs of the forward pass.
+    """What a sample costs, in FLOPs.
 
     Attributes:
         per_token: Work on each token of the language model.
@@ -207,7 +207,7 @@ def sample_cost(model: CostModel, *, tokens: int, pairs: int, patches: int) -> i
         patches: Its patches that enter the vision tower, before pooling.
 
     Returns:
-        FLOPs of the forward pass.
+        FLOPs of what the terms count.
 
     Laws:
         terms: one token, pair or patch costs its term: ``sample_cost(c, tokens=t,
@@ -244,7 +244,7 @@ def transformer_cost(
     num_layers: int,
     vision_parameters: int,
 ) -> CostModel:
-    """Estimate a model's cost from its size.
+    """Estimate the cost of a model's forward pass from its size.
 
     Every weight of a linear layer takes 2 FLOPs for each token. Of attention only
     what grows with pairs is added. The vision tower's own attention is left out.

@@ -3,7 +3,7 @@
 from fastslow.qwen2_vl.attention import ATTENTION_NAME
 from fastslow.qwen2_vl.chat import encode_conversation
 from fastslow.qwen2_vl.families import Family, family_of, window_order
-from fastslow.qwen2_vl.flops import StepFlops, step_flops
+from fastslow.qwen2_vl.flops import StepFlops, step_cost, step_flops
 from fastslow.qwen2_vl.generation import generate_answers
 from fastslow.qwen2_vl.model import FastSlowOutput, FastSlowQwen2VL
 from fastslow.qwen2_vl.plan import RowPlan, plan_row
@@ -46,6 +46,7 @@ __all__ = [
     "plan_row",
     "plan_tower",
     "smart_resize",
+    "step_cost",
     "step_flops",
     "timestamp_texts",
     "window_order",

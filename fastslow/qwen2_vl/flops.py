@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fastslow.accounting import attention_flops, visible_pairs
+from fastslow.accounting import CostModel, attention_flops, visible_pairs
 from fastslow.qwen2_vl.model import FastSlowQwen2VL
 from fastslow.qwen2_vl.plan import RowPlan
 
@@ -62,23 +62,43 @@ def step_flops(model: FastSlowQwen2VL, plan: RowPlan) -> StepFlops:
         additive: a pack has the FLOPs of its samples: ``step_flops(a ++ b) ==
             step_flops(a) + step_flops(b)``
     """
-    visual, language = model.backbone.model.visual, model.backbone.model.language_model
-    window = model.family.window
-    tower, seen = _tower(visual, plan, window)
-    if model.target_tower is not None:
-        tower += _tower(model.target_tower, plan, window)[0]
-    seen |= _trains(language.embed_tokens)
+    merge = model.backbone.model.visual.spatial_merge_size
+    patches = int(plan.grid_thw.prod(1).sum())
+    pairs = _frame_pairs(plan, merge, model.family.window)
+    tower, seen = _towers(model, patches, *pairs)
     tokens = int((plan.layout.segment_ids >= 0).sum())
-    pairs = visible_pairs(plan.visible)
-    language_model = 0
-    for layer in language.layers:
-        flops, seen = _block(layer, rows=tokens, pairs=pairs, before=seen)
-        language_model += flops
-    seen |= _trains(language.norm)
+    language_model, seen = _language_model(
+        model, tokens, visible_pairs(plan.visible), before=seen
+    )
     output = _weights(model.backbone.lm_head, len(plan.labels.rows), before=seen)
     predicting = len(plan.next_frame.rows) if model.predicts_next_frame else 0
     ahead, _ = _block(model.next_frame_head, rows=predicting, before=seen)
     return StepFlops(tower=tower, language_model=language_model, heads=output + ahead)
+
+
+def step_cost(model: FastSlowQwen2VL) -> CostModel:
+    """Tell what each token, pair and patch adds to a step: ``step_flops`` in short.
+
+    With it the cost of a row is known before the row is planned, and ``deal_rounds``
+    can deal rows of like cost. What depends on more than three counts is left out: the
+    tower's attention, which the sizes of frames decide, and the heads.
+
+    Args:
+        model: As ``step_flops`` takes it.
+
+    Returns:
+        FLOPs of the forward and the backward pass for each.
+
+    Laws:
+        matches_step_flops: equals ``step_flops`` without what is left out:
+            ``sample_cost(step_cost(model), tokens=n, pairs=p, patches=q) ==
+            flops.language_model + flops.tower - tower attention``
+    """
+    merged = model.backbone.model.visual.spatial_merge_size**2
+    patches, seen = _towers(model, merged, 0, 0)
+    token, _ = _language_model(model, 1, 0, before=seen)
+    pair, _ = _language_model(model, 0, 1, before=seen)
+    return CostModel(per_token=token, per_pair=pair, per_patch=patches // merged)
 
 
 _STAGES = (
@@ -94,10 +114,38 @@ _STAGES = (
 read the same input."""
 
 
-def _tower(tower: Any, plan: RowPlan, window: int | None) -> tuple[int, bool]:
-    """Count a tower's FLOPs; tell whether its output has a gradient."""
-    patches, merge = int(plan.grid_thw.prod(1).sum()), tower.spatial_merge_size
-    whole, windowed = _frame_pairs(plan, merge, window)
+def _towers(
+    model: FastSlowQwen2VL, patches: int, whole: int, windowed: int
+) -> tuple[int, bool]:
+    """Count the FLOPs of the tower and its copy; tell if its output has a gradient."""
+    flops, seen = _tower(model.backbone.model.visual, patches, whole, windowed)
+    if model.target_tower is not None:
+        flops += _tower(model.target_tower, patches, whole, windowed)[0]
+    return flops, seen
+
+
+def _language_model(
+    model: FastSlowQwen2VL, tokens: int, pairs: int, *, before: bool
+) -> tuple[int, bool]:
+    """Count the FLOPs of the layers; tell whether what they give has a gradient."""
+    language, total = model.backbone.model.language_model, 0
+    seen = before or _trains(language.embed_tokens)
+    for layer in language.layers:
+        flops, seen = _block(layer, rows=tokens, pairs=pairs, before=seen)
+        total += flops
+    return total, seen or _trains(language.norm)
+
+
+def _tower(tower: Any, patches: int, whole: int, windowed: int) -> tuple[int, bool]:
+    """Count a tower's FLOPs; tell whether its output has a gradient.
+
+    Args:
+        tower: The tower.
+        patches: Patches that it embeds.
+        whole: Pairs of a layer that attends over whole frames.
+        windowed: Pairs of one that attends within windows.
+    """
+    merge = tower.spatial_merge_size
     flops = _weights(tower.patch_embed, patches, before=False)
     seen = any(
         _trains(part) for name, part in tower.named_children() if "embed" in name

@@ -12,13 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastslow import (
     TextSpan,
     VideoSpan,
+    count_tokens,
     next_frame_loss,
+    sample_cost,
     scale_fast_frames,
     schedule_from_strides,
     visible_pairs,
 )
 from fastslow.accounting import attention_flops
-from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, step_flops
+from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, step_cost, step_flops
 from recipes.edge.distributed import process_group
 from recipes.edge.lora import add_adapters
 
@@ -109,9 +111,8 @@ def frames_of(plan: RowPlan, window: int | None) -> tuple[int, int]:
     return whole, windowed
 
 
-def attention_of(model: FastSlowQwen2VL, plan: RowPlan) -> int:
-    """Count attention layer by layer, from the configuration."""
-    text = model.backbone.config.text_config
+def tower_attention(model: FastSlowQwen2VL, plan: RowPlan) -> int:
+    """Count the tower's attention layer by layer, from its blocks."""
     tower = model.backbone.model.visual
     whole, windowed = frames_of(plan, model.family.window)
     pairs = [
@@ -128,8 +129,14 @@ def attention_of(model: FastSlowQwen2VL, plan: RowPlan) -> int:
     )
     if model.target_tower is not None:
         flops += sum(attention_flops(n, num_heads=1, head_dim=width) for n in pairs)
+    return flops
+
+
+def attention_of(model: FastSlowQwen2VL, plan: RowPlan) -> int:
+    """Count attention layer by layer, from the configuration."""
+    text = model.backbone.config.text_config
     layers = model.backbone.model.language_model
-    return flops + attention_flops(
+    return tower_attention(model, plan) + attention_flops(
         visible_pairs(plan.visible),
         num_heads=text.num_attention_heads,
         head_dim=text.hidden_size // text.num_attention_heads,
@@ -170,6 +177,26 @@ def test_step_flops__matches_pairs(
     with FlopCounterMode(display=False) as counter:
         visual(patches, grid_thw=plan.grid_thw)
     assert step_flops(model, plan).tower == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("choose", TRAINED, ids=lambda choose: choose.__name__)
+def test_step_cost__matches_step_flops(
+    family: str,
+    choose: Callable[[FastSlowQwen2VL], None],
+    make_family: Callable[..., Any],
+    lay: Callable[..., RowPlan],
+) -> None:
+    model, plan = FastSlowQwen2VL(make_family(family)), lay([SCALED, SAMPLE], padding=3)
+    choose(model)
+    flops = step_flops(model, plan)
+    cost = sample_cost(
+        step_cost(model),
+        tokens=sum(count_tokens(sample) for sample in (SCALED, SAMPLE)),
+        pairs=visible_pairs(plan.visible),
+        patches=int(plan.grid_thw.prod(1).sum()),
+    )
+    assert cost == flops.total - flops.heads - tower_attention(model, plan)
 
 
 def test_step_flops__padding_is_free(
