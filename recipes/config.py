@@ -82,7 +82,9 @@ class Config:
     """Times that many rows; the product is the number of packed rows of each rank in
     one optimizer step, however it is split in two."""
     learning_rate: float = 2e-5
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW, whose betas are 0.9 and 0.95."""
+    weight_decay: float = 0.0
+    """AdamW's decay of matrices; norms and biases have none."""
     warmup_steps: int = 100
     """Steps of linear warm-up before the cosine."""
     max_grad_norm: float = 1.0
@@ -177,6 +179,7 @@ BOUNDS = {
     "per_device_train_batch_size": (1, math.inf),
     "gradient_accumulation_steps": (1, math.inf),
     "learning_rate": (0, math.inf),
+    "weight_decay": (0, math.inf),
     "warmup_steps": (0, math.inf),
     "max_grad_norm": (0, math.inf),
     "max_skipped_steps": (0, math.inf),

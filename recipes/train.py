@@ -33,6 +33,7 @@ from recipes.edge.lora import merge_adapters, reset_adapters
 from recipes.edge.metrics import RunLog
 from recipes.edge.optimization import (
     SkippedSteps,
+    build_optimizer,
     clip_gradients,
     count_skipped,
     warmup_cosine,
@@ -124,9 +125,9 @@ def prepare(config: Config, world: World) -> Run:
         config=config,
         data=data,
         model=model,
-        optimizer=torch.optim.AdamW(
-            [weight for weight in model.parameters() if weight.requires_grad],
-            betas=(0.9, 0.95),
+        optimizer=build_optimizer(
+            model,
+            weight_decay=config.weight_decay,
             fused=world.device.type == "cuda",
         ),
         quarantine=Quarantine(

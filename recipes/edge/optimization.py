@@ -13,7 +13,7 @@ from recipes.edge.shards import local_part
 
 
 def warmup_cosine(step: int, *, peak: float, warmup: int, total: int) -> float:
-    """Warm up linearly, then follow a cosine to zero.
+    """Warm up linearly, then follow a cosine that is zero a step after the last.
 
     Args:
         step: Optimizer step, from 1 to ``total``.
@@ -25,12 +25,40 @@ def warmup_cosine(step: int, *, peak: float, warmup: int, total: int) -> float:
         The learning rate of the step.
 
     Example:
-        >>> [warmup_cosine(s, peak=1.0, warmup=2, total=4) for s in (1, 2, 3, 4)]
-        [0.5, 1.0, 0.5, 0.0]
+        >>> steps = {"peak": 1.0, "warmup": 2, "total": 4}
+        >>> rates = [warmup_cosine(step, **steps) for step in (1, 2, 3, 4)]
+        >>> [round(rate, 2) for rate in rates]
+        [0.5, 1.0, 0.75, 0.25]
     """
     if step <= warmup:
         return peak * step / warmup
-    return peak * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+    share = (step - warmup) / (total - warmup + 1)
+    return peak * (1 + math.cos(math.pi * share)) / 2
+
+
+def build_optimizer(
+    model: nn.Module, *, weight_decay: float, fused: bool
+) -> torch.optim.AdamW:
+    """Make the optimizer of everything that trains.
+
+    Args:
+        model: Its parameters on the device where they are updated.
+        weight_decay: Decay of matrices; norms and biases have none.
+        fused: Whether all parameters are updated in one kernel.
+
+    Returns:
+        AdamW with betas of 0.9 and 0.95. Its learning rate is set with every step.
+    """
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [w for w in trained if w.ndim > 1], "weight_decay": weight_decay},
+        {"params": [w for w in trained if w.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        betas=(0.9, 0.95),
+        fused=fused,
+    )
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> float:

@@ -1,4 +1,4 @@
-"""Gradient norms and steps that are better not taken, on one rank."""
+"""Learning rates, decay, gradient norms and skipped steps, on one rank."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,13 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from recipes.edge.distributed import World, process_group
-from recipes.edge.optimization import SkippedSteps, clip_gradients, count_skipped
+from recipes.edge.optimization import (
+    SkippedSteps,
+    build_optimizer,
+    clip_gradients,
+    count_skipped,
+    warmup_cosine,
+)
 
 
 @pytest.fixture
@@ -31,6 +37,43 @@ def make_model(scale: float) -> nn.Sequential:
         if parameter.requires_grad:
             parameter.grad = scale * torch.randn(parameter.shape)
     return model
+
+
+@given(total=st.integers(1, 200), warmup=st.integers(0, 200))
+def test_every_step_trains(total: int, warmup: int) -> None:
+    rates = [
+        warmup_cosine(step, peak=0.5, warmup=warmup, total=total)
+        for step in range(1, total + 1)
+    ]
+    assert all(0 < rate <= 0.5 for rate in rates)
+    rises, falls = rates[:warmup], rates[max(warmup - 1, 0) :]
+    assert rises == sorted(rises)
+    assert falls == sorted(falls, reverse=True)
+    assert total < warmup or warmup == 0 or max(rates) == 0.5
+
+
+def test_matrices_decay_and_nothing_else() -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))
+    model[2].requires_grad_(False)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    optimizer = build_optimizer(model, weight_decay=0.5, fused=False)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
+    optimizer.step()
+    for name, weight in model.named_parameters():
+        left = 0.95 if name == "0.weight" else 1.0
+        torch.testing.assert_close(weight, left * before[name], rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_model_may_have_parameters_of_one_kind(lost: int) -> None:
+    model = nn.Linear(3, 5)
+    for weight in model.parameters():
+        weight.requires_grad_(weight.ndim != lost)
+    (group,) = build_optimizer(model, weight_decay=0.5, fused=False).param_groups
+    assert [weight.ndim for weight in group["params"]] == [3 - lost]
 
 
 @given(

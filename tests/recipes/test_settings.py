@@ -68,6 +68,7 @@ def configs(draw: st.DrawFn) -> Config:
         "min_pixels": st.just(low),
         "max_pixels": st.just(high),
         "learning_rate": numbers,
+        "weight_decay": numbers,
         "loss_weight": numbers,
         "archives_on_disk": st.just(0) | st.integers(3, 10**9),
         "assumed_mfu": st.floats(1e-6, 1),
