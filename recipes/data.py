@@ -19,7 +19,8 @@ from recipes.edge.data_files import list_subsets
 from recipes.edge.distributed import World
 from recipes.edge.index import Sample, SampleIndex, join_samples, write_index
 from recipes.edge.pretrained import read_config, read_tokenizer
-from recipes.edge.samples import ClipSettings, PlannedSamples, plan_samples
+from recipes.edge.sample_set import PlannedSamples, plan_samples
+from recipes.edge.samples import ClipSettings
 from recipes.edge.tiny import train_tokenizer
 from recipes.edge.weights import find_weights
 

@@ -39,7 +39,7 @@ from recipes.edge.distributed import (
 )
 from recipes.edge.index import Sample, join_samples, write_index
 from recipes.edge.pretrained import read_tokenizer
-from recipes.edge.samples import PlannedSamples, plan_samples
+from recipes.edge.sample_set import PlannedSamples, plan_samples
 from recipes.edge.scoring import score_answer, summarise_scores
 from recipes.edge.settings import settings_as_json
 from recipes.edge.weights import find_weights

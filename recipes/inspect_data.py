@@ -30,7 +30,8 @@ from recipes.edge.conversations import BadSample
 from recipes.edge.index import Clip
 from recipes.edge.published import model_config
 from recipes.edge.sample_picture import draw_sample
-from recipes.edge.samples import PlannedSample, PlannedSamples
+from recipes.edge.sample_set import PlannedSamples
+from recipes.edge.samples import PlannedSample
 from recipes.preview import plan_dataset
 from recipes.qwen2vl_7b import QWEN2VL_7B
 

@@ -19,12 +19,8 @@ from recipes.edge.dry_run import Plan, first_that_fits, fits, forecast, report
 from recipes.edge.index import SampleIndex
 from recipes.edge.pretrained import read_tokenizer
 from recipes.edge.published import model_config
-from recipes.edge.samples import (
-    ClipSettings,
-    PlannedSamples,
-    plan_samples,
-    schedule_clip,
-)
+from recipes.edge.sample_set import PlannedSamples, plan_samples
+from recipes.edge.samples import ClipSettings, schedule_clip
 from recipes.edge.tiny import train_tokenizer
 
 LEARNT_WORDS = 16_000

@@ -13,8 +13,8 @@ from itertools import islice
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from fastslow import StreamState, next_frame_loss, to_device
-from fastslow.qwen2_vl import FastSlowQwen2VL
+from fastslow import next_frame_loss, to_device
+from fastslow.qwen2_vl import FastSlowQwen2VL, step_cost
 from recipes.command_line import parse_command_line
 from recipes.config import FREE_TO_CHANGE, SETTINGS_FILE, Config, settings_before
 from recipes.data import Data, plan_data
@@ -28,7 +28,7 @@ from recipes.edge.distributed import (
 )
 from recipes.edge.export import export_pretrained
 from recipes.edge.held_out import held_out_accuracy
-from recipes.edge.loader import PackedRows, Row, stream_rows
+from recipes.edge.loader import Dealing, PackedRows, Row, stream_rows
 from recipes.edge.lora import merge_adapters, reset_adapters
 from recipes.edge.metrics import RunLog
 from recipes.edge.optimization import (
@@ -169,7 +169,7 @@ def train(
     """
     config = run.config
     rows_per_rank = progress.rows_per_step // run.world.size
-    batches = row_stream(run, progress.stream)
+    batches = row_stream(run, progress)
     for step in range(progress.step + 1, config.max_steps + 1):
         started = time.perf_counter()
         rows = list(islice(batches, rows_per_rank))
@@ -202,16 +202,20 @@ def train(
     return True
 
 
-def row_stream(run: Run, state: StreamState) -> Iterator[Row]:
+def row_stream(run: Run, progress: Progress) -> Iterator[Row]:
     """Stream this rank's packed rows from where the run stands."""
     config, data, world = run.config, run.data, run.world
     return stream_rows(
         PackedRows(data.train),
-        state,
-        rank=world.rank,
-        world_size=world.size,
-        window=config.packing_window,
-        seed=config.seed,
+        progress.stream,
+        Dealing(
+            rank=world.rank,
+            world_size=world.size,
+            rows=progress.rows_per_step // world.size,
+            window=config.packing_window,
+            seed=config.seed,
+            cost=step_cost(run.model),
+        ),
         num_workers=config.dataloader_num_workers,
         pin_memory=config.dataloader_pin_memory and world.device.type == "cuda",
         persistent_workers=config.dataloader_persistent_workers

@@ -10,7 +10,7 @@ from fastslow import StreamState, to_device
 from fastslow.qwen2_vl import FastSlowQwen2VL, generate_answers
 from recipes.config import SETTINGS_FILE, Config, load_config
 from recipes.edge.loader import PackedRows
-from recipes.edge.samples import PlannedSamples
+from recipes.edge.sample_set import PlannedSamples
 from recipes.edge.weights import build_meta_model, load_pretrained, materialize
 
 

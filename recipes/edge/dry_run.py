@@ -12,7 +12,6 @@ from fastslow import (
     VideoSpan,
     count_tokens,
     describe_schedule,
-    encoded_grids,
     fill,
     next_bin,
 )
@@ -27,6 +26,7 @@ from fastslow.qwen2_vl import (
 from recipes.edge.devices import Device
 from recipes.edge.memory import Memory, estimate_memory
 from recipes.edge.parallel import Parallel
+from recipes.edge.samples import tower_tokens
 from recipes.edge.weights import meta_model
 
 USABLE = 0.92
@@ -118,7 +118,7 @@ def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
         )
     lengths = [count_tokens(sample) for sample in samples]
     bins = _pack(lengths, plan)
-    patches = [_tower_tokens(sample) for sample in samples]
+    patches = [tower_tokens(sample) for sample in samples]
     worst = max(bins, key=lambda row: sum(patches[number] for number in row))
     row = _row(plan, samples, worst)
     model = meta_model(plan.shape)
@@ -257,16 +257,6 @@ def _mean(rows: Sequence[StepFlops]) -> StepFlops:
         tower=sum(row.tower for row in rows) // len(rows),
         language_model=sum(row.language_model for row in rows) // len(rows),
         heads=sum(row.heads for row in rows) // len(rows),
-    )
-
-
-def _tower_tokens(sample: Sample) -> int:
-    """Count the merged tokens that a sample's clips have in the tower."""
-    return sum(
-        prod(grid)
-        for span in sample
-        if isinstance(span, VideoSpan)
-        for grid in encoded_grids(span.grid, span.schedule)
     )
 
 

@@ -18,7 +18,7 @@ from recipes.edge.conversations import Kind, Turn
 from recipes.edge.index import Clip, Sample, write_index
 from recipes.edge.media import MediaFile
 from recipes.edge.pretrained import read_tokenizer
-from recipes.edge.samples import plan_samples
+from recipes.edge.sample_set import plan_samples
 from recipes.edge.video import probe_video
 from recipes.edge.weights import find_weights
 

@@ -5,7 +5,6 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import prod
 from multiprocessing import active_children
 from threading import Thread
 from typing import Any
@@ -16,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastslow import (
+    CostModel,
     Span,
     StreamState,
     bucket_length,
     count_tokens,
-    encoded_grids,
+    deal_rounds,
     next_bin,
     stream_order,
 )
@@ -34,12 +34,12 @@ from recipes.edge.archives import ArchiveError
 from recipes.edge.containers import VideoError
 from recipes.edge.conversations import BadSample
 from recipes.edge.media import MediaFile
+from recipes.edge.sample_set import PlannedSamples, unusable
 from recipes.edge.samples import (
     ClipSettings,
     PlannedClip,
     PlannedSample,
-    PlannedSamples,
-    unusable,
+    tower_tokens,
 )
 from recipes.edge.tiny import VIDEO_TOKEN
 from recipes.edge.video import decode_frames
@@ -59,7 +59,8 @@ class Row:
         num_tokens: Tokens of real samples.
         num_frames: Raw frames decoded.
         bad: Samples of its bin that could not be decoded and were left out.
-        state: Where the stream stands after this rank's and all other ranks' bins.
+        state: Where the stream stands after the bins of all ranks that were dealt with
+            its own; after the last row of a step, those of the step.
     """
 
     plan: RowPlan
@@ -129,8 +130,7 @@ class PackedRows(Dataset[Row]):
         file, frames = self._frames_of(planned)
         geometry = self.settings.family.geometry
         patches = patchify_clip(frames, geometry, planned.span.schedule.scales)
-        grids = encoded_grids(planned.span.grid, planned.span.schedule)
-        expected = geometry.merge_size**2 * sum(map(prod, grids))
+        expected = geometry.merge_size**2 * tower_tokens([planned.span])
         if len(patches) != expected:
             raise VideoError(
                 f"{file} decodes to {len(patches)} patches but its header promised "
@@ -149,29 +149,45 @@ class PackedRows(Dataset[Row]):
                     raise
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dealing:
+    """How bins are drawn, and which of them are this rank's.
+
+    Attributes:
+        rank: This rank.
+        world_size: Ranks that share the stream.
+        rows: Rows of each rank in one step.
+        window: Samples from which a bin is packed.
+        seed: Shuffles the samples.
+        cost: What a token, a pair and a patch cost.
+    """
+
+    rank: int
+    world_size: int
+    rows: int
+    window: int
+    seed: int
+    cost: CostModel
+
+
 def stream_rows(
     dataset: PackedRows,
     state: StreamState,
+    dealing: Dealing,
     *,
-    rank: int,
-    world_size: int,
-    window: int,
-    seed: int,
     num_workers: int,
     **loading: Any,
 ) -> Iterator[Row]:
     """Deal an endless stream of bins to ranks, and decode this rank's.
 
-    Every rank draws the same bins and takes every ``world_size``-th one, so nothing
-    has to be agreed on, and the state of a row is the state of the run.
+    Every rank draws all bins of a step and takes its own, so nothing has to be agreed
+    on, and the state after a step is the state of the run. Bins of like cost are
+    computed at the same time, see ``deal_rounds``.
 
     Args:
         dataset: The rows.
         state: Where the stream stands.
-        rank: This rank.
-        world_size: Ranks that share the stream.
-        window: Samples from which a bin is packed.
-        seed: Shuffles the samples.
+        dealing: How bins are drawn and dealt.
         num_workers: Processes that decode ahead; 0 decodes in this one.
         **loading: ``pin_memory`` and ``persistent_workers`` of torch's ``DataLoader``;
             the first needs a GPU, the second processes.
@@ -179,37 +195,46 @@ def stream_rows(
     Yields:
         This rank's rows.
     """
-    samples = dataset.samples
-
-    def requests() -> Iterator[tuple[tuple[int, ...], StreamState]]:
-        now, ahead = state, _Ahead(samples, seed)
-        while True:
-            dealt = []
-            for _ in range(world_size):
-                chosen, now = next_bin(
-                    samples.lengths,
-                    samples.settings.capacity,
-                    now,
-                    window=window,
-                    seed=seed,
-                    groups=samples.groups,
-                )
-                dealt.append(chosen)
-            ahead.look(now)
-            yield dealt[rank], now
-
     # An error's traceback keeps a loader, and so its workers, to the very end, where
     # Python waits for them.
     atexit.register(_end_workers)
     yield from DataLoader(
         dataset,
         batch_size=None,
-        sampler=requests(),
+        sampler=_deal(dataset.samples, state, dealing),
         num_workers=num_workers,
         worker_init_fn=_outlive_sigterm,
         **loading,
         generator=torch.Generator(),
     )
+
+
+def _deal(
+    samples: PlannedSamples, state: StreamState, dealing: Dealing
+) -> Iterator[tuple[tuple[int, ...], StreamState]]:
+    """Give this rank's bins, each with the state after all that are dealt with it.
+
+    Archives that are let go are read one after the other, so only bins that are
+    computed at the same time are dealt together.
+    """
+    ahead = _Ahead(samples, dealing.seed)
+    rounds = dealing.rows if samples.groups is None else 1
+    while True:
+        bins = []
+        for _ in range(dealing.world_size * rounds):
+            chosen, state = next_bin(
+                samples.lengths,
+                samples.settings.capacity,
+                state,
+                window=dealing.window,
+                seed=dealing.seed,
+                groups=samples.groups,
+            )
+            bins.append(chosen)
+        ahead.look(state)
+        costs = [samples.cost(chosen, dealing.cost) for chosen in bins]
+        for dealt in deal_rounds(costs, dealing.world_size):
+            yield bins[dealt[dealing.rank]], state
 
 
 def _outlive_sigterm(_: int) -> None:

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fastslow import TokenLayout, build_layout, dense_mask, frame_causal_mask
-from recipes.edge.samples import PlannedClip, PlannedSample, PlannedSamples
+from recipes.edge.sample_set import PlannedSamples
+from recipes.edge.samples import PlannedClip, PlannedSample
 from recipes.edge.video import decode_frames
 
 COLOURS = ("#d9d9d9", "#6b6b6b", "#c4572a", "#2a6fb0")

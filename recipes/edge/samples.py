@@ -1,11 +1,10 @@
-"""Samples whose every token is planned from metadata, their pixels still on disk."""
+"""A sample whose every token is planned from metadata, its pixels still on disk."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import prod
 
 from jinja2 import TemplateError
-from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from fastslow import (
@@ -14,6 +13,7 @@ from fastslow import (
     Span,
     VideoSpan,
     count_tokens,
+    encoded_grids,
     merged_grid,
     merged_stride,
     repeat_strides,
@@ -28,14 +28,9 @@ from fastslow.qwen2_vl import (
     place_clip,
 )
 from fastslow.qwen2_vl.timing import VISION_START
-from recipes.edge.archives import ArchiveStore
-from recipes.edge.conversations import BadSample
-from recipes.edge.index import Clip, Sample, SampleIndex
+from recipes.edge.index import Clip, Sample
 from recipes.edge.strategies import schedule_frames
 from recipes.edge.video import sample_frame_indices
-
-FEW = 10_000
-"""Samples that are planned before other processes would have started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +227,13 @@ def place_image(size: tuple[int, int], settings: ClipSettings) -> PlacedClip:
     return PlacedClip(span=span, opening=VISION_START)
 
 
+def tower_tokens(spans: Sequence[Span]) -> int:
+    """Count the merged tokens that the tower gives for a sample, before any pooling."""
+    clips = (span for span in spans if isinstance(span, VideoSpan))
+    grids = (grid for c in clips for grid in encoded_grids(c.grid, c.schedule))
+    return sum(map(prod, grids))
+
+
 def time_instruction(clip: Clip, seconds: Sequence[float]) -> str:
     """Say in words how long a clip is, and when its frames were taken."""
     info = clip.info
@@ -240,120 +242,6 @@ def time_instruction(clip: Clip, seconds: Sequence[float]) -> str:
     return (
         f"The video is {length:.2f} seconds long. You see {len(seconds)} of its "
         f"frames, taken at these seconds: {times}."
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedSamples:
-    """The samples of a run, each planned when it is asked for.
-
-    Attributes:
-        index: What is on disk.
-        numbers: The samples there that can be used.
-        lengths: Tokens of each of these.
-        groups: Number of the archive that each is in; None where archives stay on disk.
-        archives: The archives, by number; files of their own are in none, named "".
-        settings: How clips become tokens.
-        tokenizer: The model's.
-        store: Where archives are.
-    """
-
-    index: SampleIndex
-    numbers: tuple[int, ...]
-    lengths: tuple[int, ...]
-    groups: tuple[int, ...] | None = None
-    archives: tuple[str, ...] = ()
-    settings: ClipSettings
-    tokenizer: PreTrainedTokenizerBase
-    store: ArchiveStore
-
-    def __len__(self) -> int:
-        """Count the samples that can be used."""
-        return len(self.numbers)
-
-    def __getitem__(self, number: int) -> PlannedSample:
-        """Plan a sample."""
-        sample = self.index[self.numbers[number]]
-        return plan_sample(sample, self.settings, self.tokenizer)
-
-    def fingerprint(self) -> str:
-        """Sum up which samples there are, in which order and how long."""
-        ids = self.index.sample_ids()
-        known = [ids[number] for number in self.numbers], self.lengths
-        return hashlib.sha256(repr(known).encode()).hexdigest()
-
-
-def plan_samples(
-    index: SampleIndex,
-    settings: ClipSettings,
-    tokenizer: PreTrainedTokenizerBase,
-    store: ArchiveStore,
-    *,
-    num_workers: int = 0,
-) -> tuple[PlannedSamples, list[BadSample]]:
-    """Find out which samples can be used, and how long they are.
-
-    Args:
-        index: All samples.
-        settings: How a clip becomes tokens.
-        tokenizer: The model's.
-        store: Where archives are.
-        num_workers: Processes that plan, where there are more than ``FEW`` samples.
-
-    Returns:
-        The samples that can be used, and those that cannot, each with its reason.
-    """
-    every = PlannedSamples(
-        index=index,
-        numbers=tuple(range(len(index))),
-        lengths=(),
-        settings=settings,
-        tokenizer=tokenizer,
-        store=store,
-    )
-    lengths, bad = dict[int, int](), list[BadSample]()
-    archives, groups = dict[str, int](), list[int]()
-    workers = num_workers if len(index) > FEW else 0
-    found = DataLoader(_Lengths(every), batch_size=None, num_workers=workers)
-    for number, entry in enumerate(found):
-        if isinstance(entry, BadSample):
-            bad.append(entry)
-        else:
-            lengths[number], archive = entry
-            groups.append(archives.setdefault(archive, len(archives)))
-    usable = replace(
-        every,
-        numbers=tuple(lengths),
-        lengths=tuple(lengths.values()),
-        groups=None if store.most is None else tuple(groups),
-        archives=tuple(archives),
-    )
-    return usable, bad
-
-
-class _Lengths(Dataset[tuple[int, str] | BadSample]):
-    """The length of each sample and its first clip's archive, or why it has none."""
-
-    def __init__(self, samples: PlannedSamples) -> None:
-        self._samples = samples
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, number: int) -> tuple[int, str] | BadSample:
-        try:
-            planned = self._samples[number]
-            clip = next(iter(planned.sample.clips), None)
-            archive = clip.source if clip is not None and clip.name else ""
-            return planned.num_tokens, archive
-        except ValueError as error:
-            return unusable(self._samples.index[number], error)
-
-
-def unusable(sample: Sample, error: Exception) -> BadSample:
-    """Name a sample that cannot be used."""
-    return BadSample(
-        sample_id=sample.sample_id, source=sample.source, reason=str(error)
     )
 
 

@@ -4,27 +4,25 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 import torch
 
-from fastslow import StreamState, TextSpan
+from fastslow import CostModel, StreamState, TextSpan, visible_pairs
+from fastslow.layouts import Attention
 from fastslow.qwen2_vl import Family, VisionGeometry
+from fastslow.testing import reference
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.clips import write_clip
 from recipes.edge.conversations import Turn
 from recipes.edge.index import Clip, Sample, write_index
-from recipes.edge.loader import PackedRows, count_rows, stream_rows
+from recipes.edge.loader import Dealing, PackedRows, count_rows, stream_rows
 from recipes.edge.media import MediaFile
-from recipes.edge.samples import (
-    ClipSettings,
-    PlannedSamples,
-    choose_frames,
-    plan_sample,
-    plan_samples,
-)
+from recipes.edge.sample_set import PlannedSamples, plan_samples
+from recipes.edge.samples import ClipSettings, choose_frames, plan_sample
 from recipes.edge.tiny import SPECIAL_TOKENS, VIDEO_TOKEN, train_tokenizer
 from recipes.edge.video import VideoInfo, probe_video
 
@@ -103,6 +101,12 @@ def rows_of(planned: PlannedSamples) -> PackedRows:
     return PackedRows(planned)
 
 
+def dealing(**changes: Any) -> Dealing:
+    cost = CostModel(per_token=100, per_pair=1, per_patch=50)
+    one = Dealing(rank=0, world_size=1, rows=1, window=3, seed=5, cost=cost)
+    return replace(one, **changes)
+
+
 def test_the_plan_is_what_decoding_gives(planned: PlannedSamples) -> None:
     row = rows_of(planned)[(0, 1, 2, 3, 4), StreamState()]
     assert row.num_tokens == sum(planned.lengths)
@@ -134,7 +138,7 @@ def test_planning_reads_no_pixel(planned: PlannedSamples) -> None:
 def test_processes_plan_the_same(
     planned: PlannedSamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recipes.edge.samples.FEW", 0)
+    monkeypatch.setattr("recipes.edge.sample_set.FEW", 0)
     wide, _ = plan_samples(planned.index, SETTINGS, TOKENIZER, STORE, num_workers=2)
     assert (wide.numbers, wide.lengths) == (planned.numbers, planned.lengths)
 
@@ -304,10 +308,7 @@ def test_ranks_share_every_pass(planned: PlannedSamples, world_size: int) -> Non
         stream_rows(
             rows_of(planned),
             StreamState(),
-            rank=rank,
-            world_size=world_size,
-            window=3,
-            seed=5,
+            dealing(rank=rank, world_size=world_size),
             num_workers=0,
         )
         for rank in range(world_size)
@@ -324,6 +325,37 @@ def test_ranks_share_every_pass(planned: PlannedSamples, world_size: int) -> Non
     assert sum(seen.values()) + len(state.waiting) == 5 * state.epoch + state.position
 
 
+@pytest.mark.parametrize("attention", ["frame_causal", "causal"])
+def test_ranks_compute_rows_of_like_cost_at_the_same_time(
+    planned: PlannedSamples, attention: Attention
+) -> None:
+    planned, _ = plan_samples(
+        planned.index, replace(SETTINGS, attention=attention), TOKENIZER, STORE
+    )
+    streams = [
+        stream_rows(
+            rows_of(planned),
+            StreamState(),
+            dealing(rank=rank, world_size=2, rows=3, window=1),
+            num_workers=0,
+        )
+        for rank in (0, 1)
+    ]
+    rounds = list(islice(zip(*streams, strict=True), 3))
+    costs = [
+        [
+            100 * int((row.plan.layout.segment_ids >= 0).sum())
+            + visible_pairs(row.plan.visible)
+            + 50 * len(row.patches)
+            for row in rows
+        ]
+        for rows in rounds
+    ]
+    every = [cost for row in costs for cost in row]
+    assert len(set(every)) > 2
+    assert sum(map(max, costs)) == reference.least_rounds(every, 2)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_any_state_resumes_the_stream(
     planned: PlannedSamples, num_workers: int
@@ -332,10 +364,7 @@ def test_any_state_resumes_the_stream(
         rows = stream_rows(
             rows_of(planned),
             state,
-            rank=1,
-            world_size=2,
-            window=4,
-            seed=0,
+            dealing(rank=1, world_size=2, window=4, seed=0),
             num_workers=workers,
         )
         taken = list(islice(rows, 6))
@@ -363,10 +392,11 @@ def test_more_ranks_or_fewer_take_the_same_rows_in_the_same_steps(
                     stream_rows(
                         rows_of(planned),
                         state,
-                        rank=rank,
-                        world_size=world_size,
-                        window=3,
-                        seed=5,
+                        dealing(
+                            rank=rank,
+                            world_size=world_size,
+                            rows=rows_per_step // world_size,
+                        ),
                         num_workers=0,
                     ),
                     rows_per_step // world_size,
@@ -397,10 +427,7 @@ def test_options_reach_torch(planned: PlannedSamples) -> None:
             stream_rows(
                 rows_of(planned),
                 StreamState(),
-                rank=0,
-                world_size=1,
-                window=3,
-                seed=5,
+                dealing(),
                 num_workers=0,
                 persistent_workers=True,
             )

@@ -17,10 +17,10 @@ from recipes.edge.conversations import BadSample
 from recipes.edge.data_files import list_subsets
 from recipes.edge.index import join_samples, write_index
 from recipes.edge.loader import PackedRows, stream_rows
-from recipes.edge.samples import PlannedSamples, plan_samples
+from recipes.edge.sample_set import PlannedSamples, plan_samples
 from tests.recipes.test_archives import pack
 from tests.recipes.test_index import clip_bytes, row, write_rows
-from tests.recipes.test_loader import SETTINGS, TOKENIZER
+from tests.recipes.test_loader import SETTINGS, TOKENIZER, dealing
 
 ROOT = Path(__file__).parents[2]
 PARTS, CLIPS = 5, 4
@@ -54,10 +54,7 @@ def drawn(
     rows = stream_rows(
         PackedRows(samples),
         state,
-        rank=rank,
-        world_size=2,
-        window=2,
-        seed=0,
+        dealing(rank=rank, world_size=2, window=2, seed=0),
         num_workers=0,
     )
     taken = list(islice(rows, count))

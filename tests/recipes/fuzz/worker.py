@@ -30,7 +30,8 @@ from recipes.edge.index import join_samples, write_index
 from recipes.edge.loader import PackedRows
 from recipes.edge.pretrained import read_tokenizer
 from recipes.edge.quarantine import Quarantine
-from recipes.edge.samples import ClipSettings, plan_samples
+from recipes.edge.sample_set import plan_samples
+from recipes.edge.samples import ClipSettings
 from recipes.edge.settings import write_settings
 from recipes.edge.tiny import train_tokenizer
 from recipes.edge.weights import (

@@ -1,0 +1,182 @@
+"""All samples of a run: which can be used, and how large they are."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from fastslow import CostModel, frame_causal_pairs, sample_cost, tokens_per_frame
+from fastslow.layouts import Attention
+from recipes.edge.archives import ArchiveStore
+from recipes.edge.conversations import BadSample
+from recipes.edge.index import Sample, SampleIndex
+from recipes.edge.samples import (
+    ClipSettings,
+    PlannedSample,
+    plan_sample,
+    tower_tokens,
+)
+
+FEW = 10_000
+"""Samples that are planned before other processes would have started."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedSamples:
+    """The samples of a run, each planned when it is asked for.
+
+    Attributes:
+        index: What is on disk.
+        numbers: The samples there that can be used.
+        lengths: Tokens of each of these.
+        pairs: Pairs of a query and a key that it may read, of each.
+        patches: Patches that enter the tower, of each.
+        groups: Number of the archive that each is in; None where archives stay on disk.
+        archives: The archives, by number; files of their own are in none, named "".
+        settings: How clips become tokens.
+        tokenizer: The model's.
+        store: Where archives are.
+    """
+
+    index: SampleIndex
+    numbers: tuple[int, ...]
+    lengths: tuple[int, ...] = ()
+    pairs: tuple[int, ...] = ()
+    patches: tuple[int, ...] = ()
+    groups: tuple[int, ...] | None = None
+    archives: tuple[str, ...] = ()
+    settings: ClipSettings
+    tokenizer: PreTrainedTokenizerBase
+    store: ArchiveStore
+
+    def __len__(self) -> int:
+        """Count the samples that can be used."""
+        return len(self.numbers)
+
+    def __getitem__(self, number: int) -> PlannedSample:
+        """Plan a sample."""
+        sample = self.index[self.numbers[number]]
+        return plan_sample(sample, self.settings, self.tokenizer)
+
+    def cost(self, numbers: Sequence[int], model: CostModel) -> int:
+        """Estimate the work of a row of some samples.
+
+        Args:
+            numbers: The samples that share it.
+            model: What a token, a pair and a patch cost.
+
+        Returns:
+            The cost, in the unit of the model.
+        """
+        counts = (self.lengths, self.pairs, self.patches)
+        tokens, pairs, patches = (sum(each[n] for n in numbers) for each in counts)
+        return sample_cost(model, tokens=tokens, pairs=pairs, patches=patches)
+
+    def fingerprint(self) -> str:
+        """Sum up which samples there are, in which order and how long."""
+        ids = self.index.sample_ids()
+        known = [ids[number] for number in self.numbers], self.lengths
+        return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+def plan_samples(
+    index: SampleIndex,
+    settings: ClipSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    store: ArchiveStore,
+    *,
+    num_workers: int = 0,
+) -> tuple[PlannedSamples, list[BadSample]]:
+    """Find out which samples can be used, and how large they are.
+
+    Args:
+        index: All samples.
+        settings: How a clip becomes tokens.
+        tokenizer: The model's.
+        store: Where archives are.
+        num_workers: Processes that plan, where there are more than ``FEW`` samples.
+
+    Returns:
+        The samples that can be used, and those that cannot, each with its reason.
+    """
+    every = PlannedSamples(
+        index=index,
+        numbers=tuple(range(len(index))),
+        settings=settings,
+        tokenizer=tokenizer,
+        store=store,
+    )
+    sizes, bad = dict[int, _Size](), list[BadSample]()
+    workers = num_workers if len(index) > FEW else 0
+    found = DataLoader(_Sizes(every), batch_size=None, num_workers=workers)
+    for number, entry in enumerate(found):
+        if isinstance(entry, BadSample):
+            bad.append(entry)
+        else:
+            sizes[number] = entry
+    archives = dict.fromkeys(size.archive for size in sizes.values())
+    number_of = {archive: number for number, archive in enumerate(archives)}
+    groups = tuple(number_of[size.archive] for size in sizes.values())
+    usable = replace(
+        every,
+        numbers=tuple(sizes),
+        lengths=tuple(size.tokens for size in sizes.values()),
+        pairs=tuple(size.pairs for size in sizes.values()),
+        patches=tuple(size.patches for size in sizes.values()),
+        groups=None if store.most is None else groups,
+        archives=tuple(archives),
+    )
+    return usable, bad
+
+
+class _Size(NamedTuple):
+    """How large a sample is, and its first clip's archive."""
+
+    tokens: int
+    pairs: int
+    patches: int
+    archive: str
+
+
+class _Sizes(Dataset[_Size | BadSample]):
+    """The size of each sample, or why it has none."""
+
+    def __init__(self, samples: PlannedSamples) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, number: int) -> _Size | BadSample:
+        settings = self._samples.settings
+        try:
+            planned = self._samples[number]
+            clip = next(iter(planned.sample.clips), None)
+            return _Size(
+                tokens=planned.num_tokens,
+                pairs=_count_pairs(planned, settings.attention),
+                patches=settings.family.geometry.merge_size**2
+                * tower_tokens(planned.spans),
+                archive=clip.source if clip is not None and clip.name else "",
+            )
+        except ValueError as error:
+            return unusable(self._samples.index[number], error)
+
+
+def _count_pairs(planned: PlannedSample, attention: Attention) -> int:
+    """Count the pairs that may be read in a sample; the order of its runs is free."""
+    runs = list[int]()
+    if attention == "frame_causal":
+        clips = (clip.span for clip in planned.clips)
+        runs += (n for c in clips for n in tokens_per_frame(c.grid, c.schedule))
+    return frame_causal_pairs([*runs, *[1] * (planned.num_tokens - sum(runs))])
+
+
+def unusable(sample: Sample, error: Exception) -> BadSample:
+    """Name a sample that cannot be used."""
+    return BadSample(
+        sample_id=sample.sample_id, source=sample.source, reason=str(error)
+    )
