@@ -8,8 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 _OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s*(.*\S)\s*$", re.MULTILINE)
-_LETTER_FIRST = re.compile(r"^\W*([A-Z])(?:[.):,]|\s*$)")
-_LETTER_SAID = re.compile(r"\b(?:answer|option|choice)(?: is)?:?\s*\W?([A-Z])\b")
+_SIGNS = r"(?:[^\w.?!]|_)*"
+_LETTER = re.compile(
+    rf"(?:\A[\W_]*|\b(?i:answer|option|choice)\b{_SIGNS}(?:(?i:is)\b{_SIGNS})?)"
+    r"([A-Z])(?![^\W_])"
+)
+_CLOSED = re.compile(
+    r"""[]).:,;!*_"`}]|'(?!\w)|\s*$|\s+(?:because|since|as|based on)\b"""
+    r"|\s+is (?:correct|the (?:correct |right |best )?(?:answer|option|choice))\b",
+    re.MULTILINE,
+)
 _ARTICLES = {"a", "an", "the"}
 _NO_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
@@ -69,9 +77,11 @@ def score_answer(question: str, reference: str, answer: str) -> Score:
 def chosen_letter(answer: str, options: dict[str, str]) -> str | None:
     """Tell which choice an answer makes.
 
-    The first of these that is one of the choices: a letter at the beginning, by itself
-    or before a dot, colon, comma or bracket; a letter after "answer", "option" or
-    "choice"; the choice whose text the answer repeats.
+    The first capital letter of a choice that stands at the beginning, or after
+    "answer", "option" or "choice", perhaps with "is" and signs between. It counts where
+    the line ends or a closing sign, "is correct", "is the answer", a reason ("because",
+    "since", "as", "based on") or nothing but the choice's own text follows; before any
+    other word, an A is an article. Else the choice whose text the answer repeats.
 
     Args:
         answer: The answer.
@@ -84,10 +94,13 @@ def chosen_letter(answer: str, options: dict[str, str]) -> str | None:
         >>> options = {"A": "Red", "B": "Blue"}
         >>> [chosen_letter(said, options) for said in ("B", "(A) Red", "blue.", "C")]
         ['B', 'A', 'B', None]
+        >>> said = ("Answer: **B**", "B is correct", "A Red", "A red square moves")
+        >>> [chosen_letter(each, options) for each in said]
+        ['B', 'B', 'A', None]
     """
-    for pattern in (_LETTER_FIRST, _LETTER_SAID):
-        found = pattern.search(answer)
-        if found and found[1] in options:
+    for found in _LETTER.finditer(answer):
+        text, rest = options.get(found[1]), answer[found.end() :]
+        if text is not None and (_CLOSED.match(rest) or _is_on_line(text, rest)):
             return found[1]
     same = [
         letter for letter, text in options.items() if _words(text) == _words(answer)
@@ -125,6 +138,11 @@ def summarise_scores(predictions: Sequence[dict[str, Any]]) -> list[dict[str, An
                     }
                 )
     return rows
+
+
+def _is_on_line(text: str, rest: str) -> bool:
+    """Tell whether the rest of a line is a choice's text and nothing else."""
+    return _words(rest.partition("\n")[0]) == _words(text)
 
 
 def _words(text: str) -> list[str]:

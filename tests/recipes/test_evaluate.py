@@ -131,6 +131,45 @@ def test_a_checkpoint_of_no_run_needs_settings(
         ("E", None),
         ("", None),
         ("I think so", None),
+        ("Answer: B", "B"),
+        ("Option B", "B"),
+        ("Option (B)", "B"),
+        ("The Answer is B", "B"),
+        ("THE ANSWER IS: B", "B"),
+        ("Answer: (B) Green", "B"),
+        ("Answer:\nB\nIt rolls.", "B"),
+        ("**B**", "B"),
+        ("__B__ since A stands", "B"),
+        ("'B'", "B"),
+        ("the answer is **B**", "B"),
+        ("**Answer:** B", "B"),
+        ("B) Green", "B"),
+        ("B Green", "B"),
+        ("B Green.\nIt rolls.", "B"),
+        ("B - green", "B"),
+        ("B is correct", "B"),
+        ("**B** is correct", "B"),
+        ("B is the correct answer, not A.", "B"),
+        ("A because it is red", "A"),
+        ("The answer is A based on its colour", "A"),
+        ("Option A is wrong, so the answer is B.", "B"),
+        ("The answer is option B.", "B"),
+        ("The options are A and B; my choice: B.", "B"),
+        ("A red", "A"),
+        ("A red square moves", None),
+        ("Answer: A red square moves", None),
+        ("The answer is A red square", None),
+        ("A green square is the answer", None),
+        ("answer a question", None),
+        ("Answer A question", None),
+        ("It has no answer. A, then B", None),
+        ("Option A is not correct", None),
+        ("A is wrong", None),
+        ("A or B", None),
+        ("A-level answers", None),
+        ("Answer: E", None),
+        ("Answers: B", None),
+        ("a", None),
     ],
 )
 def test_the_letter_that_an_answer_chooses(answer: str, letter: str | None) -> None:
@@ -154,6 +193,12 @@ def test_open_answers_by_their_words(
 ) -> None:
     score = score_answer("What?", reference, answer)
     assert (score.kind, score.correct, score.f1) == ("open_ended", correct, f1)
+
+
+def test_an_article_may_be_part_of_a_choice() -> None:
+    options = {"A": "red", "B": "a red square"}
+    assert chosen_letter("A red square", options) == "B"
+    assert chosen_letter("A red", options) == "A"
 
 
 def test_a_reference_that_chooses_nothing_is_open() -> None:
