@@ -70,7 +70,7 @@ class ArchiveStore:
         while True:
             if not plain.exists():
                 self.cache_dir.mkdir(parents=True, exist_ok=True)
-                with _locked(plain.with_suffix(".lock")):
+                with locked(plain.with_suffix(".lock")):
                     if not plain.exists():
                         self._unzip(archive, plain)
             with suppress(FileNotFoundError):  # let go by another process meanwhile
@@ -234,8 +234,12 @@ def archive_digest(archive: str) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time do what is inside."""
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time do what is inside.
+
+    Args:
+        path: A file that is there for this alone; made if it does not exist.
+    """
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -15,6 +15,7 @@ from recipes.edge.archives import (
     ArchiveStore,
     archive_digest,
     list_members,
+    locked,
     match_members,
 )
 from recipes.edge.containers import VideoError
@@ -199,7 +200,7 @@ def index_archive(archive: str, store: ArchiveStore) -> Iterator[Clip | BadSampl
     """Read the headers of everything in an archive, once.
 
     What they say is written beside the store's archives, and read from there when the
-    same archive is asked for again.
+    same archive is asked for again, by any number of processes.
 
     Args:
         archive: A path, or the address of a file on the hub.
@@ -213,18 +214,24 @@ def index_archive(archive: str, store: ArchiveStore) -> Iterator[Clip | BadSampl
     """
     path = store.cache_dir / f"{archive_digest(archive)}.members.jsonl"
     if not path.exists():
-        plain = store.open(archive)
         store.cache_dir.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".partial")
-        with unfinished.open("w") as file:
-            members = list_members(archive, plain)
-            for found in _map_in_threads(partial(_probe, archive), members):
-                file.write(json.dumps(dataclasses.asdict(found)) + "\n")
-        unfinished.replace(path)
+        with locked(path.with_suffix(".lock")):
+            if not path.exists():
+                _write_members(path, archive, store)
     with path.open() as lines:
         for line in lines:
             entry = json.loads(line)
             yield BadSample(**entry) if "reason" in entry else _clip(entry)
+
+
+def _write_members(path: Path, archive: str, store: ArchiveStore) -> None:
+    """Write the headers in an archive aside, and show them by a rename."""
+    members = list_members(archive, store.open(archive))
+    unfinished = path.with_suffix(".partial")
+    with unfinished.open("w") as file:
+        for found in _map_in_threads(partial(_probe, archive), members):
+            file.write(json.dumps(dataclasses.asdict(found)) + "\n")
+    unfinished.replace(path)
 
 
 def _probe(archive: str, member: MediaFile) -> Clip | BadSample:

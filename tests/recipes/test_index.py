@@ -1,6 +1,8 @@
 """Rows joined to the headers of what they show, in files and in archives."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,39 @@ def test_headers_in_an_archive_are_read_once(dataset: Path, tmp_path: Path) -> N
     assert good.file(store).path.exists()
     assert isinstance(broken, BadSample)
     assert str(tmp_path / "cache") not in broken.reason
+
+
+def test_processes_index_an_archive_together(tmp_path: Path) -> None:
+    names = [f"{number}.mp4" for number in range(1000)]
+    archive = pack(tmp_path / "clips.tar", dict.fromkeys(names, b"no video"))
+    code = (
+        "import sys; from pathlib import Path; "
+        "from recipes.edge.archives import ArchiveStore; "
+        "from recipes.edge.index import index_archive; "
+        "store = ArchiveStore(Path(sys.argv[1])); "
+        "print('ready', flush=True); input(); "
+        "print(*(each.sample_id for each in index_archive(sys.argv[2], store)))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache"), str(archive)]
+    runs = [
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for run in runs:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    found = [run.communicate(timeout=120)[0].split() for run in runs]
+    assert found == [names, names]
 
 
 def test_samples_come_back_from_disk(tmp_path: Path) -> None:
