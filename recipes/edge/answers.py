@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from fastslow import StreamState, to_device
 from fastslow.qwen2_vl import FastSlowQwen2VL, generate_answers
 from recipes.config import SETTINGS_FILE, Config, load_config
 from recipes.edge.loader import PackedRows
+from recipes.edge.pretrained import read_end_tokens
 from recipes.edge.sample_set import PlannedSamples
 from recipes.edge.weights import build_meta_model, load_pretrained, materialize
 
@@ -62,14 +64,35 @@ def load_model(
         device: Where it computes.
 
     Returns:
-        The model, in evaluation mode.
+        The model, in evaluation mode, with the end tokens that the checkpoint's
+        generation settings name.
     """
     is_cuda = device.type == "cuda"
     dtype = config.parallel.compute_dtype if is_cuda else torch.float32
     model = build_meta_model(checkpoint, dtype=dtype)
     materialize(model, device)
     load_pretrained(checkpoint, model)
+    if ends := read_end_tokens(checkpoint):
+        model.backbone.generation_config.eos_token_id = ends
     return model.eval()
+
+
+def find_end_tokens(
+    model: FastSlowQwen2VL, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """Find the tokens that end an answer.
+
+    Args:
+        model: Its generation settings may name one, several or none.
+        tokenizer: It may name one.
+
+    Returns:
+        The ids that either names.
+    """
+    given = model.backbone.generation_config.eos_token_id
+    named = given if isinstance(given, list) else [given]
+    both = (tokenizer.eos_token_id, *named)
+    return frozenset(each for each in both if each is not None)
 
 
 def answer_prompts(
@@ -80,7 +103,7 @@ def answer_prompts(
     max_new_tokens: int,
     stop_texts: Collection[str] = (),
 ) -> Iterator[Answer]:
-    """Answer prompts row by row.
+    """Answer prompts row by row, without the tokens of the chat format.
 
     Args:
         model: The model.
@@ -94,7 +117,7 @@ def answer_prompts(
     """
     tokenizer = prompts.tokenizer
     rows = PackedRows(prompts)
-    device = model.backbone.device
+    device, end_token_ids = model.backbone.device, find_end_tokens(model, tokenizer)
     for chosen in bins:
         row = rows[tuple(chosen), StreamState()]
         failed = {sample.source: sample.reason for sample in row.bad}
@@ -102,13 +125,13 @@ def answer_prompts(
             model,
             row.patches.to(device),
             to_device(row.plan, device),
-            end_token_ids=[tokenizer.eos_token_id],
+            end_token_ids=end_token_ids,
             max_new_tokens=max_new_tokens,
         )
-        answers = iter(ids)
+        texts = (tokenizer.decode(list(each), skip_special_tokens=True) for each in ids)
         for number in chosen:
             error = failed.get(prompts.index[prompts.numbers[number]].source)
-            text = "" if error else str(tokenizer.decode(list(next(answers))))
+            text = "" if error else str(next(texts))
             stops = [text.find(stop) for stop in stop_texts if stop in text]
             cut = text[: min(stops, default=len(text))]
             yield Answer(number=number, text=cut, error=error)

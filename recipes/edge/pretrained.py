@@ -169,6 +169,32 @@ def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def read_end_tokens(folder: Path) -> list[int]:
+    """Read which tokens end an answer, as ``generation_config.json`` lists them.
+
+    Nothing else there matters: answers are greedy.
+
+    Args:
+        folder: Folder of a checkpoint.
+
+    Returns:
+        Their ids; none if there is no such file, or it names none.
+
+    Raises:
+        ValueError: If the file is broken, or lists something else.
+    """
+    file = folder / "generation_config.json"
+    given = _read_object(file).get("eos_token_id") if file.is_file() else None
+    ends = given if isinstance(given, list) else [given]
+    found = [each for each in ends if each is not None]
+    if any(not isinstance(each, int) for each in found):
+        raise ValueError(
+            f"{file} has eos_token_id {str(given)[:100]}; it must be an id or a list "
+            "of ids"
+        )
+    return found
+
+
 def _read_object(file: Path) -> dict[str, Any]:
     """Read a JSON file that must hold an object."""
     try:

@@ -1,0 +1,134 @@
+"""Where the answers of a model end, and what of them is text."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from fastslow import TextSpan
+from fastslow.qwen2_vl import FastSlowQwen2VL
+from recipes.config import Config
+from recipes.edge.answers import answer_prompts, find_end_tokens, load_model
+from recipes.edge.archives import ArchiveStore
+from recipes.edge.conversations import Turn
+from recipes.edge.index import Sample, write_index
+from recipes.edge.pretrained import read_tokenizer
+from recipes.edge.sample_set import PlannedSamples, plan_samples
+from recipes.edge.tiny import (
+    SPECIAL_TOKENS,
+    VIDEO_TOKEN,
+    tiny_backbone,
+    train_tokenizer,
+)
+from tests.recipes.test_loader import SETTINGS
+
+CPU = torch.device("cpu")
+TEXT_END, TURN_END = (
+    SPECIAL_TOKENS.index(name) for name in ("<|endoftext|>", "<|im_end|>")
+)
+
+
+def ask(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PlannedSamples:
+    """Plan a question without a clip."""
+    asked = Sample(sample_id="a", source="a:1", turns=(Turn(role="user", text="?"),))
+    index = write_index(folder / "index.arrow", [asked])
+    planned, bad = plan_samples(index, SETTINGS, tokenizer, ArchiveStore(folder))
+    assert bad == []
+    return planned
+
+
+def model_that_says(tokens: Sequence[int], *, after: int) -> Any:
+    """Make a model in which each token is followed by the next of these."""
+    backbone = tiny_backbone(
+        vocabulary_size=300, video_token_id=SPECIAL_TOKENS.index(VIDEO_TOKEN)
+    )
+    language_model = backbone.model.language_model
+    with torch.no_grad():
+        for layer in language_model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        language_model.embed_tokens.weight.zero_()
+        backbone.lm_head.weight.zero_()
+        for place, (before, token) in enumerate(
+            zip((after, *tokens), tokens, strict=False)
+        ):
+            language_model.embed_tokens.weight[before, place] = 1
+            backbone.lm_head.weight[token, place] = 1
+    return backbone
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Write a checkpoint that says x, an end of text, y, and an end of turn."""
+    folder = tmp_path / "model"
+    tokenizer = train_tokenizer((), vocabulary_size=300)
+    last = ask(tmp_path, tokenizer)[0].spans[-1]
+    assert isinstance(last, TextSpan)
+    x, y = tokenizer.convert_tokens_to_ids(["x", "y"])
+    said = (x, TEXT_END, y, TURN_END, x)
+    model_that_says(said, after=last.token_ids[-1]).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def answer(folder: Path) -> str:
+    model = load_model(folder, Config(output_dir=folder), CPU)
+    prompts = ask(folder, read_tokenizer(folder))
+    (found,) = answer_prompts(model, prompts, [[0]], max_new_tokens=5)
+    assert found.error is None
+    return found.text
+
+
+@pytest.mark.parametrize(
+    ("ends", "text"),
+    [
+        ([TURN_END, TEXT_END], "x"),
+        ([TEXT_END], "x"),
+        (TEXT_END, "x"),
+        (TURN_END, "xy"),
+        ([], "xy"),
+        (None, "xy"),
+    ],
+)
+def test_an_answer_ends_with_any_token_that_the_checkpoint_names(
+    folder: Path, ends: object, text: str
+) -> None:
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": ends}))
+    assert answer(folder) == text
+
+
+def test_without_generation_settings_the_tokenizer_ends_answers(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    assert answer(folder) == "xy"
+
+
+def test_find_end_tokens_is_what_either_names() -> None:
+    tokenizer = train_tokenizer((), vocabulary_size=300)
+    model = FastSlowQwen2VL(model_that_says((), after=0))
+    for named, found in {
+        None: {TURN_END},
+        5: {5, TURN_END},
+        TURN_END: {TURN_END},
+        (5, TEXT_END): {5, TEXT_END, TURN_END},
+    }.items():
+        ends = list(named) if isinstance(named, tuple) else named
+        model.backbone.generation_config = GenerationConfig(eos_token_id=ends)
+        assert find_end_tokens(model, tokenizer) == found
+    tokenizer.eos_token = None
+    assert find_end_tokens(model, tokenizer) == {5, TEXT_END}
+
+
+@pytest.mark.parametrize("ends", ["x", [1, "x"], 1.5, {"a": 1}])
+def test_ends_that_are_no_tokens_are_refused(folder: Path, ends: object) -> None:
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(ValueError) as caught:
+        load_model(folder, Config(output_dir=folder), CPU)
+    assert str(caught.value) == (
+        f"{file} has eos_token_id {ends}; it must be an id or a list of ids"
+    )
