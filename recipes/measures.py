@@ -79,11 +79,7 @@ def count_step(run: Run, rows: list[Row], waited: float) -> dict[str, float]:
     return (
         count_rows(rows)
         | by_rank("waited", waited, run.world)
-        | {
-            "clips": sum(len(row.plan.layout.clips) for row in rows),
-            "clip_tokens": sum(len(row.plan.video_rows) for row in rows),
-            "flops": sum(step_flops(run.model, row.plan).total for row in rows),
-        }
+        | {"flops": sum(step_flops(run.model, row.plan).total for row in rows)}
     )
 
 
@@ -125,7 +121,7 @@ def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, 
     return mfu | {
         "tokens_per_second": counts["tokens"] / seconds / ranks,
         "frames_per_second": counts["frames"] / seconds / ranks,
-        "tokens_per_clip": counts["clip_tokens"] / counts["clips"],
+        "tokens_per_clip": counts["clip_tokens"] / (counts["clips"] or math.nan),
         "fill": counts["tokens"] / (counts["rows"] * run.config.tokens_per_row),
         "data_wait": sum(waits) / ranks,
         "longest_data_wait": max(waits),

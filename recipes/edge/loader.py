@@ -58,6 +58,7 @@ class Row:
         sample_ids: The samples in it, in order.
         num_tokens: Tokens of real samples.
         num_frames: Raw frames decoded.
+        num_clips: Clips of real samples.
         bad: Samples of its bin that could not be decoded and were left out.
         state: Where the stream stands after the bins of all ranks that were dealt with
             its own; after the last row of a step, those of the step.
@@ -68,6 +69,7 @@ class Row:
     sample_ids: tuple[str, ...]
     num_tokens: int
     num_frames: int
+    num_clips: int
     bad: tuple[BadSample, ...]
     state: StreamState
 
@@ -103,6 +105,7 @@ class PackedRows(Dataset[Row]):
             else:
                 kept.append(planned)
         spans: list[tuple[Span, ...]] = [planned.spans for planned in kept]
+        shown = [clip for planned in kept for clip in planned.clips]
         if not clips:
             blank, patches = blank_clip(geometry)
             spans.append((blank,))
@@ -118,9 +121,8 @@ class PackedRows(Dataset[Row]):
             patches=torch.cat(clips),
             sample_ids=tuple(planned.sample.sample_id for planned in kept),
             num_tokens=sum(planned.num_tokens for planned in kept),
-            num_frames=sum(
-                len(clip.frame_indices) for planned in kept for clip in planned.clips
-            ),
+            num_frames=sum(len(clip.frame_indices) for clip in shown),
+            num_clips=len(shown),
             bad=tuple(bad),
             state=state,
         )
@@ -292,13 +294,16 @@ def count_rows(rows: Sequence[Row]) -> dict[str, float]:
 
     Returns:
         ``labels`` and ``pairs`` to divide the losses by, and what was loaded:
-        ``tokens``, raw ``frames``, ``rows``, ``bad_samples``.
+        ``tokens``, raw ``frames``, ``clips``, ``clip_tokens``, ``rows``,
+        ``bad_samples``. A blank clip is no clip.
     """
     return {
         "labels": sum(len(row.plan.labels.rows) for row in rows),
         "pairs": sum(len(row.plan.next_frame.targets.cu_seqlens) - 1 for row in rows),
         "tokens": sum(row.num_tokens for row in rows),
         "frames": sum(row.num_frames for row in rows),
+        "clips": sum(row.num_clips for row in rows),
+        "clip_tokens": sum(len(row.plan.video_rows) for row in rows if row.num_clips),
         "rows": len(rows),
         "bad_samples": sum(len(row.bad) for row in rows),
     }

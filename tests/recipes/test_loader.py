@@ -169,6 +169,8 @@ def test_an_empty_row_is_one_black_token(planned: PlannedSamples) -> None:
         "pairs": 0,
         "tokens": 0,
         "frames": 0,
+        "clips": 0,
+        "clip_tokens": 0,
         "rows": 1,
         "bad_samples": 0,
     }
@@ -247,6 +249,10 @@ def test_text_pictures_and_several_clips_share_a_row(tmp_path: Path) -> None:
     assert len(row.patches) == int(row.plan.grid_thw.prod(1).sum())
     assert row.num_frames == 3 + 1 + 4
     alone = rows_of(planned)[(0,), StreamState()]
+    counts = count_rows([row, alone, alone, alone])
+    assert counts["clips"] == 3
+    assert counts["clip_tokens"] == (1 + 1) + 2 * 4 + (12 + 4)
+    assert count_rows([alone, alone])["clip_tokens"] == 0
     assert not alone.patches.any()
     assert len(alone.plan.labels.rows) == len(TOKENIZER.encode("<|im_end|>"))
 

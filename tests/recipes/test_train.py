@@ -166,6 +166,25 @@ def test_a_loss_weight_of_0_leaves_one_loss(clips: Path, tmp_path: Path) -> None
     assert [row["step"] for row in metrics(tmp_path / "off")] == [1, 2, 3]
 
 
+def test_rows_without_a_clip_count_none(clips: Path, tmp_path: Path) -> None:
+    """Their blank clips, of one token each, are not the data's."""
+    asked = [{"from": "human", "value": "Hello."}, {"from": "gpt", "value": "Hello."}]
+    text = [{"id": f"text {n}", "conversations": asked} for n in range(3)]
+    data = write_jsonl(tmp_path / "text.jsonl", text)
+    train(tmp_path / "text", data, max_steps=1)
+    (said,) = metrics(tmp_path / "text")
+    assert said["tokens_per_clip"] is None
+    assert said["frames_per_second"] == 0
+    assert " tokens_per_clip nan " in (tmp_path / "text" / "train.log").read_text()
+
+    shown = rows_of(clips)[0]
+    many = {"max_steps": 1, "tokens_per_row": 100, "per_device_train_batch_size": 8}
+    for name, rows in {"one": [shown], "mixed": [shown, *text]}.items():
+        train(tmp_path / name, write_jsonl(clips / f"{name}.jsonl", rows), **many)
+    one, mixed = (metrics(tmp_path / name)[0] for name in ("one", "mixed"))
+    assert mixed["tokens_per_clip"] == one["tokens_per_clip"] > 1
+
+
 def test_rows_of_a_step_are_a_product(clips: Path, tmp_path: Path) -> None:
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
     losses = []
