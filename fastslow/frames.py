@@ -95,7 +95,12 @@ class FrameSchedule:
     def strides(self) -> tuple[int, ...]:
         """The stride of each pooled frame, where all windows are square."""
         found = {frame.stride for frame in self.frames}
-        if any(stride is None or stride[0] != stride[1] for stride in found):
+        if None in found:
+            raise ValueError(
+                f"the schedule {self} has frames with a grid instead of a stride; "
+                "strides has one number per frame"
+            )
+        if any(stride and stride[0] != stride[1] for stride in found):
             raise ValueError(
                 f"the schedule {self} has windows that are not square; strides has "
                 "one number per frame"

@@ -8,7 +8,15 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fastslow import TokenLayout, build_layout, dense_mask, frame_causal_mask
+from fastslow import (
+    PooledFrame,
+    TokenLayout,
+    VideoSpan,
+    build_layout,
+    dense_mask,
+    frame_causal_mask,
+    frame_windows,
+)
 from recipes.edge.sample_set import PlannedSamples
 from recipes.edge.samples import PlannedClip, PlannedSample
 from recipes.edge.video import decode_frames
@@ -62,23 +70,31 @@ def draw_sample(sample: PlannedSample, planned: PlannedSamples, file: Path) -> N
 
 def _frames_of(
     clip: PlannedClip, planned: PlannedSamples
-) -> list[tuple[Tensor, str, bool | None]]:
+) -> list[tuple[Tensor, str, bool]]:
     """Give the picture of each pooled frame, its caption, and whether it is slow."""
     size = planned.settings.family.geometry.temporal_patch_size
     first = list(clip.frame_indices[::size])
     pixels = decode_frames(clip.clip.file(planned.store), first)
     seconds = clip.clip.info.seconds_at(first)
-    schedule = clip.span.schedule
-    slow = schedule.is_slow
     return [
-        (pixels[frame.start], f"{seconds[frame.start]:.1f} s, stride {stride}", is_slow)
-        for frame, stride, is_slow in zip(
-            schedule.frames, schedule.strides, slow, strict=True
+        (
+            pixels[frame.start],
+            f"{seconds[frame.start]:.1f} s, {_pooling(frame, clip.span)}",
+            frame.is_slow,
         )
+        for frame in clip.span.schedule.frames
     ]
 
 
-def _draw_frame(axes: Axes, pixels: Tensor, words: str, is_slow: bool | None) -> None:
+def _pooling(frame: PooledFrame, span: VideoSpan) -> str:
+    """Give the stride of a pooled frame where its windows are square, else its grid."""
+    if frame.stride is not None and frame.stride[0] == frame.stride[1]:
+        return f"stride {frame.stride[0]}"
+    height, width = frame_windows(span.grid, frame, span.schedule.edge)
+    return f"grid {len(height)} x {len(width)}"
+
+
+def _draw_frame(axes: Axes, pixels: Tensor, words: str, is_slow: bool) -> None:
     """Draw a frame in a border that says whether it is slow."""
     axes.imshow(pixels.permute(1, 2, 0).numpy())
     axes.set_axis_on()

@@ -159,9 +159,22 @@ def test_strides_are_there_where_all_windows_are_square(
         return
     with pytest.raises(ValueError) as error:
         _ = schedule.strides
+    what = (
+        "frames with a grid instead of a stride"
+        if None in found
+        else "windows that are not square"
+    )
     assert str(error.value) == (
-        f"the schedule {schedule} has windows that are not square; strides has one "
-        "number per frame"
+        f"the schedule {schedule} has {what}; strides has one number per frame"
+    )
+
+
+def test_target_grids_are_said_to_have_no_stride() -> None:
+    with pytest.raises(ValueError) as error:
+        _ = schedule_from_grids([(2, 2), (1, 1)]).strides
+    assert str(error.value) == (
+        "the schedule S.  2 frames has frames with a grid instead of a stride; strides "
+        "has one number per frame"
     )
 
 

@@ -1,6 +1,7 @@
 """What a dataset is said to hold, and the drawing of one of its samples."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,8 +35,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def flags_of(data: Path, *flags: str) -> list[str]:
-    config = ROOT / "recipes/configs/qwen2vl_tiny.yaml"
+TINY = ROOT / "recipes/configs/qwen2vl_tiny.yaml"
+
+
+def flags_of(data: Path, *flags: str, config: Path = TINY) -> list[str]:
     return ["recipes/inspect_data.py", str(data), *flags, "--config", str(config)]
 
 
@@ -45,8 +48,8 @@ def inspect(
 ) -> Inspect:
     """Run the script in this process; give what it says, and its exit status."""
 
-    def run(data: Path, *flags: str) -> tuple[str, object]:
-        monkeypatch.setattr(sys, "argv", flags_of(data, *flags))
+    def run(data: Path, *flags: str, config: Path = TINY) -> tuple[str, object]:
+        monkeypatch.setattr(sys, "argv", flags_of(data, *flags, config=config))
         try:
             main()
         except SystemExit as end:
@@ -93,6 +96,32 @@ def test_a_sample_is_drawn(
     assert status == 0
     drawn = file.read_text()
     assert drawn.count("<image") == (6 if name == "00001" else 2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "captions"),
+    [
+        ("interleave", ["stride 1", "stride 2", "stride 1", "stride 2"]),
+        ("kernel_schedule(kernel=(1, 1, 2))", ["grid 2 x 2"] * 4),
+        ("kernel_schedule(kernel=(4, 2, 2))", ["stride 2"]),
+        (
+            "schedule_from_grids(grids=((2, 3), (1, 1), (2, 2), (1, 3)))",
+            ["grid 2 x 3", "grid 1 x 1", "grid 2 x 2", "grid 1 x 3"],
+        ),
+    ],
+)
+def test_a_drawing_says_how_each_frame_is_pooled(
+    data: Path, tmp_path: Path, inspect: Inspect, strategy: str, captions: list[str]
+) -> None:
+    file, config = tmp_path / "sample.svg", tmp_path / "settings.yaml"
+    key = "frame_sampling_strategy"
+    config.write_text(
+        TINY.read_text().replace(f"{key}: interleave", f"{key}: {strategy}")
+    )
+    _, status = inspect(data, "--show", "00001", "--output", str(file), config=config)
+    assert status == 0
+    said = re.findall(r"<!-- [0-9.]+ s, (.+) -->", file.read_text())
+    assert said == captions
 
 
 def test_a_sample_that_is_not_there(data: Path, inspect: Inspect) -> None:
