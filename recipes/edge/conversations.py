@@ -1,11 +1,12 @@
 """Conversations about videos and pictures, as rows of users' files hold them."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 from unicodedata import category
+
+from fastslow.qwen2_vl.chat import PLACEHOLDER
 
 Role = Literal["system", "user", "assistant"]
 Kind = Literal["video", "image"]
@@ -33,7 +34,6 @@ _LAYOUTS = {"conversations": ("from", "value"), "messages": ("role", "content")}
 _KINDS: tuple[Kind, ...] = ("video", "image")
 _CATEGORIES = ("category", "question_type", "data_source")
 _SHOWN = 100
-_PLACEHOLDER = re.compile("<(video|image)>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,12 +229,12 @@ def _place(
             for turn in turns
         ]
     for number, turn in enumerate(turns, start=1):
-        if turn.role != "user" and _PLACEHOLDER.search(turn.text):
+        if turn.role != "user" and PLACEHOLDER.search(turn.text):
             raise RowError(
                 f"turn {number} is the {turn.role}'s and has a placeholder; what is "
                 "shown belongs in a user turn"
             )
-    places = [kind for turn in turns for kind in _PLACEHOLDER.findall(turn.text)]
+    places = [kind for turn in turns for kind in PLACEHOLDER.findall(turn.text)]
     if not places:
         shown = "".join(f"<{each.kind}>\n" for each in media)
         first = next(n for n, turn in enumerate(turns) if turn.role == "user")
