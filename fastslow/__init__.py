@@ -88,6 +88,12 @@ from fastslow.ragged import (
     select_ragged,
     unpack_ragged,
 )
+from fastslow.schedule_edits import (
+    keep_tokens,
+    merge_streams,
+    scale_fast_frames,
+    select_frames,
+)
 from fastslow.schedule_json import schedule_from_json, schedule_to_json
 from fastslow.schedules import (
     build_schedule,
@@ -98,12 +104,6 @@ from fastslow.schedules import (
     two_level_schedule,
 )
 from fastslow.spans import Span, TextSpan, VideoSpan
-from fastslow.streams import (
-    keep_tokens,
-    merge_streams,
-    scale_fast_frames,
-    select_frames,
-)
 from fastslow.varlen import SliceRanges, VarlenPlan, slice_ranges, varlen_plan
 
 __version__ = version("fastslow")

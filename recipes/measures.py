@@ -93,14 +93,18 @@ def spreads(output: FastSlowOutput) -> list[Tensor]:
 def mean_losses(
     total: dict[str, float], labels: float, pairs: float, *, weight: float
 ) -> dict[str, float]:
-    """Divide each loss by its count; without the next-frame loss there is but one."""
-    language_loss = total["language_loss"] / labels
+    """Divide each loss by its count; without the next-frame loss there is but one.
+
+    A mean over nothing is no number; it adds nothing to the loss that is minimised.
+    """
+    loss = total["language_loss"] / max(labels, 1)
+    language_loss = total["language_loss"] / (labels or math.nan)
     if not weight:
-        return {"loss": language_loss, "language_loss": language_loss}
-    ahead_loss = total["autoregressive_loss"] / pairs
-    copy_loss = total["copy_loss"] / pairs
+        return {"loss": loss, "language_loss": language_loss}
+    ahead_loss = total["autoregressive_loss"] / (pairs or math.nan)
+    copy_loss = total["copy_loss"] / (pairs or math.nan)
     return {
-        "loss": language_loss + weight * ahead_loss,
+        "loss": loss + weight * total["autoregressive_loss"] / max(pairs, 1),
         "language_loss": language_loss,
         "autoregressive_loss": ahead_loss,
         "weighted_autoregressive_loss": weight * ahead_loss,

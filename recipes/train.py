@@ -288,7 +288,9 @@ def train_step(
     mine |= by_rank("peak", peak_memory(world.device) / 2**30, world)
     total = sum_over_ranks(mine, world)
     return {
-        **mean_losses(total, labels, pairs, weight=config.loss_weight),
+        **mean_losses(
+            total, counts["labels"], counts["pairs"], weight=config.loss_weight
+        ),
         "learning_rate": rate,
         "gradient_norm": norm,
         "skipped_steps": skipped.total,

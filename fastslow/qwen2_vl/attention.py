@@ -24,7 +24,7 @@ ATTENTION_NAME = "fastslow"
 """Name under which transformers knows this attention."""
 
 
-def attention_mask(intervals: KeyIntervals) -> KeyIntervals | BlockMask:
+def mask_for_device(intervals: KeyIntervals) -> KeyIntervals | BlockMask:
     """Read visible intervals in the form that the device computes fastest.
 
     Args:

@@ -16,7 +16,7 @@ from transformers import (
 
 from fastslow.cross_entropy import labelled_cross_entropy
 from fastslow.pooling import pool_tokens
-from fastslow.qwen2_vl.attention import ATTENTION_NAME, attention_mask
+from fastslow.qwen2_vl.attention import ATTENTION_NAME, mask_for_device
 from fastslow.qwen2_vl.families import family_of, window_order
 from fastslow.qwen2_vl.plan import RowPlan, encoded_runs
 from fastslow.qwen2_vl.tower import prepare_tower
@@ -120,14 +120,18 @@ class FastSlowQwen2VL(nn.Module):
         """Train the whole tower, and let a frozen copy of it give the targets.
 
         Features that move with the tower would be targets that the tower can make
-        easy. The copy keeps the weights of this moment; it has no merger, whose output
+        easy. The copy keeps the weights of this moment; it has no mergers, whose output
         no target needs. Call this before the model is compiled or sharded. Weights
         that are loaded afterwards reach the copy through ``reset_target_tower``.
         """
         tower = self.backbone.model.visual.requires_grad_(True)
         if self.predicts_next_frame:
-            self.target_tower = deepcopy(tower).requires_grad_(False)
-            self.target_tower.merger = nn.Identity()
+            copy: Any = deepcopy(tower).requires_grad_(False)
+            copy.merger = nn.Identity()
+            if hasattr(copy, "deepstack_merger_list"):
+                copy.deepstack_visual_indexes = []
+                copy.deepstack_merger_list = nn.ModuleList()
+            self.target_tower = copy
 
     @torch.no_grad()
     def reset_target_tower(self) -> None:
@@ -291,7 +295,7 @@ class FastSlowQwen2VL(nn.Module):
             plan.layout.position_ids[:, None],
             cache,  # versions of transformers name it differently
             inputs_embeds=text.index_copy(0, plan.video_rows, first)[None],
-            layout_mask=attention_mask(plan.visible),
+            layout_mask=mask_for_device(plan.visible),
             use_cache=cache is not None,
             **(deepstack if deeper else {}),
         ).last_hidden_state

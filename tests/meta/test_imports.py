@@ -52,7 +52,7 @@ SCHEDULES = INTEGERS | {
         "frames",
         "schedule_json",
         "schedules",
-        "streams",
+        "schedule_edits",
     )
 }
 PARTS = SCHEDULES | {

@@ -56,10 +56,10 @@ MUTANTS = [
         "schedules.py -k repeat_strides__phase",
     ),
     Mutant(
-        "streams",
+        "schedule_edits",
         "key=lambda frame: frame.stop",
         "key=lambda frame: frame.start",
-        "streams.py -k merge_streams__time_order",
+        "schedule_edits.py -k merge_streams__time_order",
     ),
     Mutant(
         "frames",
@@ -116,10 +116,10 @@ MUTANTS = [
         "pool_plans.py -k plan_pooling__matches_reference",
     ),
     Mutant(
-        "streams",
+        "schedule_edits",
         "scales = (1 if t in slow else scale",
         "scales = (scale if t in slow else 1",
-        "streams.py -k scale_fast_frames__slow_untouched",
+        "schedule_edits.py -k scale_fast_frames__slow_untouched",
     ),
     Mutant(
         "pooling",

@@ -25,7 +25,7 @@ from fastslow import (
     visible_intervals,
 )
 from fastslow.qwen2_vl import ATTENTION_NAME, FastSlowQwen2VL, RowPlan
-from fastslow.qwen2_vl.attention import attention_mask, masked_attention
+from fastslow.qwen2_vl.attention import mask_for_device, masked_attention
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
 
@@ -116,7 +116,7 @@ def dense(visible: KeyIntervals) -> Tensor:
 
 def test_the_cpu_is_given_the_intervals() -> None:
     visible = visible_intervals(torch.arange(5))
-    assert attention_mask(visible) is visible
+    assert mask_for_device(visible) is visible
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_padding_row_gives_zeros_and_no_nan() -> None:
     padding = layout.segment_ids < 0
     assert padding.sum() == 2
     states = [heads(n, 68, seed).requires_grad_() for seed, n in enumerate((4, 2, 2))]
-    output = attend(*states, attention_mask(visible))
+    output = attend(*states, mask_for_device(visible))
     assert (output[0, padding] == 0).all()
     assert output[0, ~padding].all()
     output.square().sum().backward()
@@ -206,7 +206,7 @@ def test_a_whole_model_agrees_under_every_form_of_the_mask(
     block = interval_block_mask(plan.visible, block_size=16)
     assert isinstance(block, BlockMask)
     hidden = []
-    for mask in (attention_mask(plan.visible), dense(plan.visible), block):
+    for mask in (mask_for_device(plan.visible), dense(plan.visible), block):
         with torch.no_grad():
             output = language_model(
                 input_ids=plan.layout.input_ids[None],
@@ -230,7 +230,7 @@ def test_a_gpu_computes_what_the_cpu_computes() -> None:
     ]
     results = []
     for device in ("cpu", "cuda"):
-        mask = attention_mask(to_device(visible, device))
+        mask = mask_for_device(to_device(visible, device))
         assert isinstance(mask, BlockMask) == (device == "cuda")
         own = [state.detach().to(device).requires_grad_() for state in states]
         output = attend(*own, mask)

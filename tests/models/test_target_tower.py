@@ -1,6 +1,7 @@
 """A tower that trains does not move the targets of the next-frame loss."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -70,8 +71,9 @@ def test_gradients_reach_the_whole_tower(
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-def test_the_copy_has_no_merger(make_model: Callable[..., FastSlowQwen2VL]) -> None:
-    model = make_model()
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_the_copy_has_no_merger(family: str, make_family: Callable[..., Any]) -> None:
+    model = FastSlowQwen2VL(make_family(family))
     model.train_tower()
     names = {name for name, _ in model.named_parameters()}
     copy = {name for name in names if name.startswith("target_tower.")}
@@ -80,7 +82,7 @@ def test_the_copy_has_no_merger(make_model: Callable[..., FastSlowQwen2VL]) -> N
         rest
         for name in tower
         if not (rest := name.removeprefix("backbone.model.visual.")).startswith(
-            "merger."
+            ("merger.", "deepstack_merger_list.")
         )
     }
     shared = {p.data_ptr() for p in model.backbone.parameters()}

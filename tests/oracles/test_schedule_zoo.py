@@ -34,7 +34,7 @@ from fastslow import (
     two_level_schedule,
 )
 from fastslow.grids import Edge
-from fastslow.streams import Order
+from fastslow.schedule_edits import Order
 
 SIGLIP, CLIP = (27, 27), (24, 24)
 

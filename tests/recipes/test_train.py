@@ -174,6 +174,8 @@ def test_rows_without_a_clip_count_none(clips: Path, tmp_path: Path) -> None:
     train(tmp_path / "text", data, max_steps=1)
     (said,) = metrics(tmp_path / "text")
     assert said["tokens_per_clip"] is None
+    assert said["autoregressive_loss"] is said["copy_loss"] is None
+    assert said["loss"] == said["language_loss"]
     assert said["frames_per_second"] == 0
     assert " tokens_per_clip nan " in (tmp_path / "text" / "train.log").read_text()
 

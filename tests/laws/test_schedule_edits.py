@@ -1,4 +1,4 @@
-"""Laws of ``fastslow.streams``."""
+"""Laws of ``fastslow.schedule_edits``."""
 
 import inspect
 from collections import Counter
