@@ -50,7 +50,7 @@ def tables_on_gpu(
 
 @triton.jit(do_not_specialize=["tokens"])  # rows of any length share one kernel
 @no_type_check
-def _write_tables(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+def _write_tables(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     start,
     stop,
     counts,
@@ -138,7 +138,7 @@ def _write_rows(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
 
 @triton.jit
 @no_type_check
-def _write_row(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+def _write_row(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     counts,
     lists,
     table: tl.constexpr,

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastslow.layouts import Attention
+from fastslow.losses import Distance
+from fastslow.pool_plans import Mode
 from recipes.edge.parallel import Parallel
 from recipes.edge.settings import (
     check_known,
@@ -51,6 +53,9 @@ class Config:
     """Share of slow frames, from 0 (all fast) to 1 (all slow)."""
     mm_spatial_pool_stride: int = 4
     """Pooling stride of slow frames, in vision patches; fast frames use twice that."""
+    mm_spatial_pool_mode: Mode = "average"
+    """How the tokens of a window become one. One of ``average``, ``max``, ``area`` and
+    ``bilinear``, which is how LLaVA-NeXT trains."""
     fast_scale: int = 1
     """How many times smaller, along each side, fast frames enter the vision tower;
     they keep as many tokens. 2 saves three quarters of the tower's work on them."""
@@ -71,6 +76,9 @@ class Config:
     loss_weight: float = 0.15
     """Weight of the next-frame loss. 0 turns it off; nothing is predicted, no targets
     are taken, and the head is not trained."""
+    next_frame_distance: Distance = "cosine"
+    """What the next-frame loss measures. One of ``cosine``, ``mse``, ``smooth_l1``,
+    ``l1`` and ``mse+cosine``."""
     tokens_per_row: int = 16_384
     """Tokens of a packed row at most."""
     packing_window: int = 256

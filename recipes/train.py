@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -260,13 +261,14 @@ def train_step(
     terms = TERMS if config.loss_weight else TERMS[:1]
     sums = torch.zeros(len(terms), dtype=torch.float64, device=world.device)
     labels, pairs = max(counts["labels"], 1), max(counts["pairs"], 1)
+    measure = partial(next_frame_loss, distance=config.next_frame_distance)
     for row in rows:
         plan = to_device(row.plan, world.device)
         output = model(row.patches.to(world.device, non_blocking=True), plan)
         losses, loss = [output.language_loss], output.language_loss / labels
         if config.loss_weight:
-            ahead, _ = next_frame_loss(output.predictions, output.targets)
-            copying, _ = next_frame_loss(output.copies, output.targets)
+            ahead, _ = measure(output.predictions, output.targets)
+            copying, _ = measure(output.copies, output.targets)
             losses += [ahead, copying, *spreads(output)]
             loss = loss + config.loss_weight * ahead / pairs
         (loss * world.size).backward()  # FSDP divides gradients by the number of ranks

@@ -24,7 +24,7 @@ from fastslow.loss_plans import (
     plan_next_frame,
 )
 from fastslow.masks import KeyIntervals
-from fastslow.pool_plans import PoolPlan, plan_pooling
+from fastslow.pool_plans import Mode, PoolPlan, plan_pooling
 from fastslow.positions import AfterVideo
 from fastslow.qwen2_vl.tower import TowerPlan, plan_tower
 from fastslow.spans import Span, VideoSpan
@@ -75,20 +75,22 @@ def plan_row(
     video_token_id: int,
     attention: Attention = "frame_causal",
     window: FrameWindow | None = None,
+    pool_mode: Mode = "average",
     after_video_rule: AfterVideo = "all_axes",
     length: int | None = None,
     merge_size: int = 2,
 ) -> RowPlan:
     """Plan one packed row.
 
-    A part that should be planned otherwise, such as ``pool`` in another mode or
-    ``next_frame`` in another pairing, is put in its place with ``dataclasses.replace``.
+    A part that should be planned otherwise, such as ``next_frame`` in another pairing,
+    is put in its place with ``dataclasses.replace``.
 
     Args:
         samples: The spans of each sample; their grids and strides count merged tokens.
         video_token_id: Id that stands for a video token.
         attention: Whether the tokens of a frame share one rank, see ``build_layout``.
         window: How far back a token sees, see ``visible_keys``.
+        pool_mode: How the tokens of a window become one, see ``plan_pooling``.
         after_video_rule: Where text goes on after a clip, see ``after_video``.
         length: Tokens that the row is padded to, see ``bucket_length``; None adds no
             padding.
@@ -121,7 +123,9 @@ def plan_row(
             device="cpu",
         ).reshape(-1, 3),
         tower=plan_tower(runs, merge_size=merge_size),
-        pool=plan_pooling([(clip.grid, clip.schedule) for clip in layout.clips]),
+        pool=plan_pooling(
+            [(clip.grid, clip.schedule) for clip in layout.clips], mode=pool_mode
+        ),
         video_rows=(layout.frame_ids >= 0).nonzero()[:, 0],
         labels=plan_labels(layout),
         next_frame=plan_next_frame(layout),

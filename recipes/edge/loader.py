@@ -115,6 +115,7 @@ class PackedRows(Dataset[Row]):
                 spans,
                 video_token_id=self.video_token_id,
                 attention=self.settings.attention,
+                pool_mode=self.settings.pool_mode,
                 length=_row_length(spans, self.settings),
                 merge_size=geometry.merge_size,
             ),

@@ -20,6 +20,7 @@ from fastslow import (
     scale_fast_frames,
 )
 from fastslow.layouts import Attention
+from fastslow.pool_plans import Mode
 from fastslow.qwen2_vl import (
     Family,
     PlacedClip,
@@ -48,6 +49,7 @@ class ClipSettings:
         slow_ratio: Share of slow frames.
         slow_stride: Pooling stride of slow frames, in patches; fast frames use twice
             that.
+        pool_mode: How the tokens of a window become one.
         fast_scale: How many times smaller fast frames are encoded along each side.
         attention: Whether the tokens of a frame share one rank.
         capacity: Tokens of a packed row at most.
@@ -62,6 +64,7 @@ class ClipSettings:
     strategy: str
     slow_ratio: float
     slow_stride: int
+    pool_mode: Mode = "average"
     fast_scale: int
     attention: Attention
     capacity: int

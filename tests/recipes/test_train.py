@@ -166,6 +166,20 @@ def test_a_loss_weight_of_0_leaves_one_loss(clips: Path, tmp_path: Path) -> None
     assert [row["step"] for row in metrics(tmp_path / "off")] == [1, 2, 3]
 
 
+def test_settings_reach_the_loss_and_the_pooling(clips: Path, tmp_path: Path) -> None:
+    def first_step(name: str, **changes: str) -> dict[str, Any]:
+        train(tmp_path / name, clips / "train.jsonl", **changes)
+        return metrics(tmp_path / name)[0]
+
+    base = first_step("base")
+    other = first_step("other", next_frame_distance="l1")
+    pooled = first_step("pooled", mm_spatial_pool_mode="max")
+    assert other["language_loss"] == base["language_loss"]
+    assert other["autoregressive_loss"] != base["autoregressive_loss"]
+    assert other["copy_loss"] != base["copy_loss"]
+    assert pooled["language_loss"] != base["language_loss"]
+
+
 def test_rows_without_a_clip_count_none(clips: Path, tmp_path: Path) -> None:
     """Their blank clips, of one token each, are not the data's."""
     asked = [{"from": "human", "value": "Hello."}, {"from": "gpt", "value": "Hello."}]
