@@ -20,6 +20,7 @@ from fastslow import (
     StreamState,
     balance,
     best_fit_decreasing,
+    deal_rounds,
     fewest_bins_bound,
     fill,
     first_fit_decreasing,
@@ -214,8 +215,8 @@ def test_stream(benchmark: BenchmarkFixture, kind: str) -> None:
         benchmark.extra_info["items per second"] = round(rate)
 
 
-Steps = list[list[list[int]]]
-"""Items of every rank of every step."""
+Steps = list[list[Bins]]
+"""Rows of items of every rank of every step."""
 
 
 def packs_in_steps(lengths: list[int], num_ranks: int) -> Iterator[Bins]:
@@ -227,9 +228,9 @@ def packs_in_steps(lengths: list[int], num_ranks: int) -> Iterator[Bins]:
         yield bins[stop - each : stop]
 
 
-def in_step(bins: Bins, ranks: Iterable[Iterable[int]]) -> list[list[int]]:
-    """Give the items of each rank from the bins of each rank."""
-    return [[item for number in rank for item in bins[number]] for rank in ranks]
+def in_step(bins: Bins, ranks: Iterable[Iterable[int]]) -> list[Bins]:
+    """Give the rows of each rank from the numbers of its bins."""
+    return [[bins[number] for number in rank] for rank in ranks]
 
 
 def as_they_come(num_ranks: int) -> list[range]:
@@ -255,6 +256,16 @@ def packs_dealt(work: Workload, num_ranks: int) -> Steps:
         )
         assert {len(rank) for rank in dealt.ranks} == {STEPS_SUMMED}
         steps.append(in_step(packs, dealt.ranks))
+    return steps
+
+
+def packs_in_rounds(work: Workload, num_ranks: int) -> Steps:
+    """Deal packs of like cost to the ranks at the same time."""
+    steps = []
+    for packs in packs_in_steps(work.lengths, num_ranks):
+        costs = [sum(work.costs[item] for item in pack) for pack in packs]
+        rounds = deal_rounds(costs, num_ranks)
+        steps.append(in_step(packs, zip(*rounds, strict=True)))
     return steps
 
 
@@ -290,7 +301,9 @@ BALANCE_TARGETS = {
 
 
 @pytest.mark.parametrize("num_ranks", [8, 64])
-@pytest.mark.parametrize("assign", [items_placed, packs_dealt, packs_as_they_come])
+@pytest.mark.parametrize(
+    "assign", [items_placed, packs_in_rounds, packs_dealt, packs_as_they_come]
+)
 def test_balance(
     benchmark: BenchmarkFixture,
     assign: Callable[[Workload, int], Steps],
@@ -299,15 +312,27 @@ def test_balance(
     benchmark.group = f"P2: Steps of {num_ranks} ranks over 200,000 samples"
     work = workload(200_000)
     steps = benchmark.pedantic(assign, args=(work, num_ranks), rounds=1)
-    done = [item for step in steps for rank in step for item in rank]
+    done = [i for step in steps for rank in step for row in rank for i in row]
     assert len(set(done)) == len(done)
-    ratios = [imbalance([sum(work.costs[i] for i in r) for r in s]) for s in steps]
-    tokens = [sum(work.lengths[i] for rank in step for i in rank) for step in steps]
+    costs = [
+        [[sum(work.costs[i] for i in row) for row in rank] for rank in step]
+        for step in steps
+    ]
+    ratios = [imbalance(list(map(sum, step))) for step in costs]
+    waits = [
+        sum(map(max, zip(*step, strict=True))) * num_ranks / sum(map(sum, step))
+        for step in costs
+    ]
+    tokens = [
+        sum(work.lengths[i] for rank in step for row in rank for i in row)
+        for step in steps
+    ]
     room = STEPS_SUMMED * num_ranks * CAPACITY
     if assign in BALANCE_TARGETS:
         benchmark.extra_info["target"] = BALANCE_TARGETS[assign]
     benchmark.extra_info["steps"] = len(steps)
     benchmark.extra_info["mean imbalance"] = sum(ratios) / len(steps)
     benchmark.extra_info["worst imbalance"] = max(ratios)
+    benchmark.extra_info["mean imbalance row by row"] = sum(waits) / len(steps)
     benchmark.extra_info["mean fill"] = sum(tokens) / len(steps) / room
     benchmark.extra_info["least fill"] = min(tokens) / room
