@@ -19,6 +19,7 @@ from fastslow.qwen2_vl.timing import (
     PlacedClip,
     frame_times,
     place_clip,
+    place_image,
     timestamp_texts,
 )
 from fastslow.qwen2_vl.tower import TOWER_ATTENTION_NAME, TowerPlan, plan_tower
@@ -43,6 +44,7 @@ __all__ = [
     "normalize_patches",
     "patchify_clip",
     "place_clip",
+    "place_image",
     "plan_row",
     "plan_tower",
     "smart_resize",

@@ -10,6 +10,7 @@ from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule
 from fastslow.grids import temporal_patches
 from fastslow.qwen2_vl.families import Family
+from fastslow.schedules import repeat_strides
 from fastslow.spans import VideoSpan
 
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
@@ -99,6 +100,27 @@ def place_clip(
             tokens_per_second=family.tokens_per_second,
         )
     span = VideoSpan(grid=grid, schedule=schedule, times=times)
+    return PlacedClip(span=span, opening=VISION_START)
+
+
+def place_image(grid: Grid) -> PlacedClip:
+    """Lay out a picture: one frame that is not pooled.
+
+    Args:
+        grid: Its height and width in merged tokens.
+
+    Returns:
+        The picture as a clip, and the text that opens it, which tells no time.
+
+    Laws:
+        whole: every merged token is kept: ``tokens_per_frame(span.grid, span.schedule)
+            == (height * width,)``
+
+    Example:
+        >>> place_image((4, 6)).span.schedule.strides
+        (1,)
+    """
+    span = VideoSpan(grid=grid, schedule=repeat_strides(1, (1,)))
     return PlacedClip(span=span, opening=VISION_START)
 
 

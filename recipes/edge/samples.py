@@ -16,19 +16,17 @@ from fastslow import (
     encoded_grids,
     merged_grid,
     merged_stride,
-    repeat_strides,
     scale_fast_frames,
 )
 from fastslow.layouts import Attention
 from fastslow.pool_plans import Mode
 from fastslow.qwen2_vl import (
     Family,
-    PlacedClip,
     clip_grid,
     encode_conversation,
     place_clip,
+    place_image,
 )
-from fastslow.qwen2_vl.timing import VISION_START
 from recipes.edge.index import Clip, Sample
 from recipes.edge.strategies import schedule_frames
 from recipes.edge.video import sample_frame_indices
@@ -126,7 +124,7 @@ def plan_sample(
         seconds = clip.info.seconds_at(indices)
         size = clip.info.height, clip.info.width
         if clip.kind == "image":
-            place = place_image(size, settings)
+            place = place_image(_size_in_tokens(1, size, settings)[1])
         else:
             grid, schedule = schedule_clip(len(indices), size, settings)
             place = place_clip(
@@ -196,10 +194,9 @@ def schedule_clip(
     Returns:
         Merged grid of a frame, and the schedule.
     """
-    geometry = settings.family.geometry
-    frames, height, width = clip_grid(num_frames, *size, geometry)
-    stride = merged_stride(settings.slow_stride, merge_size=geometry.merge_size)
-    grid = merged_grid((height, width), merge_size=geometry.merge_size)
+    frames, grid = _size_in_tokens(num_frames, size, settings)
+    merge_size = settings.family.geometry.merge_size
+    stride = merged_stride(settings.slow_stride, merge_size=merge_size)
     schedule = schedule_frames(
         frames,
         grid=grid,
@@ -213,21 +210,13 @@ def schedule_clip(
     return grid, schedule
 
 
-def place_image(size: tuple[int, int], settings: ClipSettings) -> PlacedClip:
-    """Lay out a picture: one frame that is not pooled.
-
-    Args:
-        size: Height and width, in pixels.
-        settings: How a clip becomes tokens.
-
-    Returns:
-        The picture as a clip.
-    """
+def _size_in_tokens(
+    num_frames: int, size: tuple[int, int], settings: ClipSettings
+) -> tuple[int, Grid]:
+    """Give the frames of a clip, and height and width of each in merged tokens."""
     geometry = settings.family.geometry
-    _, height, width = clip_grid(1, *size, geometry)
-    grid = merged_grid((height, width), merge_size=geometry.merge_size)
-    span = VideoSpan(grid=grid, schedule=repeat_strides(1, (1,)))
-    return PlacedClip(span=span, opening=VISION_START)
+    frames, height, width = clip_grid(num_frames, *size, geometry)
+    return frames, merged_grid((height, width), merge_size=geometry.merge_size)
 
 
 def tower_tokens(spans: Sequence[Span]) -> int:

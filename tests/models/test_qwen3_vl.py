@@ -33,6 +33,7 @@ from fastslow.qwen2_vl import (
     encode_conversation,
     frame_times,
     place_clip,
+    place_image,
     timestamp_texts,
 )
 from fastslow.qwen2_vl.model import Backbone
@@ -132,6 +133,14 @@ def test_place_clip__same_frames(
     seconds = [0.4 * n for n in range(2 * schedule.num_frames)]
     clip = place_clip(grid, schedule, seconds, family=family, encode=encode)
     assert (clip.span.grid, clip.span.schedule) == (grid, schedule)
+
+
+@given(fst.grids(max_side=5))
+def test_place_image__whole(grid: Grid) -> None:
+    picture = place_image(grid)
+    assert picture.opening == START
+    row = build_layout([[picture.span]], video_token_id=VIDEO_TOKEN_ID)
+    assert row.frame_ids.tolist() == [0] * (grid[0] * grid[1])
 
 
 def test_a_conversation_reads_as_the_processor_writes_it() -> None:

@@ -27,10 +27,9 @@ from fastslow.qwen2_vl import (
     family_of,
     patchify_clip,
     place_clip,
+    place_image,
 )
-from fastslow.qwen2_vl.timing import VISION_START
-from fastslow.schedules import Strategy, build_schedule, repeat_strides
-from fastslow.spans import VideoSpan
+from fastslow.schedules import Strategy, build_schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +166,7 @@ class FastSlowProcessor:
         values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         frames = values.reshape(1, picture.height, picture.width, 3).movedim(3, 1)
         _, grid = self._grid(frames)
-        span = VideoSpan(grid=grid, schedule=repeat_strides(1, (1,)))
-        clip = PlacedClip(span=span, opening=VISION_START)
-        return clip, patchify_clip(frames, self.family.geometry)
+        return place_image(grid), patchify_clip(frames, self.family.geometry)
 
     def _schedule(self, num_frames: int) -> FrameSchedule:
         """Choose the slow frames of a clip."""
