@@ -1,8 +1,9 @@
 """What a run would take, said before it starts and without a GPU."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -154,7 +155,8 @@ def first_that_fits(
 
     Changes are tried in a fixed order, each on top of those before it, the cheapest
     first: recompute activations, shorten rows, use the host's memory, train adapters,
-    take more GPUs.
+    take more GPUs. Once a step fits, earlier changes that it does not need are dropped,
+    the dearest first.
 
     Args:
         plan: A plan that does not fit.
@@ -164,10 +166,11 @@ def first_that_fits(
         The flags of the first plan that fits, and its forecast; None if none does.
     """
     longest = max(count_tokens(sample) for sample in samples)
-    for flags, changed in _changes(plan, longest):
-        found = forecast(changed, samples)
-        if fits(changed, found):
-            return flags, found
+    for changes in _changes(plan, longest):
+        found = _forecast_that_fits(plan, changes, samples)
+        if found is not None:
+            needed, found = _drop_needless(plan, changes, found, samples)
+            return " ".join(change.flags for change in needed), found
     return None
 
 
@@ -260,31 +263,72 @@ def _mean(rows: Sequence[StepFlops]) -> StepFlops:
     )
 
 
-def _changes(plan: Plan, longest: int) -> Iterator[tuple[str, Plan]]:
-    """Yield plans that take less and less memory, with the flags that make them."""
-    flags: list[str] = []
-    for kind in ("selective", "full"):
-        if plan.parallel.activation_checkpointing in {"none", "selective"} - {kind}:
-            parallel = replace(plan.parallel, activation_checkpointing=kind)
-            plan = replace(plan, parallel=parallel)
-            flags = [f"--parallel.activation-checkpointing {kind}"]
-            yield " ".join(flags), plan
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    """One change of a plan: its flags, and the fields that they set."""
+
+    flags: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    parallel: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _forecast_that_fits(
+    plan: Plan, changes: Sequence[_Change], samples: Sequence[Sample]
+) -> Forecast | None:
+    """Forecast a plan after some changes; None if it does not fit."""
+    for change in changes:
+        parallel = replace(plan.parallel, **change.parallel)
+        plan = replace(plan, parallel=parallel, **change.fields)
+    found = forecast(plan, samples)
+    return found if fits(plan, found) else None
+
+
+def _drop_needless(
+    plan: Plan, changes: list[_Change], found: Forecast, samples: Sequence[Sample]
+) -> tuple[list[_Change], Forecast]:
+    """Drop the changes before the last one without which the plan still fits."""
+    for earlier in reversed(changes[:-1]):
+        fewer = [change for change in changes if change is not earlier]
+        without = _forecast_that_fits(plan, fewer, samples)
+        if without is not None:
+            changes, found = fewer, without
+    return changes, found
+
+
+def _changes(plan: Plan, longest: int) -> Iterator[list[_Change]]:
+    """Yield combinations of changes after which a plan takes less and less memory.
+
+    A later change of recomputation overrides an earlier one.
+    """
+    made: list[_Change] = []
+    kinds = ("none", "selective", "full")
+    for kind in kinds[kinds.index(plan.parallel.activation_checkpointing) + 1 :]:
+        flags = f"--parallel.activation-checkpointing {kind}"
+        settings = {"activation_checkpointing": kind}
+        made = [*made, _Change(flags=flags, parallel=settings)]
+        yield made
     shorter = max(plan.tokens_per_row // 2, -(-longest // 128) * 128)
     if shorter < plan.tokens_per_row:
-        plan = replace(plan, tokens_per_row=shorter, rows=2 * plan.rows)
-        flags.append(f"--tokens-per-row {shorter}")
-        flags.append("--per-device-train-batch-size 1")
-        flags.append(f"--gradient-accumulation-steps {plan.rows}")
-        yield " ".join(flags), plan
+        flags = (
+            f"--tokens-per-row {shorter} --per-device-train-batch-size 1 "
+            f"--gradient-accumulation-steps {2 * plan.rows}"
+        )
+        fields = {"tokens_per_row": shorter, "rows": 2 * plan.rows}
+        made = [*made, _Change(flags=flags, fields=fields)]
+        yield made
+    for change in _last_changes(plan):
+        yield [*made, change]
+
+
+def _last_changes(plan: Plan) -> Iterator[_Change]:
+    """Yield the changes that are not tried on top of each other."""
     if not plan.parallel.cpu_offload:
-        offloaded = replace(plan, parallel=replace(plan.parallel, cpu_offload=True))
-        yield " ".join([*flags, "--parallel.cpu-offload"]), offloaded
+        yield _Change(flags="--parallel.cpu-offload", parallel={"cpu_offload": True})
     if not plan.parallel.lora_rank and plan.parallel.tower == "frozen":
-        adapted = replace(plan, parallel=replace(plan.parallel, lora_rank=16))
-        yield " ".join([*flags, "--parallel.lora-rank 16"]), adapted
+        yield _Change(flags="--parallel.lora-rank 16", parallel={"lora_rank": 16})
     for more in (2, 4, 8, 16):
-        wider = replace(plan, num_gpus=more * plan.num_gpus)
-        yield " ".join([*flags, f"--num-gpus {wider.num_gpus}"]), wider
+        wider = more * plan.num_gpus
+        yield _Change(flags=f"--num-gpus {wider}", fields={"num_gpus": wider})
 
 
 def _table(memory: Memory) -> dict[str, str]:

@@ -121,41 +121,64 @@ def test_without_the_next_frame_loss_a_run_takes_less() -> None:
     assert whole.memory.optimizer - less.memory.optimizer == 8 * head
 
 
-def test_what_to_change_is_the_first_that_fits() -> None:
-    plan = Plan(
+def small_plan(tokens_per_row: int) -> Plan:
+    return Plan(
         shape=small_config(),
         parallel=Parallel(),
         num_gpus=1,
         device=find_device("h100-80gb"),
-        tokens_per_row=2048,
+        tokens_per_row=tokens_per_row,
         rows=1,
         mfu=0.4,
         window=8,
     )
-    samples = [SAMPLE] * 8
-    whole = forecast(plan, samples)
+
+
+def memory_of(plan: Plan, **settings: Any) -> int:
+    changed = replace(plan, parallel=Parallel(**settings))
+    return forecast(changed, [SAMPLE] * 8).memory.total
+
+
+def flags_with(plan: Plan, memory: int) -> str | None:
+    small = replace(plan.device, memory_bytes=int(memory / 0.92))
+    change = first_that_fits(replace(plan, device=small), [SAMPLE] * 8)
+    return change and change[0]
+
+
+RECOMPUTE = "--parallel.activation-checkpointing"
+BATCH = "--per-device-train-batch-size 1 --gradient-accumulation-steps 2"
+
+
+def test_what_to_change_is_the_first_that_fits() -> None:
+    plan = small_plan(2048)
+    whole = forecast(plan, [SAMPLE] * 8)
     assert fits(plan, whole)
+    selective, full = (
+        memory_of(plan, activation_checkpointing=kind) for kind in ("selective", "full")
+    )
+    assert whole.memory.total > selective > full
+    assert flags_with(plan, selective + 2) == f"{RECOMPUTE} selective"
+    assert flags_with(plan, full + 2) == f"{RECOMPUTE} full"
+    assert flags_with(plan, full - 2) == f"--tokens-per-row 1024 {BATCH}"
+    assert flags_with(plan, 1000) is None
 
-    def flags_with(memory: int) -> str | None:
-        small = replace(plan.device, memory_bytes=int(memory / 0.92))
-        change = first_that_fits(replace(plan, device=small), samples)
-        return change and change[0]
 
-    kinds = {
-        kind: forecast(
-            replace(plan, parallel=Parallel(activation_checkpointing=kind)), samples
-        ).memory.total
-        for kind in ("selective", "full")
-    }
-    assert whole.memory.total > kinds["selective"] > kinds["full"]
-    flag = "--parallel.activation-checkpointing"
-    assert flags_with(kinds["selective"] + 2) == f"{flag} selective"
-    assert flags_with(kinds["full"] + 2) == f"{flag} full"
-    shorter = flags_with(kinds["full"] - 2)
-    assert shorter is not None
-    batch = "--per-device-train-batch-size 1 --gradient-accumulation-steps 2"
-    assert shorter.startswith(f"{flag} full --tokens-per-row 1024 {batch}")
-    assert flags_with(1000) is None
+def test_what_to_change_has_nothing_that_is_not_needed() -> None:
+    plan = small_plan(512)
+    short = replace(plan, tokens_per_row=256)
+    offload = "--parallel.cpu-offload"
+    none, selective, full = (
+        memory_of(plan, activation_checkpointing=kind, cpu_offload=True)
+        for kind in ("none", "selective", "full")
+    )
+    shortest = memory_of(short, activation_checkpointing="full", cpu_offload=True)
+    assert none > selective > full > shortest
+    assert memory_of(short, activation_checkpointing="full") > none
+    assert flags_with(plan, none + 2) == offload
+    assert flags_with(plan, selective + 2) == f"{RECOMPUTE} selective {offload}"
+    assert flags_with(plan, full + 2) == f"{RECOMPUTE} full {offload}"
+    every = f"{RECOMPUTE} full --tokens-per-row 256 {BATCH} {offload}"
+    assert flags_with(plan, shortest + 2) == every
 
 
 SPARSE = (
