@@ -21,6 +21,7 @@ QWEN2VL_2B = Config(
     per_device_train_batch_size=1,
     gradient_accumulation_steps=8,
     output_hidden_states=False,
+    num_gpus=1,
     parallel=Parallel(activation_checkpointing="selective"),
 )
 """Settings of the 2B run."""

@@ -23,6 +23,7 @@ QWEN2VL_72B = Config(
     per_device_train_batch_size=1,
     gradient_accumulation_steps=16,
     learning_rate=1e-5,
+    num_gpus=32,
     parallel=Parallel(activation_checkpointing="full"),
 )
 """Settings of the 72B run."""

@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fastslow import TextSpan, VideoSpan, build_schedule, schedule_from_strides
 from fastslow.qwen2_vl import plan_row, step_flops
+from recipes.config import Config
 from recipes.edge.clips import make_clips
 from recipes.edge.devices import find_device
 from recipes.edge.dry_run import Plan, first_that_fits, fits, forecast
@@ -27,6 +28,7 @@ from recipes.qwen2vl_72b import QWEN2VL_72B
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import run_recipe
 
+ROOT = Path(__file__).parents[2]
 CLIP = VideoSpan(grid=(8, 8), schedule=build_schedule(8, slow_stride=2, fast_stride=4))
 SAMPLE = (
     CLIP,
@@ -91,10 +93,15 @@ def test_published_models_have_their_parameters(name: str, parameters: int) -> N
     assert sum(weight.numel() for weight in backbone.parameters()) == parameters
 
 
-@pytest.mark.parametrize("preset", [QWEN2VL_2B, QWEN2VL_7B, QWEN2VL_72B])
-def test_every_preset_fits_what_it_says(preset: Any) -> None:
-    gpus = {QWEN2VL_2B: 1, QWEN2VL_7B: 8, QWEN2VL_72B: 32}[preset]
-    text, is_possible = preview(replace(preset, num_gpus=gpus))
+@pytest.mark.parametrize(
+    ("name", "preset"), [("2b", QWEN2VL_2B), ("7b", QWEN2VL_7B), ("72b", QWEN2VL_72B)]
+)
+def test_every_preset_fits_what_it_says(name: str, preset: Config) -> None:
+    table = (ROOT / "docs" / "real_sizes.md").read_text()
+    said = re.search(rf"^\| `recipes/qwen2vl_{name}.py`.* (\d+) GPUs? of", table, re.M)
+    assert said is not None
+    assert preset.num_gpus == int(said[1])
+    text, is_possible = preview(preset)
     assert is_possible, text
 
 
