@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fastslow._shapes import check_axes
+
 
 def slow_by_similarity(
     similarity: Float[Tensor, "frames frames"], threshold: float
@@ -27,10 +29,13 @@ def slow_by_similarity(
     Returns:
         Whether each frame is slow, for ``two_level_schedule``.
 
+    Raises:
+        ValueError: If ``similarity`` is not square.
+
     Laws:
         first: frame 0 is slow: ``slow[0]``
         prefix: the first m frames are chosen as in the clip of m frames:
-            ``slow_by_similarity(x[:m]) == slow_by_similarity(x)[:m]``
+            ``slow_by_similarity(x[:m, :m]) == slow_by_similarity(x)[:m]``
         matches_reference: equals the loop-written reference
 
     Example:
@@ -42,6 +47,7 @@ def slow_by_similarity(
         Kwai Keye Team, "Kwai Keye-VL 1.5" (arXiv:2509.01563), section 2: slow and fast
         frames. Its own code takes NaN, the similarity of two black frames, as alike.
     """
+    check_axes("similarity", similarity, "frames", "frames")
     differs = (~(similarity >= threshold)).tolist()
     is_slow: list[bool] = []
     last_slow = 0
@@ -66,6 +72,9 @@ def slow_by_score(
     Returns:
         Whether each frame is slow, for ``two_level_schedule``.
 
+    Raises:
+        ValueError: If ``scores`` has another axis than frames.
+
     Laws:
         matches_reference: equals the loop-written reference: ``slow[t] == (not
             scores[t] < threshold)``
@@ -80,6 +89,7 @@ def slow_by_score(
         Yang et al., "Cambrian-S" (arXiv:2511.04670), section 4: frames that surprise
         less than a threshold are compressed. Its own code gives frame 0 the score 1.
     """
+    check_axes("scores", scores, "frames")
     return tuple((~(scores < threshold)).tolist())
 
 
@@ -97,7 +107,7 @@ def slow_by_top_k(scores: Float[Tensor, " frames"], k: int) -> tuple[bool, ...]:
         ``min(k, frames)`` are.
 
     Raises:
-        ValueError: If ``k`` is negative.
+        ValueError: If ``scores`` has another axis than frames, or ``k`` is negative.
 
     Laws:
         count: min(k, frames) frames are slow: ``sum(slow) == min(k, T)``
@@ -112,6 +122,7 @@ def slow_by_top_k(scores: Float[Tensor, " frames"], k: int) -> tuple[bool, ...]:
         Shen et al., "LongVU" (arXiv:2410.17434), section 3: frames that match the
         question keep their resolution, as many as ``slow_frames_for_budget`` allows.
     """
+    check_axes("scores", scores, "frames")
     if k < 0:
         raise ValueError(f"k is {k}; it must be at least 0")
     best = scores.argsort(descending=True, stable=True)[:k]
@@ -137,7 +148,7 @@ def keep_by_score(
         For each frame, which of its tokens remain, for ``keep_tokens``.
 
     Raises:
-        ValueError: If frames have no tokens.
+        ValueError: If ``scores`` has other axes, or frames have no tokens.
 
     Laws:
         matches_reference: equals the loop-written reference
@@ -155,6 +166,7 @@ def keep_by_score(
         from the frame before. Its own code keeps the first token of a frame in which
         none does.
     """
+    check_axes("scores", scores, "frames", "tokens")
     frames, tokens = scores.shape
     if not tokens:
         raise ValueError(

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int, Int32
 from torch import Tensor
 
 from fastslow._runs import starts_run
+from fastslow._shapes import check_axes
 from fastslow._typing import MaskMod, no_type_check
 
 
@@ -74,7 +75,7 @@ def frame_causal_mask(
         A ``mask_mod`` for ``create_block_mask``; it closes over both tensors.
 
     Raises:
-        ValueError: If the lengths differ.
+        ValueError: If ranks are not those of one row, or the lengths differ.
 
     Laws:
         preorder: reflexive on real tokens, and two steps reach nothing that one does
@@ -274,7 +275,8 @@ def dense_mask(
 
 
 def _check_lengths(causal_ranks: Tensor, **others: Tensor | None) -> None:
-    """Raise unless all describe as many tokens as there are ranks."""
+    """Raise unless all describe one row, with as many tokens as there are ranks."""
+    check_axes("causal_ranks", causal_ranks, "tokens")
     for name, other in others.items():
         if other is not None and len(other) != len(causal_ranks):
             raise ValueError(

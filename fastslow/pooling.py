@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastslow._plans import to_device
+from fastslow._shapes import check_axes
 from fastslow.grids import Edge
 from fastslow.pool_plans import Mode, PoolPlan, plan_pooling
 from fastslow.ragged import Ragged
@@ -87,8 +88,8 @@ def pool_frames(
         ``ceil(height / strides[t]) * ceil(width / strides[t])``.
 
     Raises:
-        ValueError: If there is not one stride per frame, one is below 1, or the edges
-            or the mode do not allow it.
+        ValueError: If ``tokens`` has other axes, there is not one stride per frame, one
+            is below 1, or the edges or the mode do not allow it.
 
     Laws:
         identity: stride 1 changes nothing, in any mode: ``pool(x, 1) == x``
@@ -115,7 +116,10 @@ def pool_frames(
         Zhang et al., "Video Instruction Tuning With Synthetic Data"
         (arXiv:2410.02713), section 4.
     """
+    check_axes("tokens", tokens, "frames", "height", "width", "dim")
     frames, height, width, _ = tokens.shape
+    if not hasattr(strides, "__len__"):
+        raise ValueError(f"strides is {strides}; it must hold one stride per frame")
     if len(strides) != frames:
         raise ValueError(
             f"strides has {len(strides)} frames but tokens has {frames}; each frame "

@@ -39,7 +39,9 @@ EFFECTS = {
 }
 """Files, network, processes, clocks, logs and global random state: for recipes."""
 
-SHARED = {f"fastslow.{name}" for name in ("_fits", "_plans", "_runs", "_typing")}
+SHARED = {
+    f"fastslow.{name}" for name in ("_fits", "_plans", "_runs", "_shapes", "_typing")
+}
 INTEGERS = SHARED | {
     f"fastslow.{name}"
     for name in ("balancing", "buckets", "grids", "online_packing", "packing", "ragged")

@@ -26,6 +26,21 @@ def run_unchecked(snippet: str) -> None:
     assert finished.returncode == 0, finished.stderr
 
 
+def run_refused(messages: dict[str, str]) -> None:
+    """Hold each call to the sentence that it is refused with."""
+    run_unchecked(
+        f"""
+        for call, message in {messages!r}.items():
+            try:
+                eval(call)
+            except ValueError as error:
+                assert str(error) == message, error
+            else:
+                raise AssertionError(call)
+        """
+    )
+
+
 def test_lists_tensors_and_numbers_give_what_tuples_and_flags_give() -> None:
     run_unchecked(
         """
@@ -124,4 +139,31 @@ def test_a_target_too_few_is_named_where_rows_go_in_chunks() -> None:
         else:
             raise AssertionError("a loss came out")
         """
+    )
+
+
+def test_axes_are_named() -> None:
+    square = "similarity has shape {}; it must be (frames, frames)"
+    scores = "scores has shape {}; it must be ({})"
+    row = "causal_ranks has shape (1, 4); it must be (tokens)"
+    ranks = "torch.zeros(1, 4, dtype=torch.long)"
+    run_refused(
+        {
+            "pool_frames(torch.ones(2, 9, 1), [1, 3])": (
+                "tokens has shape (2, 9, 1); it must be (frames, height, width, dim)"
+            ),
+            "pool_frames(torch.ones(2, 3, 3, 1), 2)": (
+                "strides is 2; it must hold one stride per frame"
+            ),
+            "slow_by_similarity(torch.ones(5), 0.5)": square.format("(5,)"),
+            "slow_by_similarity(torch.ones(5, 3), 0.5)": square.format("(5, 3)"),
+            "slow_by_score(torch.ones(1, 5), 0.5)": scores.format("(1, 5)", "frames"),
+            "slow_by_top_k(torch.ones(1, 5), 2)": scores.format("(1, 5)", "frames"),
+            "keep_by_score(torch.ones(5), 0.5)": scores.format(
+                "(5,)", "frames, tokens"
+            ),
+            f"frame_causal_mask({ranks})": row,
+            f"visible_intervals({ranks})": row,
+            f"frame_causal_block_mask({ranks})": row,
+        }
     )
