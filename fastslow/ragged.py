@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Int, Int32, Shaped
@@ -18,7 +19,8 @@ class Ragged:
 
     Attributes:
         values: All items, sequence after sequence.
-        cu_seqlens: Cumulative lengths, from 0 to the number of items.
+        cu_seqlens: Cumulative lengths, which start at 0, never fall and end at the
+            number of items. This is not checked: reading them would wait for a GPU.
     """
 
     values: Shaped[Tensor, " items *feature"]
@@ -68,6 +70,10 @@ def unpack_ragged(ragged: Ragged) -> tuple[Shaped[Tensor, " _ *feature"], ...]:
     Returns:
         One tensor per sequence.
 
+    Raises:
+        ValueError: If ``cu_seqlens`` does not start at 0, falls, or does not end at the
+            number of items.
+
     Laws:
         round_trip: packing gives back r exactly, where r has a sequence:
             ``pack_ragged(unpack_ragged(r)) == r``
@@ -77,7 +83,20 @@ def unpack_ragged(ragged: Ragged) -> tuple[Shaped[Tensor, " _ *feature"], ...]:
         >>> unpack_ragged(ragged)
         (tensor([1, 2]), tensor([3]))
     """
-    lengths = lengths_from_cu_seqlens(ragged.cu_seqlens).tolist()
+    bounds, items = ragged.cu_seqlens.tolist(), len(ragged.values)
+    ends = (*bounds[:1], *bounds[-1:])
+    if ends != (0, items):
+        raise ValueError(
+            f"cu_seqlens has the ends {ends} but there are {items} items; it must "
+            "start at 0 and end at their number"
+        )
+    lengths = [stop - start for start, stop in pairwise(bounds)]
+    least = min(lengths, default=0)
+    if least < 0:
+        raise ValueError(
+            f"cu_seqlens falls by {-least} along sequence {lengths.index(least)}; "
+            "bounds never fall"
+        )
     return torch.split(ragged.values, lengths)
 
 

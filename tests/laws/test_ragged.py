@@ -244,3 +244,22 @@ def test_select_ragged__identity(lengths: list[int], feature: list[int]) -> None
     selected = select_ragged(ragged, torch.arange(len(lengths)))
     assert_same(selected.values, ragged.values)
     assert torch.equal(selected.cu_seqlens, ragged.cu_seqlens)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ([], "has the ends ()"),
+        ([0], "has the ends (0, 0)"),
+        ([1, 3], "has the ends (1, 3)"),
+        ([0, 1, 2], "has the ends (0, 2)"),
+        ([0, 4], "has the ends (0, 4)"),
+        ([0, 2, 1, 3], "falls by 1 along sequence 1; bounds never fall"),
+    ],
+)
+def test_bounds_that_are_none_are_named(bounds: list[int], message: str) -> None:
+    ragged = Ragged(values=torch.zeros(3), cu_seqlens=integers(bounds, torch.int32))
+    with pytest.raises(ValueError) as error:
+        unpack_ragged(ragged)
+    rule = " but there are 3 items; it must start at 0 and end at their number"
+    assert str(error.value) == f"cu_seqlens {message}{rule * ('ends' in message)}"
