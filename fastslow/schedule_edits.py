@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import index
 from typing import Literal, get_args
 
 from fastslow.frames import FrameSchedule
@@ -122,6 +123,7 @@ def scale_fast_frames(schedule: FrameSchedule, scale: int) -> FrameSchedule:
         >>> scale_fast_frames(build_schedule(4), 2).scales
         (1, 2, 1, 2)
     """
+    scale = index(scale)
     if scale < 1:
         raise ValueError(f"scale is {scale}; it must be at least 1")
     slow = {

@@ -87,11 +87,11 @@ def build_schedule(
         Prediction" (arXiv:2503.19325): a fine recent context after a coarse one,
         which is ``last_slow``.
     """
-    ratio = _exact_ratio(slow_ratio)
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; a clip has at least 1 frame")
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"slow_ratio is {ratio}; it must lie between 0 and 1")
+    if not 0 <= slow_ratio <= 1:
+        raise ValueError(f"slow_ratio is {slow_ratio}; it must lie between 0 and 1")
+    ratio = _exact_ratio(slow_ratio)
     count = ceil(num_frames * ratio)
     if strategy == "interleave":
         owed = [
@@ -307,13 +307,14 @@ def kernel_schedule(
     References:
         Liu et al., "NVILA" (arXiv:2412.04468): temporal pooling of token grids.
     """
-    if min(num_frames, *kernel) < 1:
+    num_frames, span, height, width = map(index, (num_frames, *kernel))
+    if min(num_frames, span, height, width) < 1:
         raise ValueError(
             f"num_frames is {num_frames} and kernel is {kernel}; all must be at least 1"
         )
-    span, height, width = kernel
+    sides, slow = (height, width), bool(is_slow)
     frames = tuple(
-        PooledFrame(start=start, stop=stop, stride=(height, width), is_slow=is_slow)
+        PooledFrame(start=start, stop=stop, stride=sides, is_slow=slow)
         for start, stop in window_bounds(num_frames, stride=span, edge=edge)
     )
     return FrameSchedule(num_frames=num_frames, frames=frames, edge=edge)
@@ -342,9 +343,8 @@ def _spread(count: int, num_frames: int) -> set[int]:
 
 def _exact_ratio(ratio: float | Fraction) -> Fraction:
     """Read a float as a fraction with a small denominator that rounds to it."""
-    if not isinstance(ratio, float):
+    if isinstance(ratio, int | Fraction):
         return Fraction(ratio)
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"slow_ratio is {ratio}; it must lie between 0 and 1")
-    candidates = (Fraction(ratio).limit_denominator(10**k) for k in range(1, 18))
-    return next((c for c in candidates if float(c) == ratio), Fraction(ratio))
+    exact, precision = Fraction(float(ratio)), type(ratio)
+    candidates = (exact.limit_denominator(10**k) for k in range(1, 18))
+    return next((c for c in candidates if precision(float(c)) == ratio), exact)

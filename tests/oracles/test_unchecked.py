@@ -88,6 +88,31 @@ def test_lists_tensors_and_numbers_give_what_tuples_and_flags_give() -> None:
     )
 
 
+def test_numbers_of_numpy_give_schedules_that_json_takes() -> None:
+    run_unchecked(
+        """
+        import numpy as np
+
+        one, two, eight = map(np.int64, (1, 2, 8))
+        half, tenths = np.float32(0.5), np.float32(0.3)
+        alike = {
+            kernel_schedule(8, (2, 2, 2), is_slow=True): kernel_schedule(
+                eight, np.array([2, 2, 2]), is_slow=np.bool_(True)
+            ),
+            scale_fast_frames(build_schedule(4), 2): scale_fast_frames(
+                build_schedule(4), two
+            ),
+            build_schedule(8): build_schedule(eight, slow_ratio=half),
+            build_schedule(10, slow_ratio=0.3): build_schedule(10, slow_ratio=tenths),
+            build_schedule(3, slow_ratio=1): build_schedule(3, slow_ratio=one),
+        }
+        for schedule, same in alike.items():
+            assert schedule == same
+            assert schedule_to_json(schedule) == schedule_to_json(same)
+        """
+    )
+
+
 def test_half_a_cell_is_no_stride() -> None:
     run_unchecked(
         """
@@ -95,6 +120,8 @@ def test_half_a_cell_is_no_stride() -> None:
             lambda: schedule_from_strides([1.5]),
             lambda: build_schedule(2, slow_stride=2.0),
             lambda: schedule_from_grids([(1.0, 1.0)]),
+            lambda: kernel_schedule(8, (2.5, 1, 1)),
+            lambda: scale_fast_frames(build_schedule(2), 1.5),
         ):
             try:
                 build()
