@@ -6,6 +6,10 @@ from typing import Any
 
 from fastslow.frames import FrameSchedule, PooledFrame
 
+_SINGLE = {"num_frames": int, "start": int, "stop": int, "is_slow": bool, "edge": str}
+_LISTS = {"scales": int, "stride": int, "grid": int, "keep": bool}
+_WORDS = {int: "an integer", bool: "true or false", str: "a string"}
+
 
 def schedule_to_json(schedule: FrameSchedule) -> str:
     """Write a schedule as one line of JSON.
@@ -50,8 +54,8 @@ def schedule_from_json(text: str) -> FrameSchedule:
         The schedule.
 
     Raises:
-        ValueError: If the text is no JSON, a field is unknown or missing, or the
-            schedule breaks a rule.
+        ValueError: If the text is no JSON, a field is unknown, missing or of another
+            type, or the schedule breaks a rule.
 
     Laws:
         round_trip: ``schedule_to_json`` gives the text back:
@@ -65,8 +69,8 @@ def schedule_from_json(text: str) -> FrameSchedule:
     """
     try:
         content = json.loads(text, parse_float=_refuse, parse_constant=_refuse)
-        frames = tuple(PooledFrame(**_tuples(f)) for f in content.pop("frames"))
-        return FrameSchedule(frames=frames, **_tuples(content))
+        frames = tuple(PooledFrame(**_read(f)) for f in content.pop("frames"))
+        return FrameSchedule(frames=frames, **_read(content))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the JSON is no schedule: {error}") from error
 
@@ -76,8 +80,17 @@ def _refuse(number: str) -> None:
     raise ValueError(f"the JSON is no schedule: {number} is no integer")
 
 
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    """Turn JSON's lists into tuples."""
+def _read(fields: dict[str, Any]) -> dict[str, Any]:
+    """Check the types of known fields, and turn JSON's lists into tuples."""
+    for name, value in fields.items():
+        is_list, kind = name in _LISTS, (_SINGLE | _LISTS).get(name)
+        entries = value if isinstance(value, list) else [value]
+        is_right = isinstance(value, list) == is_list
+        if kind and not (is_right and all(type(entry) is kind for entry in entries)):
+            raise ValueError(
+                f"the JSON is no schedule: {name} is {json.dumps(value)}; it must be "
+                f"{'a list, each entry ' * is_list}{_WORDS[kind]}"
+            )
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in fields.items()

@@ -88,6 +88,40 @@ def test_json_with_wrong_fields_is_refused(change: Callable[[Any], object]) -> N
         schedule_from_json(json.dumps(content))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_frames": True}, "num_frames is true; it must be an integer"),
+        ({"num_frames": [8]}, "num_frames is [8]; it must be an integer"),
+        ({"edge": 1}, "edge is 1; it must be a string"),
+        ({"scales": 2}, "scales is 2; it must be a list, each entry an integer"),
+        ({"start": False}, "start is false; it must be an integer"),
+        ({"stop": "1"}, 'stop is "1"; it must be an integer'),
+        ({"is_slow": "no"}, 'is_slow is "no"; it must be true or false'),
+        ({"is_slow": 1}, "is_slow is 1; it must be true or false"),
+        ({"is_slow": [False]}, "is_slow is [false]; it must be true or false"),
+        (
+            {"stride": [True, 4]},
+            "stride is [true, 4]; it must be a list, each entry an integer",
+        ),
+        ({"grid": 4}, "grid is 4; it must be a list, each entry an integer"),
+        (
+            {"keep": [1, 0]},
+            "keep is [1, 0]; it must be a list, each entry true or false",
+        ),
+    ],
+)
+def test_a_field_of_another_type_is_named(
+    fields: dict[str, object], message: str
+) -> None:
+    content = json.loads(schedule_to_json(build_schedule(1)))
+    of_clip = {"num_frames", "edge", "scales"}
+    (content if fields.keys() <= of_clip else content["frames"][0]).update(fields)
+    with pytest.raises(ValueError) as error:
+        schedule_from_json(json.dumps(content))
+    assert str(error.value) == f"the JSON is no schedule: {message}"
+
+
 @pytest.mark.parametrize("number", ["1.5", "2.0", "NaN"])
 def test_a_number_that_is_no_integer_is_named(number: str) -> None:
     text = schedule_to_json(build_schedule(1)).replace("[4, 4]", f"[{number}, 4]")
