@@ -19,6 +19,9 @@ from fastslow.ragged import (
 Distance = Literal["cosine", "mse", "smooth_l1", "l1", "mse+cosine"]
 Reduction = Literal["frame", "token", "video"]
 
+LEAST_NORM = 1e-8
+"""Norm that a vector has at least when its cosine is taken, as torch's own has."""
+
 
 def next_frame_loss(
     predictions: Float[Tensor, "tokens dim"],
@@ -185,12 +188,20 @@ def _token_factors(
 def _distances(predictions: Tensor, goal: Tensor, distance: str) -> Tensor:
     """Give the distance of every token to its target."""
     if distance == "cosine":
-        return 1 - F.cosine_similarity(predictions, goal, dim=-1)
+        # Graphs of F.cosine_similarity write normalised targets out, in float32.
+        products = (predictions * goal).sum(-1)
+        return 1 - products / (_norms(predictions) * _norms(goal))
     if distance == "mse+cosine":
         squares = _distances(predictions, goal, "mse")
         return squares + _distances(predictions, goal, "cosine")
     measure = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
     return measure[distance](predictions, goal, reduction="none").mean(-1)
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    """Give the norm of each vector, not so small that it could not divide."""
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
+    return norms.clamp_min(LEAST_NORM)
 
 
 def _sum_of_rows(

@@ -66,6 +66,25 @@ def test_next_frame_loss_is_the_same(distance: Distance, reduction: Reduction) -
     assert_same(found)
 
 
+def test_a_graph_writes_nothing_wide_beside_the_gradient() -> None:
+    targets = pack_ragged([values(4096, 512, seed=0).bfloat16()])
+    on_gpu = to_device(targets, "cuda")
+    guess = on_gpu.values.flip(0).requires_grad_()
+
+    def both_passes() -> Tensor:
+        total, _ = next_frame_loss(
+            guess, on_gpu, distance="mse+cosine", normalize_targets=True
+        )
+        return torch.autograd.grad(total, guess)[0]
+
+    first = both_passes()  # is compiled, and kept, so that it is not freed meanwhile
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    second = both_passes()
+    assert torch.equal(first, second)
+    assert torch.cuda.max_memory_allocated() - before < 1.1 * guess.nbytes
+
+
 @pytest.mark.parametrize("labels", [40, 70_000], ids=["whole", "in chunks"])
 def test_labelled_cross_entropy_is_the_same(labels: int) -> None:
     rows = torch.arange(labels)
