@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from functools import cache
+from inspect import unwrap
+from types import FunctionType
 from typing import Any, Literal, get_args
 
 import torch
@@ -252,14 +254,25 @@ def _runs(tokens: int) -> list[slice]:
 
 
 @cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Compile a pass, once for the process and any number of rows."""
-    return torch.compile(function, dynamic=True)
+def _compiled(function: Callable[..., Tensor], *settings: Any) -> Callable[..., Tensor]:
+    """Compile a pass, once for its settings and any number of rows.
+
+    torch makes eight graphs of one code object and compiles nothing after those, so
+    other settings get a copy of it: eight for each, by dtype and device.
+    """
+    given: Any = unwrap(function)
+    own = FunctionType(given.__code__.replace(), given.__globals__)
+    compiled = torch.compile(own, dynamic=True)
+    return lambda *tensors: compiled(*tensors, *settings)
 
 
-def _for_device(function: Callable[..., Tensor], rows: Tensor) -> Callable[..., Tensor]:
+def _for_device(
+    function: Callable[..., Tensor], rows: Tensor, *settings: Any
+) -> Callable[..., Tensor]:
     """Compile a pass for a GPU; no row, and one, would each be compiled anew."""
-    return _compiled(function) if rows.is_cuda and len(rows) > 1 else function
+    if rows.is_cuda and len(rows) > 1:
+        return _compiled(function, *settings)
+    return lambda *tensors: function(*tensors, *settings)
 
 
 class _SummedDistance(torch.autograd.Function):
@@ -271,15 +284,13 @@ class _SummedDistance(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(predictions, goal, factors)
         ctx.settings = settings
-        add_up = _for_device(_weighted_sum, predictions)
-        return add_up(predictions.detach(), goal, factors, *settings)
+        add_up = _for_device(_weighted_sum, predictions, *settings)
+        return add_up(predictions.detach(), goal, factors)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         predictions, goal, factors = ctx.saved_tensors
-        differentiate = _for_device(_slopes, predictions)
-        gradient = differentiate(
-            predictions.detach(), goal, factors, upstream, *ctx.settings
-        )
+        differentiate = _for_device(_slopes, predictions, *ctx.settings)
+        gradient = differentiate(predictions.detach(), goal, factors, upstream)
         return gradient, None, None, None, None

@@ -5,7 +5,9 @@ Run without the jaxtyping hook: ``nox -s compile``.
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from itertools import product
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -29,7 +31,7 @@ from fastslow import (
     select_frames,
     visible_intervals,
 )
-from fastslow.losses import _compiled, _slopes, _weighted_sum
+from fastslow.losses import Distance, _compiled, _slopes, _weighted_sum
 from fastslow.testing import strategies as fst
 
 pytestmark = [
@@ -132,13 +134,32 @@ def test_each_pass_of_a_loss_is_one_graph(distance: str, normalize: bool) -> Non
         guess, goal = drawn[:2].bfloat16().unbind()
         given = guess, goal, drawn[2, :, 0].abs()
         settings, upstream = (distance, normalize), torch.tensor(1 / 3)
-        found = _compiled(_weighted_sum)(*given, *settings)
+        found = _compiled(_weighted_sum, *settings)(*given)
         torch.testing.assert_close(found, _weighted_sum(*given, *settings))
-        slopes = _compiled(_slopes)(*given, upstream, *settings)
+        slopes = _compiled(_slopes, *settings)(*given, upstream)
         torch.testing.assert_close(slopes, _slopes(*given, upstream, *settings))
         assert slopes.dtype == torch.bfloat16
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
+    torch.compiler.reset()
+
+
+def test_settings_of_a_loss_do_not_share_the_limit_of_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.compiler.reset()
+    counters.clear()
+    compile_eagerly = partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    _compiled.cache_clear()
+    features, factors = torch.ones(3, 2), torch.ones(3)
+    everything = list(product(get_args(Distance), (False, True)))
+    assert len(everything) > torch._dynamo.config.recompile_limit
+    for settings in everything:
+        _compiled(_weighted_sum, *settings)(features, features, factors)
+        _compiled(_slopes, *settings)(features, features, factors, factors[0])
+    assert counters["stats"]["unique_graphs"] == 2 * len(everything)
+    _compiled.cache_clear()
     torch.compiler.reset()
 
 
