@@ -41,6 +41,9 @@ def main(kernel: Any) -> None:
     for channels in (8, 16, 72, 80, 96, 128):
         given = torch.randn(3, patches, 2, channels).unbind()
         compare(list(given), None, kernel)
+    for apart in (1, 4):  # channels to the next head, so that few rows are aligned
+        given = torch.randn(3, patches, 2, 72 + apart)[..., :72].unbind()
+        compare(list(given), None, kernel)
     together = torch.randn(patches, 3, 2, 80)
     compare(list(together.unbind(1)), None, kernel)  # as one projection gives them
     compare(list(together.mT.contiguous().mT.unbind(1)), None, kernel)
