@@ -39,11 +39,14 @@ def attend_to_frames(
     """Let the patches of each frame see each other.
 
     Args:
-        query: ``(patches, heads, channels)``, in half precision, on a GPU.
+        query: ``(patches, heads, channels)``, in half precision, on a GPU; of heads
+            that ``MOST_CHANNELS`` of the tower lets through.
         key: As ``query``.
         value: As ``query``.
         starts: Cumulative number of patches, frame by frame.
-        most: Patches of the largest frame.
+        most: Patches of the largest frame. Offsets within a frame are 32 bits: with
+            16 heads of 80 channels, cut from one product with keys and values, they
+            reach 559,000 patches.
         scale: Factor on the scores, above 0; ``channels ** -0.5`` by default.
 
     Returns:
@@ -60,7 +63,8 @@ def attend_to_frames(
     step = gcd(ALIGNED, *(s for x in (query, key, value) for s in x.stride()[:2]))
     tiles = triton.cdiv(most, QUERIES)
     with torch.cuda.device_of(query):  # a kernel is launched on the current device
-        _attend[tiles, heads, len(starts) - 1](
+        # One axis: only the first has room for more than 65,535 frames.
+        _attend[(tiles * heads * (len(starts) - 1),)](
             query,
             key,
             value,
@@ -68,6 +72,8 @@ def attend_to_frames(
             starts,
             log2(e) * (channels**-0.5 if scale is None else scale),
             *(stride // step for x in (query, key, value) for stride in x.stride()[:2]),
+            tiles,
+            heads,
             channels,
             step=step,
             wide=wide,
@@ -80,7 +86,7 @@ def attend_to_frames(
     return attended
 
 
-@triton.jit(do_not_specialize=STRIDES)  # what is to be known of them is their step
+@triton.jit(do_not_specialize=[*STRIDES, "tiles"])  # rows and views share one kernel
 @no_type_check
 def _attend(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     query,
@@ -95,6 +101,8 @@ def _attend(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     key_head,
     value_row,
     value_head,
+    tiles,
+    heads: tl.constexpr,
     channels: tl.constexpr,
     step: tl.constexpr,
     wide: tl.constexpr,
@@ -108,13 +116,14 @@ def _attend(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     the ``narrow`` ones behind, two powers of 2. Scores are in bits: ``scale`` is
     multiplied by ``log2(e)``.
     """
-    frame, head = tl.program_id(2), tl.program_id(1).to(tl.int64)
+    program = tl.program_id(0)
+    frame, head = program // (tiles * heads), program // tiles % heads
     start = tl.load(starts + frame)
     length = tl.load(starts + frame + 1) - start
-    first = tl.program_id(0) * num_queries
+    first = program % tiles * num_queries
     if first >= length:
         return
-    start = start.to(tl.int64)
+    start, head = start.to(tl.int64), head.to(tl.int64)
     queries = first + tl.arange(0, num_queries)
     exist = queries < length
     query_row, key_row, value_row = query_row * step, key_row * step, value_row * step
@@ -134,7 +143,7 @@ def _attend(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
         channels,
         num_keys,
     )
-    row = tl.num_programs(1) * channels
+    row: tl.constexpr = heads * channels
     attended += start * row + head * channels + queries[:, None] * row
     _store(attended, front / total[:, None], 0, exist, channels)
     _store(attended, back / total[:, None], wide, exist, channels)

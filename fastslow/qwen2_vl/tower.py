@@ -30,6 +30,9 @@ TOWER_ATTENTION_NAME = "fastslow_flash"
 """Name under which transformers knows this attention. What has ``flash`` in its name
 is called once, with the bounds of all frames; anything else once for every frame,
 which reads the bounds on the host and so ends every compiled graph."""
+MOST_CHANNELS = 96
+"""Channels of a head that our kernel takes at most. Tiles of more than 112 do not fit
+the shared memory of every GPU, those of 256 that of none; towers have 64, 72 or 80."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +142,9 @@ def attend_within_frames(
     """Let the patches of each frame see each other, all frames in one call.
 
     On a GPU in half precision that is one kernel for frames of any sizes: our own where
-    no gradient is asked for, torch's ``varlen_attn`` in training. Elsewhere frames of
-    one size that stand together are one batch, which reads the bounds on the host.
+    no gradient is asked for, torch's ``varlen_attn`` in training and for heads of more
+    than ``MOST_CHANNELS``. Elsewhere frames of one size that stand together are one
+    batch, which reads the bounds on the host.
 
     Args:
         module: The attention module; unused, part of transformers' contract.
@@ -167,12 +171,18 @@ def attend_within_frames(
     q, k, v = (rearrange(x, "1 h n d -> n h d") for x in (query, key, value))
     if query.is_cpu or query.dtype not in {torch.bfloat16, torch.float16}:
         attended = _attend_by_size(q, k, v, starts, scaling)
-    elif torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+    elif _has_our_kernel(q, k, v):
+        attended = _attend_on_gpu(q, k, v, starts, bounds["max_length_q"], scaling)
+    else:
         most = bounds["max_length_q"]
         attended = varlen_attn(q, k, v, starts, starts, most, most, scale=scaling)
-    else:
-        attended = _attend_on_gpu(q, k, v, starts, bounds["max_length_q"], scaling)
     return attended[None], None
+
+
+def _has_our_kernel(*given: Tensor) -> bool:
+    """Whether no gradient is asked for, of heads that are narrow enough."""
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    return not trains and given[0].shape[-1] <= MOST_CHANNELS
 
 
 @torch.library.custom_op("fastslow::attend_to_frames", mutates_args=())

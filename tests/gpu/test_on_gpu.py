@@ -120,7 +120,7 @@ def test_pooling_is_exact(mode: Mode, dtype: torch.dtype) -> None:
         )
 
 
-@pytest.mark.parametrize("channels", [16, 72, 80])
+@pytest.mark.parametrize("channels", [16, 72, 80, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("trains", [False, True], ids=["frozen", "trained"])
 def test_attention_within_frames_is_exact(
@@ -145,6 +145,22 @@ def test_attention_within_frames_is_exact(
         found.append((attended.detach(), *gradients))
     for exact, on_gpu in zip(*found, strict=True):
         torch.testing.assert_close(on_gpu.cpu().float(), exact, rtol=2e-2, atol=2e-2)
+
+
+def test_frames_may_be_more_than_an_axis_of_a_launch_holds() -> None:
+    plan = plan_tower([(70_000, (1, 1))], merge_size=1)
+    shape = 3, 1, 2, len(plan.position_ids), 16
+    query, key, value = torch.randn(shape, dtype=torch.bfloat16, device=CUDA).unbind()
+    attended, _ = attend_within_frames(
+        nn.Identity(),
+        query,
+        key,
+        value,
+        None,
+        cu_seq_lens_q=plan.cu_seqlens.to(CUDA),
+        max_length_q=plan.max_seqlen,
+    )
+    assert torch.equal(attended, rearrange(value, "1 h n d -> 1 n h d"))
 
 
 @pytest.mark.parametrize(

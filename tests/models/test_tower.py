@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
 from fastslow import VideoSpan, build_schedule, scale_fast_frames
-from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_tower
+from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_tower, tower
+from fastslow.qwen2_vl.tower import MOST_CHANNELS, attend_within_frames
 from fastslow.testing import strategies as fst
 
 FAMILIES = ["qwen2_vl", "qwen3_vl"]
@@ -92,6 +93,35 @@ def test_frames_of_one_size_are_one_call(
         batches.clear()
         visual(make_patches(plan), grid_thw=plan.grid_thw, **vars(plan.tower))
         assert batches == expected * len(visual.blocks)
+
+
+@pytest.mark.parametrize(
+    ("channels", "trains", "chosen"),
+    [
+        (MOST_CHANNELS, False, "_attend_on_gpu"),
+        (MOST_CHANNELS + 8, False, "varlen_attn"),
+        (80, True, "varlen_attn"),
+    ],
+)
+def test_wide_heads_and_those_that_train_are_left_to_torch(
+    channels: int, trains: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[str]()
+    for name in ("_attend_on_gpu", "varlen_attn"):
+
+        def record(query: Tensor, *_: Any, name: str = name, **__: Any) -> Tensor:
+            calls.append(name)
+            return query
+
+        monkeypatch.setattr(tower, name, record)
+    # Without a GPU, another device that is no CPU, where nothing is computed.
+    given = torch.empty(3, 1, 2, 4, channels, dtype=torch.bfloat16, device="meta")
+    bounds = {"cu_seq_lens_q": torch.tensor([0, 4]), "max_length_q": 4}
+    attended, _ = attend_within_frames(
+        torch.nn.Identity(), *given.requires_grad_(trains).unbind(), None, **bounds
+    )
+    assert attended.shape == (1, 4, 2, channels)
+    assert calls == [chosen]
 
 
 def test_dropout_is_refused(make_model: Callable[..., FastSlowQwen2VL]) -> None:
