@@ -54,7 +54,7 @@ def sum_bags_on_gpu(
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_entries", "num_bags"])  # rows share one kernel
 @no_type_check
 def _sum_bags(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     rows,
