@@ -40,7 +40,7 @@ from recipes.edge.optimization import (
     warmup_cosine,
 )
 from recipes.edge.output_lock import only_run
-from recipes.edge.parallel import parallelise
+from recipes.edge.parallel import all_reduce_once, parallelise
 from recipes.edge.profiling import peak_memory, profiled
 from recipes.edge.provenance import code_versions, record_start
 from recipes.edge.quarantine import Quarantine
@@ -263,6 +263,7 @@ def train_step(
     labels, pairs = max(counts["labels"], 1), max(counts["pairs"], 1)
     measure = partial(next_frame_loss, distance=config.next_frame_distance)
     for row in rows:
+        all_reduce_once(model, config.parallel, is_last=row is rows[-1])
         plan = to_device(row.plan, world.device)
         output = model(row.patches.to(world.device, non_blocking=True), plan)
         losses, loss = [output.language_loss], output.language_loss / labels

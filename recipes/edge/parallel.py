@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
+    FSDPModule,
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
@@ -249,6 +250,28 @@ def shard(model: FastSlowQwen2VL, settings: Parallel, mesh: DeviceMesh) -> None:
         offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
     for module in (*blocks_of(model), model):
         fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
+
+
+def all_reduce_once(model: nn.Module, settings: Parallel, *, is_last: bool) -> None:
+    """Let only the last row of a step add up gradients between copies of the model.
+
+    Copies are often on different nodes, and the optimizer needs the sum of all rows
+    alone. Rows before the last add their gradients up within a copy, in float32, in one
+    flat buffer for each block; the last row sends it. A buffer has a place for each
+    parameter that got a gradient, so every row has to give all trained parameters one,
+    zero or not. Rows do: one without a clip has a black one.
+
+    Under CPU offload every row adds up between copies: the buffers would stay on the
+    device until the step ends, as large as a shard of all gradients, which offload
+    keeps on the host.
+
+    Args:
+        model: Sharded; one copy has nothing to add up, and computes as before.
+        settings: ``cpu_offload``.
+        is_last: Whether the row that comes next is the last of the step.
+    """
+    assert isinstance(model, FSDPModule)
+    model.set_requires_all_reduce(is_last or settings.cpu_offload)
 
 
 def _trained_blocks(model: FastSlowQwen2VL) -> Iterator[nn.Module]:

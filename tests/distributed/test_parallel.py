@@ -33,6 +33,7 @@ from recipes.edge.lora import merge_adapters, reset_adapters
 from recipes.edge.optimization import SkippedSteps, clip_gradients, count_skipped
 from recipes.edge.parallel import (
     Parallel,
+    all_reduce_once,
     checkpoint_activations,
     choose_trained,
     compile_blocks,
@@ -157,12 +158,16 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def step(model: nn.Module, rows: list[int], size: int) -> dict[str, Any]:
+def step(
+    model: nn.Module, rows: list[int], size: int, settings: Parallel | None = None
+) -> dict[str, Any]:
     """Take a step of plain gradient descent; give all that it is made of."""
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=RATE)
     total = torch.zeros(())
-    for number in rows:
+    for turn, number in enumerate(rows, 1):
+        if settings is not None:
+            all_reduce_once(model, settings, is_last=turn == len(rows))
         loss = losses(model, number)
         (loss * size).backward()
         total += loss.detach()
@@ -175,10 +180,15 @@ def step(model: nn.Module, rows: list[int], size: int) -> dict[str, Any]:
 
 
 def deal(world: World) -> list[int]:
-    """Give a rank its rows; with two ranks the second has no video."""
-    return {1: [[0, 1, 2, 3]], 2: [[0, 3], [1, 2]], 4: [[0], [1], [2], [3]]}[
-        world.size
-    ][world.rank]
+    """Give a rank its rows; with two ranks the second has no video.
+
+    With four ranks each has three, most of them the one without a sample.
+    """
+    return {
+        1: [[0, 1, 2, 3]],
+        2: [[0, 3], [1, 2]],
+        4: [[1, 0, 2], [2, 2, 2], [2, 3, 2], [2, 2, 2]],
+    }[world.size][world.rank]
 
 
 def take_steps(folder: Path, world: World) -> dict[str, Any]:
@@ -187,8 +197,9 @@ def take_steps(folder: Path, world: World) -> dict[str, Any]:
     for name, settings in STEPS.items():
         model = build()
         replicate = 2 if world.size == 4 else 1
-        parallelise(model, Parallel(replicate=replicate, **settings), world)
-        found[name] = step(model, deal(world), world.size)
+        parallel = Parallel(replicate=replicate, **settings)
+        parallelise(model, parallel, world)
+        found[name] = step(model, deal(world), world.size, parallel)
         losses_of_ranks = gather_from_ranks(found[name]["loss"], world)
         found[name]["loss"] = sum(losses_of_ranks)
         norms = gather_from_ranks(found[name]["norm"], world)
