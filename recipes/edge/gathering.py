@@ -35,22 +35,24 @@ class Account(Protocol):
 
 @contextmanager
 def gathered_by_turns(
-    model: FastSlowQwen2VL, account: Account, *, shards: int, replicas: int
+    model: FastSlowQwen2VL, account: Account, *, shards: int, keeps_sums: bool
 ) -> Iterator[None]:
     """Enter what is whole, and drop gradients when FSDP2 would.
 
-    The step is one of several rows, so its gradients are added to shards that are
-    there. Between replicas of the model they are added up first; FSDP2 keeps what it
-    added up to the end of the step.
+    The row is a later one of a step, so its gradients are added to shards that are
+    there. Copies of the model change nothing where they add up gradients once a step,
+    see ``all_reduce_once``: the shards of rows before the last are as large as the
+    gradients that they become. Where copies add up in every row, FSDP2 keeps the sums
+    on the device to the end of the row's backward pass.
 
     Args:
-        model: Whole, in the dtype that computes, with what trains. One step is taken
+        model: Whole, in the dtype that computes, with what trains. One row is taken
             inside; its gradients are dropped.
         account: Where the bytes go.
         shards: Ranks that share one copy.
-        replicas: Copies.
+        keeps_sums: Whether there are copies that add up in every row.
     """
-    turns = _Turns(model, account, shards, replicas)
+    turns = _Turns(model, account, shards, keeps_sums)
     with ExitStack() as hooks:
         for hook in turns.hooks(model):
             hooks.callback(hook.remove)
@@ -73,7 +75,7 @@ class _Turns:
     """Which blocks are whole now, which is fetched, and what is being reduced."""
 
     def __init__(
-        self, model: FastSlowQwen2VL, account: Account, shards: int, replicas: int
+        self, model: FastSlowQwen2VL, account: Account, shards: int, keeps_sums: bool
     ) -> None:
         blocks = list(blocks_of(model))
         self.parts = {
@@ -82,7 +84,7 @@ class _Turns:
         inside = {id(each) for block in blocks for each in block.parameters()}
         own = [each for each in model.parameters() if id(each) not in inside]
         self.root = _Part(own, shards)
-        self.account, self.shards, self.replicas = account, shards, replicas
+        self.account, self.shards, self.keeps_sums = account, shards, keeps_sums
         self.order: list[_Part] = []
         self.fetched = dict[_Part, int]()
         self.copied = self.reducing = self.added_up = 0
@@ -179,7 +181,7 @@ class _Turns:
             self._drop(parameter)
         mine = part.reduced // self.shards
         self.account.hold(mine)
-        if self.replicas > 1:
+        if self.keeps_sums:
             self.added_up += mine
         else:
             self.account.hold(-mine)

@@ -83,8 +83,9 @@ def estimate_memory(
     state = shard_bytes(model, shards)
     checkpoint_activations(model, settings.activation_checkpointing)
     model.to(settings.compute_dtype)  # as FSDP gathers it
+    keeps_sums = settings.cpu_offload and settings.replicate > 1
     gathered, activations = step_bytes(
-        model, plan, shards=shards, replicas=settings.replicate
+        model, plan, shards=shards, keeps_sums=keeps_sums
     )
     on_host = sum(state) if settings.cpu_offload else 0
     parameters, gradients, optimizer = (0, 0, 0) if settings.cpu_offload else state
@@ -121,7 +122,7 @@ def shard_bytes(model: nn.Module, shards: int) -> tuple[int, int, int]:
 
 
 def step_bytes(
-    model: FastSlowQwen2VL, plan: RowPlan, *, shards: int, replicas: int
+    model: FastSlowQwen2VL, plan: RowPlan, *, shards: int, keeps_sums: bool
 ) -> tuple[int, int]:
     """Take a step on the meta device, and find the most that it holds at a time.
 
@@ -129,7 +130,7 @@ def step_bytes(
         model: On the meta device, in the dtype that computes, checkpointed or not.
         plan: The row, on the CPU.
         shards: Ranks that share one copy.
-        replicas: Copies.
+        keeps_sums: Whether there are copies that add up gradients in every row.
 
     Returns:
         Bytes at that moment: of parameters and gradients that are whole, and of
@@ -146,7 +147,7 @@ def step_bytes(
     with (
         _stand_in_attention(),
         births,
-        gathered_by_turns(model, births, shards=shards, replicas=replicas),
+        gathered_by_turns(model, births, shards=shards, keeps_sums=keeps_sums),
     ):
         output = model(patches, on_meta)
         terms = [output.language_loss]

@@ -3,6 +3,7 @@
 The file is its own worker: ``torchrun`` runs it on two and on 2 x 2 ranks.
 """
 
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,12 @@ from fastslow.qwen2_vl import (
 )
 from recipes.edge.distributed import World, process_group
 from recipes.edge.memory import estimate_memory, shard_bytes
-from recipes.edge.parallel import Parallel, choose_trained, parallelise
+from recipes.edge.parallel import (
+    Parallel,
+    all_reduce_once,
+    choose_trained,
+    parallelise,
+)
 from recipes.edge.tiny import tiny_backbone
 from recipes.edge.weights import materialize, meta_model
 
@@ -57,8 +63,11 @@ STEPS |= {
     "float32": Parallel(activation_checkpointing="full", compute="float32"),
     "replicated": Parallel(activation_checkpointing="full", replicate=2),
     "one shard": Parallel(activation_checkpointing="full", replicate=4),
+    "replicated, on the host": Parallel(
+        activation_checkpointing="full", replicate=2, cpu_offload=True
+    ),
 }
-"""Real steps, in a row whose activations weigh and in one where parameters do."""
+"""Real rows, one whose activations weigh and one where parameters do."""
 
 RANKS = 4
 
@@ -132,34 +141,36 @@ def plain_attention() -> Iterator[None]:
 
 
 def measured_peak(settings: Parallel, plan: RowPlan, world: World) -> int:
-    """Take two real steps without an optimizer; read torch's own record of the second.
+    """Take the first, a middle and the last row of a step; read torch's own record.
 
-    Its gradients are added to those of the first, as those of later rows are.
+    The first has no gradients to add its own to, so its peak is lower than the others'.
     """
+    gc.collect()  # other cases' models hold themselves by cycles
     model = meta_model(shape())
     parallelise(model, settings, world)
     materialize(model, world.device)
     size = int(plan.grid_thw.prod(1).sum()), 1176
     patches = torch.randint(256, size, dtype=torch.uint8)
-
-    def step() -> None:
-        output = model(patches, plan)
-        ahead, _ = next_frame_loss(output.predictions, output.targets)
-        (output.language_loss + ahead).backward()
-
-    with plain_attention():
-        step()
-        cpu = [torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
-            step()
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with (
+        plain_attention(),
+        torch.profiler.profile(activities=cpu, profile_memory=True) as profile,
+    ):
+        for is_last in (False, False, True):
+            all_reduce_once(model, settings, is_last=is_last)
+            output = model(patches, plan)
+            ahead, _ = next_frame_loss(output.predictions, output.targets)
+            (output.language_loss + ahead).backward()
+            del output, ahead
     return most_held(profile.profiler.kineto_results.events()) + patches.nbytes
 
 
 def most_held(events: Any) -> int:
-    """Add up what was allocated and freed, in the order of time.
+    """Add up what was allocated and freed, in the order of time; see the most.
 
-    Left out is what gradients take on their way into one buffer: a GPU writes them
-    there at once, where the CPU pads and casts each of them before.
+    Left out are the shards of the gradients, which alone stay, and what gradients take
+    on their way into one buffer: a GPU writes them there at once, where the CPU pads
+    and casts each of them before.
     """
     events = sorted(events, key=lambda event: event.start_ns())
     ends, sizes = 0, []
@@ -168,7 +179,7 @@ def most_held(events: Any) -> int:
             ends = event.start_ns() + event.duration_ns()
         if event.name() == "[memory]" and event.start_ns() > ends:
             sizes.append(event.nbytes())
-    return max(accumulate(sizes))
+    return max(accumulate(sizes)) - sum(sizes)
 
 
 def stepped(folder: Path) -> None:
