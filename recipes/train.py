@@ -276,14 +276,7 @@ def train_step(
         sums += torch.stack(losses).detach()
     norm = clip_gradients(model, config.max_grad_norm)
     skipped = count_skipped(norm, skipped, most_in_a_row=config.max_skipped_steps)
-    rate = warmup_cosine(
-        step,
-        peak=config.learning_rate,
-        warmup=config.warmup_steps,
-        total=config.max_steps,
-    )
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
+    rate = set_learning_rate(run, step)
     if not skipped.in_a_row:
         run.optimizer.step()
     run.optimizer.zero_grad()
@@ -299,6 +292,19 @@ def train_step(
         "skipped_steps": skipped.total,
         "peak_memory_gib": max(of_all_ranks("peak", total, world)),
     }, skipped
+
+
+def set_learning_rate(run: Run, step: int) -> float:
+    """Give the optimizer the learning rate of a step; return it."""
+    rate = warmup_cosine(
+        step,
+        peak=run.config.learning_rate,
+        warmup=run.config.warmup_steps,
+        total=run.config.max_steps,
+    )
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def finish(run: Run, log: RunLog) -> None:
