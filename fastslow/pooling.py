@@ -141,11 +141,11 @@ class _WindowSum(torch.autograd.Function):
     @staticmethod
     def forward(rows: Tensor, plan: PoolPlan, is_transposed: bool) -> Tensor:
         if is_transposed:
-            shares = _divide(rows, plan)
+            shares = _divide_(rows.clone(), plan) if len(plan.uneven) else rows
             weights = plan.back_weights
             return _sum_bags(shares, plan.windows, plan.cell_starts, weights)
         sums = _sum_bags(rows, plan.cells, plan.window_starts, plan.weights)
-        return _divide(sums, plan)
+        return _divide_(sums, plan) if len(plan.uneven) else sums
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -171,14 +171,12 @@ class _WindowSum(torch.autograd.Function):
         return sums.unflatten(1, rows.shape[1:]), 1
 
 
-def _divide(rows: Tensor, plan: PoolPlan) -> Tensor:
-    """Divide the rows of windows whose divisor is not 1."""
-    if not len(plan.uneven):
-        return rows
+def _divide_(rows: Tensor, plan: PoolPlan) -> Tensor:
+    """Divide, in place, the rows of windows whose divisor is not 1."""
     wide = torch.promote_types(rows.dtype, torch.float32)
     divisors = plan.divisors.to(wide)[:, None]
     uneven = rows.index_select(0, plan.uneven) / divisors
-    return rows.index_copy(0, plan.uneven, uneven.to(rows.dtype))
+    return rows.index_copy_(0, plan.uneven, uneven.to(rows.dtype))
 
 
 def _sum_bags(
