@@ -22,8 +22,8 @@ def labelled_cross_entropy(
     """Measure how surprising the labels are, without the logits of unlabelled rows.
 
     The labelled rows are gathered first. Where their logits in float32 pass 256 MiB
-    they are made a chunk of rows at a time, and once more in the backward pass, so
-    that memory is bounded whatever the number of labels. Logits have the dtype of
+    they are made a chunk of rows at a time, and in the backward pass once more, a chunk
+    of words at a time, so that they take no more whatever the number of labels. Logits have the dtype of
     ``hidden``, or of autocast, as those of a linear layer; all that follows is float32
     or wider. It is not differentiable twice.
 
@@ -47,7 +47,7 @@ def labelled_cross_entropy(
         matches_cross_entropy: forward and both gradients are those of
             ``F.cross_entropy`` on all logits, with -100 where there is no label: ``loss
             == F.cross_entropy(hidden @ W.T, labels, reduction='sum')``
-        chunk_free: how many rows meet the vocabulary at a time changes nothing
+        chunk_free: how many logits are made at a time changes nothing
         no_labels: without labels the sum is 0 and both gradients are zeros: ``sum == 0,
             d sum / d hidden == d sum / d W == 0``
         additive: sums and counts of packed rows are those of the rows added up:
@@ -75,13 +75,13 @@ def labelled_cross_entropy(
         )
     labelled, weight = map(_narrowed, (hidden.index_select(0, plan.rows), weight))
     targets = plan.targets.long()
-    rows = _chunk_rows(len(labelled), len(weight))
-    if rows == len(labelled):
+    chunks = _count_chunks(len(labelled), len(weight))
+    if chunks == 1:
         logits = _logits(labelled, weight)
         total = F.cross_entropy(logits, targets, reduction="sum")
     else:
         total = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            labelled, weight, targets, rows
+            labelled, weight, targets, chunks
         )
     return total, len(labelled)
 
@@ -96,11 +96,10 @@ def _narrowed(factor: Tensor) -> Tensor:
     return factor.to(torch.get_autocast_dtype(device))
 
 
-def _chunk_rows(labelled: int, vocabulary: int) -> int:
-    """Plan chunks of about one size whose logits in float32 fit the bound."""
+def _count_chunks(labelled: int, vocabulary: int) -> int:
+    """Count the chunks of rows whose logits in float32 fit the bound."""
     most = max(_CHUNK_BYTES // (4 * max(vocabulary, 1)), 1)
-    chunks = max(-(-labelled // most), 1)
-    return -(-labelled // chunks)
+    return max(-(-labelled // most), 1)
 
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -110,16 +109,16 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross entropy; the backward pass makes each chunk's logits once more."""
+    """Summed cross entropy; the backward pass makes all logits once more."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunks: int
     ) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         normalizers = hidden.new_empty(len(hidden), dtype=wide)
         total = hidden.new_zeros((), dtype=wide)
-        for chunk in _chunks(len(hidden), rows):
+        for chunk in _cut(len(hidden), chunks):
             logits = _logits(hidden[chunk], weight)
             scores = logits.gather(1, targets[chunk, None])[:, 0]
             highest = logits.amax(1, keepdim=True)
@@ -128,7 +127,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total += (normalizers[chunk] - scores).sum()
             del logits  # before those of the next chunk are made
         ctx.save_for_backward(hidden, weight, targets, normalizers)
-        ctx.rows = rows
+        ctx.chunks = chunks
         return total
 
     @staticmethod
@@ -138,23 +137,27 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden, weight, targets, normalizers = ctx.saved_tensors
         for_hidden, for_weight = ctx.needs_input_grad[:2]
-        hidden_grad = torch.empty_like(hidden) if for_hidden else None
-        weight_grad = torch.zeros_like(weight) if for_weight else None
-        for chunk in _chunks(len(hidden), ctx.rows):
-            slopes = _logits(hidden[chunk], weight)
-            slopes = slopes.sub_(normalizers[chunk, None]).exp_()
-            slopes.scatter_add_(
-                1, targets[chunk, None], -torch.ones_like(slopes[:, :1])
-            )
+        wide_grad = hidden.new_zeros(hidden.shape, dtype=normalizers.dtype)
+        weight_grad = torch.empty_like(weight) if for_weight else None
+        # By words, not by rows: a sum over rows in half precision is rounded once.
+        for words in _cut(len(weight), ctx.chunks):
+            slopes = _logits(hidden, weight[words])
+            slopes = slopes.sub_(normalizers[:, None]).exp_()
+            word = targets[:, None] - words.start
+            is_here = (0 <= word) & (word < slopes.shape[1])
+            word = word.clamp(0, slopes.shape[1] - 1)
+            slopes.scatter_add_(1, word, -is_here.to(slopes.dtype))
             slopes = slopes.mul_(grad).to(hidden.dtype)
-            if hidden_grad is not None:
-                hidden_grad[chunk] = slopes @ weight
+            if for_hidden:
+                wide_grad += slopes @ weight[words]
             if weight_grad is not None:
-                weight_grad.addmm_(slopes.T, hidden[chunk])
+                weight_grad[words] = slopes.T @ hidden
             del slopes
+        hidden_grad = wide_grad.to(hidden.dtype) if for_hidden else None
         return hidden_grad, weight_grad, None, None
 
 
-def _chunks(tokens: int, rows: int) -> Iterator[slice]:
-    """Cut tokens into runs of rows."""
-    return (slice(start, start + rows) for start in range(0, tokens, rows))
+def _cut(items: int, chunks: int) -> Iterator[slice]:
+    """Cut items into at most so many runs of one size."""
+    size = max(-(-items // chunks), 1)
+    return (slice(start, start + size) for start in range(0, items, size))

@@ -49,6 +49,7 @@ def take_bin(lengths: Sequence[int], capacity: int) -> tuple[int, ...]:
     check_lengths(lengths, capacity)
     if not len(lengths):
         raise ValueError("lengths is empty; a bin holds at least one item")
+    lengths = list(map(int, lengths))
     order = sorted(range(1, len(lengths)), key=lengths.__getitem__, reverse=True)
     negated = [-lengths[item] for item in order]
     fullest: list[int] = []
@@ -129,6 +130,10 @@ def next_bin(
     leave it as ``take_bin`` chooses. The state is all that there is to resume: the
     same state always gives the same bins, and a larger window gives fuller ones.
 
+    A copy of an item that waits joins it only where the bin would not be full without
+    it. Long items leave the window first, and where few items fill it with copies, they
+    would be drawn far more often than short ones.
+
     Args:
         lengths: Tokens of every item, each at least 1.
         capacity: Tokens that a bin holds at most, at least 1.
@@ -147,6 +152,8 @@ def next_bin(
     Laws:
         once_per_pass: within a pass every item comes exactly once: ``sorted(sum(bins,
             ())) == list(range(n))``
+        even: what waits before a copy does not fill a bin: ``sum(n[i] for i in
+            waiting[:j]) < capacity if waiting[j] in waiting[:j]``
         bounded_wait: an item leaves within ``window`` bins after it begins to wait:
             ``leaves(i) - begins(i) < window``
         resumes: continuing from any state gives the bins of an uninterrupted stream:
@@ -171,13 +178,18 @@ def next_bin(
             f"there are {len(lengths)} items, counted from 0"
         )
     order = stream_order(len(lengths), seed=seed, epoch=epoch, groups=groups)
+    present, total = set(waiting), sum(int(lengths[item]) for item in waiting)
     while len(waiting) < window:
         if position == len(lengths):
             epoch, position = epoch + 1, 0
             order = stream_order(len(lengths), seed=seed, epoch=epoch, groups=groups)
         item = order[position]
+        if item in present and total >= capacity:
+            break
         check_length(item, lengths[item], capacity)
         waiting.append(item)
+        present.add(item)
+        total += int(lengths[item])
         position += 1
     chosen = take_bin([lengths[item] for item in waiting], capacity)
     taken = set(chosen)

@@ -61,7 +61,7 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
         )
     values: Tensor
     if plan.weights is None:
-        values, _ = _WindowMax.apply(tokens, plan)  # type: ignore[no-untyped-call]
+        values = _window_maxima(tokens, plan)
     else:
         values = _WindowSum.apply(tokens, plan, False)  # type: ignore[no-untyped-call]
     return Ragged(values=values, cu_seqlens=plan.cu_seqlens)
@@ -93,8 +93,8 @@ def pool_frames(
 
     Laws:
         identity: stride 1 changes nothing, in any mode: ``pool(x, 1) == x``
-        constant: a constant clip stays constant, in any mode: ``pool(c * ones) == c *
-            ones``
+        constant: a constant clip stays constant, in any mode, but for rounding:
+            ``pool(c * ones) == c * ones``
         linear: commutes with every linear map of the channels, but for ``max``:
             ``pool(x @ A) == pool(x) @ A``
         mean: the mean weighted by window size is that of the clip: ``sum(size[w] *
@@ -198,55 +198,12 @@ def _sum_bags(
     )
 
 
-class _WindowMax(torch.autograd.Function):
-    """Maximum of each window's cells, and the cells where the maxima were."""
-
-    @staticmethod
-    def forward(tokens: Tensor, plan: PoolPlan) -> tuple[Tensor, Tensor]:
+def _window_maxima(tokens: Tensor, plan: PoolPlan) -> Tensor:
+    """Give the maximum of each window's cells, by the first cell that has it."""
+    with torch.no_grad():
         # embedding_bag passes over NaN, unless it comes first; over no infinity.
         largest = tokens.masked_fill(tokens.isnan(), torch.inf)
         *_, winners = torch.embedding_bag(
             largest, plan.cells, plan.window_starts, mode=2
         )
-        return tokens.gather(0, winners), winners
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, ctx.plan = inputs
-        _, winners = output
-        ctx.mark_non_differentiable(winners)
-        ctx.set_materialize_grads(False)  # zeros for the winners
-        ctx.save_for_backward(winners)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None]:
-        grad, _ = grads
-        if grad is None:
-            return None, None
-        (winners,) = ctx.saved_tensors
-        back: Tensor = _Routed.apply(  # type: ignore[no-untyped-call]
-            grad, winners, ctx.plan
-        )
-        return back, None
-
-
-class _Routed(torch.autograd.Function):
-    """What maxima are given goes where they were; the gradient is read from there."""
-
-    @staticmethod
-    def forward(rows: Tensor, winners: Tensor, plan: PoolPlan) -> Tensor:
-        entries = torch.arange(len(plan.windows), device=rows.device)
-        cell = torch.searchsorted(plan.cell_starts, entries, right=True) - 1
-        won = winners[plan.windows] == cell[:, None]
-        return _sum_bags(rows[plan.windows] * won, entries, plan.cell_starts, None)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, winners, _ = inputs
-        ctx.save_for_backward(winners)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (winners,) = ctx.saved_tensors
-        (grad,) = grads
-        return grad.gather(0, winners), None, None
+    return tokens.gather(0, winners)

@@ -67,14 +67,14 @@ def test_labelled_cross_entropy__matches_cross_entropy(
 
 
 @given(some_labels, fst.seeds(), st.integers(1, 9))
-@example(row=[0, 1, 2], seed=0, rows=1)
-@example(row=[0, 1, 2], seed=0, rows=2)
+@example(row=[0, 1, 2], seed=0, chunks=3)
+@example(row=[0, 1, 2], seed=0, chunks=2)
 def test_labelled_cross_entropy__chunk_free(
-    row: list[int], seed: int, rows: int
+    row: list[int], seed: int, chunks: int
 ) -> None:
     hidden, weight, plan = states(len(row), seed), words(seed), plan_of(row)
     chunked = cross_entropy._ChunkedCrossEntropy.apply(
-        hidden[plan.rows], weight, plan.targets, rows
+        hidden[plan.rows], weight, plan.targets, chunks
     )
     total, _ = labelled_cross_entropy(hidden, weight, plan)
     assert_near(chunked, total)
@@ -153,24 +153,25 @@ def test_many_labels_are_measured_in_chunks() -> None:
 def test_chunks_fit_the_bound_and_are_as_few_as_can_be(
     labelled: int, vocabulary: int
 ) -> None:
-    rows = cross_entropy._chunk_rows(labelled, vocabulary)
+    chunks = cross_entropy._count_chunks(labelled, vocabulary)
     most = max(2**28 // (4 * vocabulary), 1)
-    assert rows <= most
-    assert rows >= 1 or labelled == 0
-    chunks = len(range(0, labelled, rows)) if labelled else 0
-    assert chunks == -(-labelled // most)
+    assert chunks == max(-(-labelled // most), 1)
+    rows = list(cross_entropy._cut(labelled, chunks))
+    assert [row for run in rows for row in range(labelled)[run]] == [*range(labelled)]
+    assert len(rows) <= chunks
+    assert all(len(range(labelled)[run]) <= most for run in rows)
 
 
-@pytest.mark.parametrize("rows", [2, 8])
+@pytest.mark.parametrize("chunks", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_reduced_in_float32(dtype: torch.dtype, rows: int) -> None:
+def test_half_precision_is_reduced_in_float32(dtype: torch.dtype, chunks: int) -> None:
     row = [0, 3, 1, 4, 2]
     hidden, weight, plan = states(5, 0, dtype), words(0, dtype), plan_of(row)
     expected = F.cross_entropy(
         (hidden @ weight.T).float(), plan.targets, reduction="sum"
     )
     chunked = cross_entropy._ChunkedCrossEntropy.apply(
-        hidden, weight, plan.targets, rows
+        hidden, weight, plan.targets, chunks
     )
     for total in (labelled_cross_entropy(hidden, weight, plan)[0], chunked):
         assert total.dtype == torch.float32
@@ -179,11 +180,39 @@ def test_half_precision_is_reduced_in_float32(dtype: torch.dtype, rows: int) -> 
         assert [grad.dtype for grad in grads] == [dtype, dtype]
 
 
-@pytest.mark.parametrize("rows", [2, 8])
-def test_large_logits_do_not_overflow(rows: int) -> None:
+def test_gradients_in_half_precision_are_as_good_in_many_chunks() -> None:
+    tokens, vocabulary, width = 512, 96, 32
+    plan = LabelPlan(
+        rows=torch.arange(tokens),
+        targets=torch.arange(tokens) * 7 % vocabulary,
+    )
+    wide = [
+        fst.random_values(shape, seed=seed).double().requires_grad_()
+        for seed, shape in enumerate([(tokens, width), (vocabulary, width)])
+    ]
+    exact = torch.autograd.grad(labelled_cross_entropy(*wide, plan)[0], wide)
+    errors = []
+    for chunks in (1, 64):
+        sides = [side.detach().bfloat16().requires_grad_() for side in wide]
+        total = cross_entropy._ChunkedCrossEntropy.apply(*sides, plan.targets, chunks)
+        found = torch.autograd.grad(total, sides)
+        errors.append(
+            [
+                float((one - other).norm() / other.norm())
+                for one, other in zip(found, exact, strict=True)
+            ]
+        )
+    for one, many in zip(*errors, strict=True):
+        assert many < 1.5 * one
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_large_logits_do_not_overflow(chunks: int) -> None:
     hidden = (1e4 * states(5, 0, torch.float32)).detach().requires_grad_()
     weight, plan = words(0, torch.float32), plan_of([0, 3, 1, 4, 2])
-    total = cross_entropy._ChunkedCrossEntropy.apply(hidden, weight, plan.targets, rows)
+    total = cross_entropy._ChunkedCrossEntropy.apply(
+        hidden, weight, plan.targets, chunks
+    )
     expected = F.cross_entropy(hidden @ weight.T, plan.targets, reduction="sum")
     torch.testing.assert_close(total, expected)
     for grad, wanted in zip(

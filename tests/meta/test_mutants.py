@@ -123,9 +123,9 @@ MUTANTS = [
     ),
     Mutant(
         "pooling",
-        "won = winners[plan.windows] == cell[:, None]",
-        "won = winners[plan.windows] <= cell[:, None]",
-        "pooling.py -k pool_tokens__routes",
+        "masked_fill(tokens.isnan(), torch.inf)",
+        "masked_fill(tokens.isnan(), -torch.inf)",
+        "pooling.py -k maximum_does_not_hide_nan",
     ),
     Mutant(
         "layouts",

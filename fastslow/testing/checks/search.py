@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, find, settings
+from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis.errors import NoSuchExample
 from hypothesis.strategies import SearchStrategy
 
@@ -35,6 +35,7 @@ def smallest(inputs: SearchStrategy[_T], breaks: Callable[[_T], Any]) -> _T | No
         derandomize=True,
         database=None,
         deadline=None,
+        phases=(Phase.generate, Phase.shrink),  # explaining takes as long again
         suppress_health_check=list(HealthCheck),
     )
     try:
