@@ -7,6 +7,7 @@ capacity. It answers with runs: a bin, and how many of the sorted items it takes
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
+from operator import index
 
 Place = Callable[[list[int], list[int], int], tuple[list[int], list[int]]]
 
@@ -88,7 +89,7 @@ def check_lengths(lengths: Sequence[int], capacity: int) -> None:
     if capacity < 1:
         raise ValueError(f"capacity is {capacity}; it must be at least 1")
     within = min(lengths, default=1) >= 1 and max(lengths, default=1) <= capacity
-    if within and hasattr(sum(lengths), "__index__"):
+    if within and _is_whole(sum(lengths)):
         return
     for item, length in enumerate(lengths):
         check_length(item, length, capacity)
@@ -96,8 +97,17 @@ def check_lengths(lengths: Sequence[int], capacity: int) -> None:
 
 def check_length(item: int, length: int, capacity: int) -> None:
     """Raise a ValueError unless the item fits an empty bin."""
-    if not (hasattr(length, "__index__") and 1 <= length <= capacity):
+    if not (_is_whole(length) and 1 <= length <= capacity):
         raise ValueError(
             f"item {item} has {length} tokens; it must have a whole number of them, "
             f"between 1 and the capacity of {capacity}"
         )
+
+
+def _is_whole(number: object) -> bool:
+    """Whether a number is an integer by its type; that of a tensor is its dtype."""
+    try:
+        index(number)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True

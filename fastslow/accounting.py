@@ -192,9 +192,8 @@ def frame_causal_pairs(run_lengths: Sequence[int]) -> int:
         >>> frame_causal_pairs([1, 2, 1])
         11
     """
-    return sum(
-        n * end for n, end in zip(run_lengths, accumulate(run_lengths), strict=True)
-    )
+    runs = list(map(int, run_lengths))  # which do not overflow, of arrays too
+    return sum(n * end for n, end in zip(runs, accumulate(runs), strict=True))
 
 
 def sample_cost(model: CostModel, *, tokens: int, pairs: int, patches: int) -> int:

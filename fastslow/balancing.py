@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush, heapreplace
 from math import fsum, inf
+from typing import TypeVar
+
+_Number = TypeVar("_Number", bound=float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,8 @@ def balance(
     if (lengths is None) != (capacity is None):
         missing = "lengths" if lengths is None else "capacity"
         raise ValueError(f"{missing} is missing; lengths and capacity go together")
-    lengths = [0] * len(costs) if lengths is None else lengths
+    costs = _plain(costs)
+    lengths = [0] * len(costs) if lengths is None else _plain(lengths)
     capacity = 0 if capacity is None else capacity
     _check(costs, num_ranks, lengths, capacity)
     ranks = [_Rank(cost=0, room=capacity, items=[]) for _ in range(num_ranks)]
@@ -126,6 +130,7 @@ def deal_rounds(costs: Sequence[float], num_ranks: int) -> tuple[tuple[int, ...]
         >>> deal_rounds([9, 1, 8, 2], 2)
         ((0, 2), (1, 3))
     """
+    costs = _plain(costs)
     _check_costs(costs)
     _check_ranks(num_ranks)
     if len(costs) % num_ranks:
@@ -225,9 +230,13 @@ def _place(
 ) -> list[int]:
     """Put items in turn on the rank that costs least and has room; give the others."""
     left = []
+    widest = max(rank.room for rank in ranks)  # at least: rooms only shrink here
     queue = [(rank.cost, number) for number, rank in enumerate(ranks)]
     heapify(queue)
     for item in waiting:
+        if lengths[item] > widest:
+            left.append(item)
+            continue
         full = []
         while queue and ranks[queue[0][1]].room < lengths[item]:
             full.append(heappop(queue))
@@ -239,6 +248,7 @@ def _place(
             heapreplace(queue, (rank.cost, queue[0][1]))
         else:
             left.append(item)
+            widest = max(rank.room for rank in ranks)
         for entry in full:
             heappush(queue, entry)
     for rank in ranks:
@@ -289,6 +299,11 @@ def _exchange(giver: _Rank, taker: _Rank, lengths: Sequence[int]) -> bool:
     giver.room += longer
     taker.room -= longer
     return True
+
+
+def _plain(numbers: Sequence[_Number]) -> list[_Number]:
+    """Give numbers that do not overflow, of arrays too."""
+    return [each.item() if hasattr(each, "item") else each for each in numbers]
 
 
 def _check(

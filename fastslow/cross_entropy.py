@@ -13,6 +13,9 @@ from fastslow.loss_plans import LabelPlan
 
 _CHUNK_BYTES = 2**28
 
+_NO_TARGET = torch.iinfo(torch.int64).min
+"""A target that is passed over; all others have to be words."""
+
 
 def labelled_cross_entropy(
     hidden: Float[Tensor, "tokens hidden"],
@@ -23,9 +26,9 @@ def labelled_cross_entropy(
 
     The labelled rows are gathered first. Where their logits in float32 pass 256 MiB
     they are made a chunk of rows at a time, and in the backward pass once more, a chunk
-    of words at a time, so that they take no more whatever the number of labels. Logits have the dtype of
-    ``hidden``, or of autocast, as those of a linear layer; all that follows is float32
-    or wider. It is not differentiable twice.
+    of words at a time, so that they take no more whatever the number of labels. Logits
+    have the dtype of ``hidden``, or of autocast, as those of a linear layer; all that
+    follows is float32 or wider. It is not differentiable twice.
 
     Args:
         hidden: Last hidden states of a packed row.
@@ -78,7 +81,9 @@ def labelled_cross_entropy(
     chunks = _count_chunks(len(labelled), len(weight))
     if chunks == 1:
         logits = _logits(labelled, weight)
-        total = F.cross_entropy(logits, targets, reduction="sum")
+        total = F.cross_entropy(
+            logits, targets, reduction="sum", ignore_index=_NO_TARGET
+        )
     else:
         total = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             labelled, weight, targets, chunks
@@ -144,7 +149,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             slopes = _logits(hidden, weight[words])
             slopes = slopes.sub_(normalizers[:, None]).exp_()
             word = targets[:, None] - words.start
-            is_here = (0 <= word) & (word < slopes.shape[1])
+            is_here = (word >= 0) & (word < slopes.shape[1])
             word = word.clamp(0, slopes.shape[1] - 1)
             slopes.scatter_add_(1, word, -is_here.to(slopes.dtype))
             slopes = slopes.mul_(grad).to(hidden.dtype)

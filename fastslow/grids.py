@@ -196,7 +196,7 @@ def pooled_grid(
         >>> pooled_grid((13, 23), 4), pooled_grid((13, 23), 4, edge="floor")
         ((4, 6), (3, 5))
     """
-    sides = (stride, stride) if isinstance(stride, int) else stride
+    sides = stride if isinstance(stride, tuple) else (stride, stride)
     if min(*grid, *sides) < 1:
         raise ValueError(
             f"grid is {grid} and stride is {stride}; all must be at least 1"

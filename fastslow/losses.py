@@ -75,9 +75,9 @@ def next_frame_loss(
             ``cu_videos``.
 
     Laws:
-        zero_at_target: predicting the target exactly costs nothing, but under
-            ``cosine`` a target of zeros, which has no direction, costs 1: ``loss(y, y)
-            == 0``
+        zero_at_target: predicting the target exactly costs nothing, but where a cosine
+            is taken of a target of zeros, which has no direction, it costs 1: ``loss(y,
+            y) == 0``
         target_detached: the gradient with respect to targets and weights is zero:
             ``dL/dtargets == dL/dweights == 0``
         additive: sums and counts of packed clips are those of the clips added up:
@@ -88,10 +88,11 @@ def next_frame_loss(
             as long as its variance is far above 1e-5: ``loss(x, a * y + b) == loss(x,
             y) if a > 0``
         frame_weight: under ``frame`` repeating a frame's tokens changes nothing
-        constant_weights: equal weights do not change the quotient: ``sum(weights=c) /
-            count(weights=c) == sum() / count()``
-        weight_zero: tokens of weight 0 might as well not be there under ``token``:
-            ``loss(x, y, w) == loss(x[w > 0], y[w > 0], w[w > 0])``
+        constant_weights: equal weights do not change the quotient, where every frame
+            and video holds a token: ``sum(weights=c) / count(weights=c) == sum() /
+            count()``
+        weight_zero: finite tokens of weight 0 might as well not be there under
+            ``token``: ``loss(x, y, w) == loss(x[w > 0], y[w > 0], w[w > 0])``
         matches_reference: equals the loop-written reference: ``loss(x, y) ==
             reference.next_frame_loss(x, y)``
 
@@ -148,6 +149,9 @@ def change_weights(
     Returns:
         A weight between 0 and 2 for each token, without gradient, in float32 or wider.
 
+    Raises:
+        ValueError: If the two differ in shape.
+
     Laws:
         still: features that only change in scale weigh nothing: ``change_weights(x, c *
             x) == 0 if c > 0``
@@ -159,6 +163,11 @@ def change_weights(
         >>> change_weights(torch.eye(2), torch.tensor([[3.0, 0.0], [1.0, 0.0]]))
         tensor([0., 1.])
     """
+    if copies.shape != targets.shape:
+        raise ValueError(
+            f"copies has shape {tuple(copies.shape)} but targets has "
+            f"{tuple(targets.shape)}; each token has both"
+        )
     wide = torch.promote_types(copies.dtype, torch.float32)
     change = _distances(copies.detach().to(wide), targets.detach().to(wide), "cosine")
     return change.clamp(0, 2)

@@ -69,9 +69,12 @@ def schedule_from_json(text: str) -> FrameSchedule:
     """
     try:
         content = json.loads(text, parse_float=_refuse, parse_constant=_refuse)
-        frames = tuple(PooledFrame(**_read(f)) for f in content.pop("frames"))
-        return FrameSchedule(frames=frames, **_read(content))
-    except (AttributeError, KeyError, TypeError) as error:
+        frames = content.pop("frames")
+        if not isinstance(frames, list):
+            raise TypeError(f"frames is {json.dumps(frames)}; it must be a list")
+        pooled = tuple(PooledFrame(**_read(frame)) for frame in frames)
+        return FrameSchedule(frames=pooled, **_read(content))
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"the JSON is no schedule: {error}") from error
 
 

@@ -169,11 +169,18 @@ class FastSlowQwen2VL(nn.Module):
         Raises:
             ValueError: If the row holds no clip, or its clips have another number of
                 patches. Under FSDP2 every rank has to call the tower equally often, so
-                a row of text alone takes a clip without labels.
+                a row of text alone takes a clip without labels. Or if the output layer
+                is more than a weight.
         """
+        head = self.backbone.lm_head
+        held = [name for name, _ in head.named_parameters()]
+        if held != ["weight"]:
+            raise ValueError(
+                f"lm_head holds {', '.join(held)}; it must hold its weight alone, which "
+                "is what the loss reads"
+            )
         vision = self._see(patches, plan)
         hidden = self._read(vision, plan)
-        head = self.backbone.lm_head
         language_loss, _ = labelled_cross_entropy(hidden, head.weight, plan.labels)
         logits = None
         if return_logits:
@@ -260,7 +267,7 @@ class FastSlowQwen2VL(nn.Module):
         if self.family.window is not None:
             sizes = [run for clip in plan.layout.clips for run in encoded_runs(clip)]
             order = window_order(sizes, self.family.window).to(merged.device)
-            merged = torch.empty_like(merged).index_copy(0, order, merged)
+            merged = torch.empty_like(merged).index_copy_(0, order, merged)
         predicted = self.next_frame_head(hidden.index_select(0, plan.next_frame.rows))
         return (
             pool_tokens(predicted, plan.next_frame.predictions).values,

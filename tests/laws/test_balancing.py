@@ -1,6 +1,7 @@
 """Laws of ``fastslow.balancing``."""
 
 from fractions import Fraction
+from heapq import heappop
 from itertools import pairwise
 from math import inf, nan
 from random import Random
@@ -9,7 +10,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastslow import Balanced, balance, deal_rounds, imbalance, imbalance_bound
+from fastslow import (
+    Balanced,
+    balance,
+    balancing,
+    deal_rounds,
+    imbalance,
+    imbalance_bound,
+)
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
 
@@ -189,6 +197,21 @@ def test_an_exchange_may_make_room_for_an_item_that_was_left() -> None:
     assert greedy == ([[0, 1, 4], [3]], [2])
     balanced = balance(costs, 2, lengths=lengths, capacity=7)
     assert balanced == Balanced(ranks=((1, 2, 4), (0, 3)), left=())
+
+
+def test_an_item_that_finds_no_room_does_not_visit_every_rank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    popped = []
+
+    def pop(queue: list[tuple[float, int]]) -> tuple[float, int]:
+        popped.append(queue[0])
+        return heappop(queue)
+
+    monkeypatch.setattr(balancing, "heappop", pop)
+    balanced = balance([1.0] * 3000, 64, lengths=[1] * 3000, capacity=4)
+    assert len(balanced.left) == 3000 - 64 * 4
+    assert len(popped) < 64 * 5
 
 
 @given(few_rounds)

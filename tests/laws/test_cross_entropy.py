@@ -267,6 +267,17 @@ def test_a_frozen_side_gets_no_gradient(frozen: int) -> None:
     assert_near(found, expected)
 
 
+@pytest.mark.parametrize("chunk_bytes", [40, 2**28])
+@pytest.mark.parametrize("target", [IGNORED_LABEL, -1, WORDS])
+def test_a_target_that_is_no_word_is_refused(
+    target: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", chunk_bytes)
+    plan = LabelPlan(rows=torch.arange(3), targets=torch.tensor([0, target, 1]))
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        labelled_cross_entropy(states(3, 0), words(0), plan)
+
+
 def test_arguments_are_left_alone() -> None:
     hidden, weight, plan = states(4, 0), words(0), plan_of([0, 1, 2, 3])
     before = hidden.detach().clone(), weight.detach().clone()

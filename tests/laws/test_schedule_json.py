@@ -130,7 +130,16 @@ def test_a_number_that_is_no_integer_is_named(number: str) -> None:
     assert str(error.value) == f"the JSON is no schedule: {number} is no integer"
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "null"])
-def test_json_that_is_no_object_is_refused(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2]",
+        "null",
+        '{"num_frames": 1, "frames": ""}',
+        '{"num_frames": 1, "frames": {}}',
+        "[" * 100_000,
+    ],
+)
+def test_json_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="the JSON is no schedule: "):
         schedule_from_json(text)

@@ -234,6 +234,17 @@ def assert_all_near(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> N
 # Parity with transformers
 
 
+def test_an_output_layer_with_adapters_is_refused(
+    make_model: MakeModel, lay: Lay, make_patches: MakePatches
+) -> None:
+    peft = pytest.importorskip("peft")
+    model, plan = make_model(), lay([TALK])
+    adapters = peft.LoraConfig(r=2, target_modules=["lm_head"])
+    peft.inject_adapter_in_model(adapters, model.backbone)
+    with pytest.raises(ValueError, match=r"^lm_head holds base_layer\.weight, lora_A"):
+        model(make_patches(plan), plan)
+
+
 UNPOOLED = [unpooled(sample) for sample in (TALK, TWO_CLIPS, STILL, UNTRAINED)]
 
 

@@ -113,6 +113,29 @@ def test_numbers_of_numpy_give_schedules_that_json_takes() -> None:
     )
 
 
+def test_narrow_integers_of_numpy_do_not_wrap() -> None:
+    run_unchecked(
+        """
+        import numpy as np
+
+        for kind in (np.uint8, np.uint16, np.int16):
+            lengths = np.array([3, 6, 5, 2, 4], kind)
+            assert take_bin(lengths, 8) == take_bin(lengths.tolist(), 8)
+            assert take_bin(lengths, 70_000) == (0, 1, 2, 3, 4)
+            first, state = next_bin(lengths, 8, StreamState(), window=5, seed=0)
+            plainly = next_bin(lengths.tolist(), 8, StreamState(), window=5, seed=0)
+            assert (first, state) == plainly
+        for kind in (np.uint8, np.int8):
+            costs = np.array([100] * 8 + [1], kind)
+            assert balance(costs, 2) == balance(costs.tolist(), 2)
+            assert deal_rounds(costs[:8], 2) == deal_rounds(costs[:8].tolist(), 2)
+        runs = np.array([100_000, 7], np.int32)
+        assert frame_causal_pairs(runs) == 100_000**2 + 7 * 100_007
+        assert pooled_grid((4, 4), np.int64(2)) == (2, 2)
+        """
+    )
+
+
 def test_half_a_cell_is_no_stride() -> None:
     run_unchecked(
         """
@@ -136,16 +159,18 @@ def test_half_a_cell_is_no_stride() -> None:
 def test_half_a_token_is_not_packed() -> None:
     run_unchecked(
         """
+        halves = [3, 2.5]
         for pack in (best_fit_decreasing, fewest_bins_bound, take_bin):
-            try:
-                pack([3, 2.5], 4)
-            except ValueError as error:
-                assert str(error) == (
-                    "item 1 has 2.5 tokens; it must have a whole number of them, "
-                    "between 1 and the capacity of 4"
-                )
-            else:
-                raise AssertionError("half a token was cut off")
+            for lengths, item in ((halves, 1), (torch.tensor(halves), 0)):
+                try:
+                    pack(lengths, 4)
+                except ValueError as error:
+                    assert str(error) == (
+                        f"item {item} has {lengths[item]} tokens; it must have a whole "
+                        "number of them, between 1 and the capacity of 4"
+                    )
+                else:
+                    raise AssertionError("half a token was cut off")
         """
     )
 
@@ -181,6 +206,9 @@ def test_axes_are_named() -> None:
             ),
             "pool_frames(torch.ones(2, 3, 3, 1), 2)": (
                 "strides is 2; it must hold one stride per frame"
+            ),
+            "change_weights(torch.ones(3, 4), torch.ones(1, 4))": (
+                "copies has shape (3, 4) but targets has (1, 4); each token has both"
             ),
             "slow_by_similarity(torch.ones(5), 0.5)": square.format("(5,)"),
             "slow_by_similarity(torch.ones(5, 3), 0.5)": square.format("(5, 3)"),
