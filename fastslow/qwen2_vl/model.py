@@ -176,8 +176,8 @@ class FastSlowQwen2VL(nn.Module):
         held = [name for name, _ in head.named_parameters()]
         if held != ["weight"]:
             raise ValueError(
-                f"lm_head holds {', '.join(held)}; it must hold its weight alone, which "
-                "is what the loss reads"
+                f"lm_head holds {', '.join(held)}; it must hold its weight alone, "
+                "since the loss reads nothing else"
             )
         vision = self._see(patches, plan)
         hidden = self._read(vision, plan)
