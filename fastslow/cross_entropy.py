@@ -142,8 +142,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden, weight, targets, normalizers = ctx.saved_tensors
         for_hidden, for_weight = ctx.needs_input_grad[:2]
-        wide_grad = hidden.new_zeros(hidden.shape, dtype=normalizers.dtype)
-        weight_grad = torch.empty_like(weight) if for_weight else None
+        hidden_grad = weight_grad = None
+        if for_hidden:
+            hidden_grad = torch.zeros_like(hidden, dtype=normalizers.dtype)
+        if for_weight:
+            weight_grad = torch.empty_like(weight)
         # By words, not by rows: a sum over rows in half precision is rounded once.
         for words in _cut(len(weight), ctx.chunks):
             slopes = _logits(hidden, weight[words])
@@ -153,12 +156,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             word = word.clamp(0, slopes.shape[1] - 1)
             slopes.scatter_add_(1, word, -is_here.to(slopes.dtype))
             slopes = slopes.mul_(grad).to(hidden.dtype)
-            if for_hidden:
-                wide_grad += slopes @ weight[words]
+            if hidden_grad is not None:
+                hidden_grad += slopes @ weight[words]
             if weight_grad is not None:
                 weight_grad[words] = slopes.T @ hidden
             del slopes
-        hidden_grad = wide_grad.to(hidden.dtype) if for_hidden else None
+        if hidden_grad is not None:
+            hidden_grad = hidden_grad.to(hidden.dtype)
         return hidden_grad, weight_grad, None, None
 
 
