@@ -90,6 +90,17 @@ def test_next_bin__once_per_pass(problem: Problem, window: int, seed: int) -> No
 
 
 @given(problems, windows, stream_seeds)
+@example(([3, 3], 4), 5, 0)
+def test_next_bin__even(problem: Problem, window: int, seed: int) -> None:
+    lengths, capacity = problem
+    for state in run(problem, StreamState(), 12, window=window, seed=seed)[1]:
+        for place, item in enumerate(state.waiting):
+            before = state.waiting[:place]
+            if item in before:
+                assert sum(lengths[each] for each in before) < capacity
+
+
+@given(problems, windows, stream_seeds)
 def test_next_bin__bounded_wait(problem: Problem, window: int, seed: int) -> None:
     bins, states = run(problem, StreamState(), 15, window=window, seed=seed)
     begun_at: defaultdict[int, list[int]] = defaultdict(list)
