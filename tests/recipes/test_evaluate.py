@@ -61,6 +61,24 @@ def test_answers_are_scored_as_the_run_scored_them(
     assert found["settings"]["tokens_per_row"] == 500
 
 
+def test_the_script_of_the_page_answers_alike(
+    preloaded: Any, trained: Path, evaluate: Evaluate, tmp_path: Path
+) -> None:
+    clips, data = trained / "clips", trained / "clips" / "one.jsonl"
+    row = (clips / "held_out.jsonl").read_text().splitlines()[3]
+    data.write_text(f"{row}\n")
+    (expected,) = evaluate(data, 1)[0]["answers"]
+    said, errors, code = preloaded.ask(
+        "docs/howto/answer.py",
+        str(trained / "run" / "model-60"),
+        str(clips / json.loads(row)["video"]),
+        expected["question"].removeprefix("<video>\n"),
+        folder=tmp_path,
+    )
+    assert (said, code) == (f"{expected['answer']}\n", 0), errors
+    assert expected["answer"]
+
+
 def test_ranks_share_questions_and_broken_clips_are_wrong(
     trained: Path, evaluate: Evaluate
 ) -> None:
