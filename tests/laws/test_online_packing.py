@@ -100,6 +100,20 @@ def test_next_bin__even(problem: Problem, window: int, seed: int) -> None:
                 assert sum(lengths[each] for each in before) < capacity
 
 
+@pytest.mark.parametrize(
+    ("count", "capacity"), [(2, 640), (40, 640), (40, 16_384), (300, 16_384)]
+)
+def test_short_items_are_drawn_as_often_as_long_ones(count: int, capacity: int) -> None:
+    lengths = [50 + 37 * item % 400 for item in range(count)]
+    bins, states = run((lengths, capacity), StreamState(), 60, window=256, seed=0)
+    drawn = Counter(item for chosen in bins for item in chosen)
+    passes = states[-1].epoch
+    assert passes > 1
+    assert all(abs(drawn[item] - passes) <= 2 for item in range(count))
+    used = sum(lengths[item] * times for item, times in drawn.items())
+    assert used > 0.95 * len(bins) * capacity
+
+
 @given(problems, windows, stream_seeds)
 def test_next_bin__bounded_wait(problem: Problem, window: int, seed: int) -> None:
     bins, states = run(problem, StreamState(), 15, window=window, seed=seed)

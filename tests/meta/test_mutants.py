@@ -236,6 +236,12 @@ MUTANTS = [
         "cross_entropy.py -k labelled_cross_entropy__matches_cross_entropy",
     ),
     Mutant(
+        "online_packing",
+        "item in present and total >= capacity",
+        "item in present and total >= 2 * capacity",
+        "online_packing.py -k next_bin__even",
+    ),
+    Mutant(
         "_fits",
         "largest[2 * node] < size",
         "largest[2 * node] <= size",
