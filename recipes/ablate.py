@@ -30,6 +30,7 @@ from recipes.ablation import (
 )
 from recipes.config import FREE_TO_CHANGE, SETTINGS_FILE, Config, settings_before
 from recipes.edge.ablation_figure import draw_ablation
+from recipes.edge.provenance import read_starts
 from recipes.edge.settings import check_same_settings, read_settings, write_settings
 
 RECIPE = Path(__file__).with_name("qwen2vl_tiny.py")
@@ -114,7 +115,7 @@ def main(asked: Ablation) -> int:
     variants = plan_ablation(settings, asked.output_dir)
     configs = list({c.output_dir: c for v in variants for c in v.configs}.values())
     for config in configs:
-        refuse_other_run(config)
+        refuse_other_run(config, asked.ranks)
     left = [config for config in configs if not is_finished(config)]
     say(f"{len(configs)} runs, {len(configs) - len(left)} of them finished")
     runner = Runner(asked.ranks, asked.jobs)
@@ -144,13 +145,20 @@ def is_finished(config: Config) -> bool:
     return (config.output_dir / f"model-{config.max_steps}").exists()
 
 
-def refuse_other_run(config: Config) -> None:
+def refuse_other_run(config: Config, ranks: int) -> None:
     """Refuse a folder in which a run with other settings was begun.
 
     Raises:
         ValueError: If there is one; also where it only ends at another step, since its
-            learning rate would then not be that of a run with these settings.
+            learning rate would then not be that of a run with these settings, or ran on
+            another number of ranks, each of which adds rows to a step.
     """
+    for start in read_starts(config.output_dir):
+        if start["ranks"] != ranks:
+            raise ValueError(
+                f"{config.output_dir}: ran on {start['ranks']} ranks but ranks is "
+                f"{ranks}; a step has rows of each rank, so they must agree"
+            )
     before = settings_before(config)
     if before is not None:
         free = FREE_TO_CHANGE - {"max_steps"}

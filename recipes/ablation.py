@@ -245,9 +245,7 @@ def _base(base: Any) -> Config:
             f"preset is {name!r}; the nearest known one is "
             f"{nearest(str(name), PRESETS)!r}"
         )
-    for own in ("seed", "output_dir", "dry_run"):
-        if own in settings:
-            raise ValueError(f"base names {own}; the ablation sets it for every run")
+    _refuse_own("base", settings)
     module, constant = PRESETS[name]
     preset: Config = getattr(import_module(module), constant)
     return with_settings(preset, settings)
@@ -263,10 +261,21 @@ def _axis(where: str, axis: Any) -> tuple[str, list[dict[str, Any]]]:
             "one setting with a list of values, or variants"
         )
     ((key, values),) = content.items()
-    points = _whole_list(f"{where}.{key}", values)
+    values = _whole_list(f"{where}.{key}", values)
     if key == "variants":
-        return name, [check_mapping(f"{where}.variants", point) for point in points]
-    return name, [{key: value} for value in points]
+        points = [check_mapping(f"{where}.variants", value) for value in values]
+    else:
+        points = [{key: value} for value in values]
+    for point in points:
+        _refuse_own(where, point)
+    return name, points
+
+
+def _refuse_own(where: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that are the ablation's own."""
+    for own in ("seed", "output_dir", "dry_run"):
+        if own in settings:
+            raise ValueError(f"{where} names {own}; the ablation sets it for every run")
 
 
 def _placed(config: Config, base: Config, seed: int, output_dir: Path) -> Config:

@@ -96,7 +96,7 @@ class Config:
     warmup_steps: int = 100
     """Steps of linear warm-up before the cosine."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
+    """Gradients are clipped to this norm; 0 clips none."""
     max_skipped_steps: int = 10
     """Steps in a row that may be skipped because their gradients are not finite."""
     max_steps: int = 1000

@@ -1,7 +1,7 @@
 """What a run is trained on: planned on the main rank, before a pixel is decoded."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Data:
         return {
             name: {
                 "samples": len(samples),
-                "order": samples.fingerprint(),
+                "order": samples.fingerprint,
                 "contents": samples.index.digest(),
             }
             for name, samples in used.items()
@@ -75,8 +75,10 @@ def plan_data(config: Config, world: World) -> Data:
     store = ArchiveStore(CACHE, most=config.archives_on_disk or None)
     bad = list[BadSample]()
     train, held_out = (
-        read_samples(path, config, store, config.output_dir / f"{name}.arrow", bad)
-        for name, path in zip(("train", "held_out"), paths, strict=True)
+        read_samples(path, parts, store, config.output_dir / f"{name}.arrow", bad)
+        for name, path, parts in zip(
+            ("train", "held_out"), paths, (config.data_subsets, ()), strict=True
+        )
     )
     folder = checkpoint or _make_tokenizer(config, train)
     tokenizer = read_tokenizer(folder)
@@ -110,7 +112,7 @@ def _data_paths(config: Config) -> tuple[str, str | None]:
 
 def read_samples(
     data_path: str | None,
-    config: Config,
+    parts: Sequence[str],
     store: ArchiveStore,
     path: Path,
     bad: list[BadSample],
@@ -119,7 +121,7 @@ def read_samples(
 
     Args:
         data_path: The dataset; None for one without samples.
-        config: Which parts of it are taken.
+        parts: Which of its subsets are taken; none takes all.
         store: Where archives are.
         path: File to write.
         bad: Takes the rows that cannot be used.
@@ -129,7 +131,7 @@ def read_samples(
     """
     if data_path is None:
         return write_index(path, ())
-    subsets = list_subsets(data_path, config.data_subsets)
+    subsets = list_subsets(data_path, parts)
     return write_index(path, join_samples(subsets, store, bad.append))
 
 

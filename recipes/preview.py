@@ -111,7 +111,7 @@ def plan_dataset(
     """
     bad, store = list[BadSample](), ArchiveStore(CACHE)
     path = folder / "samples.arrow"
-    index = read_samples(config.data_path, config, store, path, bad)
+    index = read_samples(config.data_path, config.data_subsets, store, path, bad)
     tokenizer, about = _tokenizer(config, index)
     planned, unplanned = plan_samples(index, settings, tokenizer, store)
     return planned, [*bad, *unplanned], about

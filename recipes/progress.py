@@ -71,7 +71,7 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
         folder, model=run.model, optimizer=run.optimizer, world=run.world
     )
     check_same_settings(state["settings"], config, free=FREE_TO_CHANGE)
-    if state["data"] != run.data.train.fingerprint():
+    if state["data"] != run.data.train.fingerprint:
         raise ValueError(
             f"the samples differ from those that {folder} was trained on; a run goes "
             "on with the data that it began with"
@@ -96,7 +96,7 @@ def state_beside_tensors(run: Run, progress: Progress) -> dict[str, Any]:
     """Gather what a checkpoint needs beside tensors and random states."""
     return {
         "settings": settings_as_json(run.config),
-        "data": run.data.train.fingerprint(),
+        "data": run.data.train.fingerprint,
         "rows_per_step": progress.rows_per_step,
         "stream": dataclasses.asdict(progress.stream),
         "skipped": dataclasses.asdict(progress.skipped),

@@ -147,10 +147,8 @@ def sum_over_ranks(values: Mapping[str, float | int], world: World) -> dict[str,
         {'loss': 1.5, 'tokens': 3.0}
     """
     checksum = zlib.crc32("\0".join(values).encode())
-    total = torch.tensor(
-        [*values.values(), checksum], dtype=torch.float64, device=world.device
-    )
-    dist.all_reduce(total)
+    total = torch.tensor([*values.values(), checksum], dtype=torch.float64)
+    dist.all_reduce(total, group=world.group)
     *sums, checksums = total.tolist()
     if checksums != checksum * world.size:
         raise ValueError(

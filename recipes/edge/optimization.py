@@ -70,7 +70,8 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
 
     Args:
         model: A root module, sharded with ``fully_shard`` over all ranks or not.
-        max_norm: Largest norm of all gradients together that is let through.
+        max_norm: Largest norm of all gradients together that is let through; 0 lets all
+            through.
 
     Returns:
         The norm that they had, the same on every rank. If it is not finite, the
@@ -78,7 +79,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
     """
     gradients = [each.grad for each in model.parameters() if each.grad is not None]
     norm = math.sqrt(_sum_of_squares(gradients))
-    if math.isfinite(norm) and norm > max_norm:
+    if math.isfinite(norm) and norm > max_norm > 0:
         shards = [local_part(gradient) for gradient in gradients]
         torch._foreach_mul_(shards, max_norm / norm)
     return norm

@@ -84,8 +84,7 @@ def record_start(output_dir: Path, start: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If the file is there but is no such record.
     """
-    file = output_dir / RECORD_FILE
-    starts = _read_starts(file)
+    starts = read_starts(output_dir)
     about = {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -94,16 +93,27 @@ def record_start(output_dir: Path, start: Mapping[str, Any]) -> None:
         "git": git_state(),
     }
     text = json.dumps({"starts": [*starts, about]}, indent=1, default=str)
-    write_whole(file, text)
+    write_whole(output_dir / RECORD_FILE, text)
 
 
-def _read_starts(file: Path) -> list[Any]:
-    """Read the starts before this one."""
+def read_starts(output_dir: Path) -> list[dict[str, Any]]:
+    """Read what is known of every start of a run.
+
+    Args:
+        output_dir: Folder of the run.
+
+    Returns:
+        What ``record_start`` wrote, the first start first; nothing where no run is.
+
+    Raises:
+        ValueError: If the file is there but is no such record.
+    """
+    file = output_dir / RECORD_FILE
     if not file.exists():
         return []
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        starts: list[Any] = [*content["starts"]]
+        starts: list[dict[str, Any]] = [*content["starts"]]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{file} is no record of a run; it must be a JSON object with starts"

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
@@ -75,6 +76,7 @@ class PlannedSamples:
         tokens, pairs, patches = (sum(each[n] for n in numbers) for each in counts)
         return sample_cost(model, tokens=tokens, pairs=pairs, patches=patches)
 
+    @cached_property
     def fingerprint(self) -> str:
         """Sum up which samples there are, in which order and how long."""
         ids = self.index.sample_ids()

@@ -105,6 +105,14 @@ def test_every_setting_can_be_an_axis() -> None:
             grid(RATIOS, base={"seed": 3}),
             "base names seed; the ablation sets it for every run",
         ),
+        (
+            grid({"name": "a", "seed": [1, 2]}),
+            "grid[0] names seed; the ablation sets it for every run",
+        ),
+        (
+            grid({"name": "a", "variants": [{"output_dir": "b"}]}),
+            "grid[0] names output_dir; the ablation sets it for every run",
+        ),
         (grid({"slow_frame_ratio": [1]}), "grid[0].name is None; it must be text"),
         (
             grid({"name": "a"}),
@@ -251,13 +259,19 @@ def test_an_ablation_goes_on_where_it_was_interrupted(
     assert (out / "ablation.svg").is_file()
 
     with pytest.raises(ValueError) as caught:
-        refuse_other_run(replace(one, max_steps=4))
+        refuse_other_run(replace(one, max_steps=4), 1)
     assert str(caught.value) == (
         f"{one.output_dir}: max_steps is 4 but the run began with 3; it goes on with "
         "the settings that it began with, or in another output_dir"
     )
-    refuse_other_run(replace(one, dataloader_num_workers=4))
-    refuse_other_run(replace(one, output_dir=out / "new", max_steps=4))
+    with pytest.raises(ValueError) as caught:
+        refuse_other_run(one, 2)
+    assert str(caught.value) == (
+        f"{one.output_dir}: ran on 1 ranks but ranks is 2; a step has rows of each "
+        "rank, so they must agree"
+    )
+    refuse_other_run(replace(one, dataloader_num_workers=4), 1)
+    refuse_other_run(replace(one, output_dir=out / "new", max_steps=4), 2)
 
 
 def test_an_interrupt_ends_it_in_the_background_too(tmp_path: Path) -> None:

@@ -419,10 +419,10 @@ def test_more_ranks_or_fewer_take_the_same_rows_in_the_same_steps(
 
 
 def test_the_fingerprint_tells_data_apart(planned: PlannedSamples) -> None:
-    assert planned.fingerprint() == replace(planned).fingerprint()
+    assert planned.fingerprint == replace(planned).fingerprint
     fewer = replace(planned, numbers=planned.numbers[1:], lengths=planned.lengths[1:])
     longer = replace(planned, lengths=(9, *planned.lengths[1:]))
-    prints = {each.fingerprint() for each in (planned, fewer, longer)}
+    prints = {each.fingerprint for each in (planned, fewer, longer)}
     assert len(prints) == 3
 
 

@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipes.config import load_config
+from recipes.data import plan_data
 from recipes.edge.clips import make_clips
 from recipes.edge.devices import this_device
+from recipes.edge.distributed import process_group
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import main
 
@@ -57,6 +59,25 @@ def metrics(output_dir: Path) -> list[dict[str, Any]]:
 def quarantined(output_dir: Path) -> dict[str, str]:
     lines = (output_dir / "quarantine.jsonl").read_text().splitlines()
     return {row["sample_id"]: row["reason"] for row in map(json.loads, lines)}
+
+
+def test_subsets_are_chosen_of_what_is_trained_on_alone(tmp_path: Path) -> None:
+    said = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+    row = {"id": "text", "conversations": said}
+    for folder in ("train", "held_out"):
+        for subset in ("long", "short"):
+            (tmp_path / folder / subset).mkdir(parents=True)
+            write_jsonl(tmp_path / folder / subset / "rows.jsonl", [row])
+    config = replace(
+        TINY,
+        data_path=str(tmp_path / "train"),
+        data_subsets=("short",),
+        eval_data_path=str(tmp_path / "held_out"),
+        output_dir=tmp_path / "run",
+    )
+    with process_group() as world:
+        data = plan_data(config, world)
+    assert (len(data.train), len(data.held_out), data.bad) == (1, 2, [])
 
 
 def test_the_files_of_a_run(clips: Path, tmp_path: Path) -> None:
