@@ -55,6 +55,8 @@ def preview(config: Config) -> tuple[str, bool]:
         mfu=config.assumed_mfu,
         window=config.packing_window,
         next_frame=config.loss_weight > 0,
+        attention=config.attention,
+        pool_mode=config.mm_spatial_pool_mode,
     )
     settings = clip_settings(config, family_of(plan.shape), torch.device("cuda"))
     if config.data_path is None:
@@ -113,7 +115,10 @@ def plan_dataset(
     path = folder / "samples.arrow"
     index = read_samples(config.data_path, config.data_subsets, store, path, bad)
     tokenizer, about = _tokenizer(config, index)
-    planned, unplanned = plan_samples(index, settings, tokenizer, store)
+    workers = config.dataloader_num_workers
+    planned, unplanned = plan_samples(
+        index, settings, tokenizer, store, num_workers=workers
+    )
     return planned, [*bad, *unplanned], about
 
 

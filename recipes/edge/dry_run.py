@@ -16,6 +16,8 @@ from fastslow import (
     fill,
     next_bin,
 )
+from fastslow.layouts import Attention
+from fastslow.pool_plans import Mode
 from fastslow.qwen2_vl import (
     RowPlan,
     StepFlops,
@@ -57,6 +59,8 @@ class Plan:
         mfu: Share of the GPU's peak that a step is supposed to reach.
         window: Samples from which a row is packed.
         next_frame: Whether the next-frame loss is on.
+        attention: Whether the tokens of a frame read each other both ways.
+        pool_mode: How the tokens of a window become one.
     """
 
     shape: PreTrainedConfig
@@ -68,6 +72,8 @@ class Plan:
     mfu: float
     window: int
     next_frame: bool = True
+    attention: Attention = "frame_causal"
+    pool_mode: Mode = "average"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +255,8 @@ def _row(plan: Plan, samples: Sequence[Sample], chosen: Sequence[int]) -> RowPla
     return plan_row(
         row,
         video_token_id=plan.shape.video_token_id,
+        attention=plan.attention,
+        pool_mode=plan.pool_mode,
         length=max(plan.tokens_per_row, sum(map(count_tokens, row))),
         merge_size=geometry.merge_size,
     )

@@ -128,6 +128,15 @@ def test_without_the_next_frame_loss_a_run_takes_less() -> None:
     assert whole.memory.optimizer - less.memory.optimizer == 8 * head
 
 
+def test_pairs_are_those_of_the_attention_that_is_asked_for() -> None:
+    plan = small_plan(512)
+    both_ways, causal = (
+        forecast(replace(plan, attention=attention), [SAMPLE]).flops.language_model
+        for attention in ("frame_causal", "causal")
+    )
+    assert causal < both_ways
+
+
 def small_plan(tokens_per_row: int) -> Plan:
     return Plan(
         shape=small_config(),
