@@ -23,7 +23,6 @@ import torch
 import transformers
 import tyro
 
-from fastslow import best_fit_decreasing
 from fastslow.qwen2_vl import FastSlowQwen2VL
 from recipes.config import Config
 from recipes.data import CACHE, clip_settings
@@ -143,11 +142,16 @@ def plan_questions(
 def ask(
     model: FastSlowQwen2VL, questions: Questions, max_new_tokens: int, world: World
 ) -> Iterator[dict[str, Any]]:
-    """Answer this rank's share of the questions, as many at a time as a row holds."""
+    """Answer this rank's share of the questions, and score the answers."""
     prompts = questions.prompts
-    bins = best_fit_decreasing(prompts.lengths, prompts.settings.capacity)
-    share = bins[world.rank :: world.size]
-    for answer in answer_prompts(model, prompts, share, max_new_tokens=max_new_tokens):
+    answers = answer_prompts(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    for answer in answers:
         number = prompts.numbers[answer.number]
         sample, reference = prompts.index[number], questions.references[number]
         question = sample.turns[-1].text

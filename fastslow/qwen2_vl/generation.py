@@ -31,6 +31,9 @@ def generate_answers(
 ) -> list[tuple[int, ...]]:
     """Answer every prompt of a packed row with its most likely tokens.
 
+    The cache holds as many tokens for each prompt as for the longest of the row, so
+    it stays small where prompts of like length share a row.
+
     Args:
         model: Whole on one device; call ``model.eval()`` first, or dropout stays on.
         patches: The patches of the row's clips in order, as ``FastSlowQwen2VL`` takes

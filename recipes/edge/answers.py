@@ -95,31 +95,78 @@ def find_end_tokens(
     return frozenset(each for each in both if each is not None)
 
 
+def pack_prompts(
+    lengths: Sequence[int], capacity: int, max_new_tokens: int
+) -> tuple[tuple[int, ...], ...]:
+    """Pack prompts, longest first, so that a row's cache stays about as long as a row.
+
+    While answers grow, the cache holds as many tokens for each prompt of a row as for
+    the longest, so prompts of like length share a row.
+
+    Args:
+        lengths: Tokens of each prompt, at most ``capacity``.
+        capacity: Tokens of a packed row at most.
+        max_new_tokens: Tokens of an answer at most, at least 1.
+
+    Returns:
+        Numbers of the prompts that share a row, those of the longest prompts first.
+
+    Raises:
+        ValueError: If ``max_new_tokens`` is below 1, or a prompt does not fit a row.
+
+    Laws:
+        partition: every prompt lies in exactly one row
+        sorted: no prompt is longer than one before it, in its row or an earlier one
+        bound: a row's cache is no longer than that of one prompt that fills a row:
+            ``len(row) * (longest + max_new_tokens) <= capacity + max_new_tokens``
+        full: the next prompt would break the bound of the row before its own
+
+    Example:
+        >>> pack_prompts([2, 60, 2, 30, 2], 64, max_new_tokens=4)
+        ((1,), (3, 0), (2, 4))
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if max(lengths, default=0) > capacity:
+        raise ValueError(f"a prompt has {max(lengths)} tokens; a row holds {capacity}")
+    order = sorted(range(len(lengths)), key=lambda each: -lengths[each])
+    rows, start = list[tuple[int, ...]](), 0
+    while start < len(order):
+        longest = lengths[order[start]]
+        count = (capacity + max_new_tokens) // (longest + max_new_tokens)
+        rows.append(tuple(order[start : start + count]))
+        start += count
+    return tuple(rows)
+
+
 def answer_prompts(
     model: FastSlowQwen2VL,
     prompts: PlannedSamples,
-    bins: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     stop_texts: Collection[str] = (),
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Answer]:
     """Answer prompts row by row, without the tokens of the chat format.
 
     Args:
         model: The model.
         prompts: Conversations that end with a question.
-        bins: Numbers of the prompts that share a row.
         max_new_tokens: Tokens of an answer at most.
         stop_texts: An answer ends before the first of these, too.
+        rank: This process, of those that share the rows.
+        world_size: Processes that share the rows.
 
     Yields:
-        An answer for each prompt, in the order of the bins.
+        An answer for each prompt of this rank's rows, see ``pack_prompts``.
     """
+    bins = pack_prompts(prompts.lengths, prompts.settings.capacity, max_new_tokens)
     tokenizer = prompts.tokenizer
     rows = PackedRows(prompts)
     device, end_token_ids = model.backbone.device, find_end_tokens(model, tokenizer)
-    for chosen in bins:
-        row = rows[tuple(chosen), StreamState()]
+    for chosen in bins[rank::world_size]:
+        row = rows[chosen, StreamState()]
         failed = {sample.source: sample.reason for sample in row.bad}
         ids = generate_answers(
             model,

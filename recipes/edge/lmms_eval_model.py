@@ -10,7 +10,6 @@ from lmms_eval.api.instance import Instance  # type: ignore[import-not-found]
 from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 from PIL.Image import Image
 
-from fastslow import best_fit_decreasing
 from recipes.data import CACHE, clip_settings
 from recipes.edge.answers import answer_prompts, find_settings, load_model
 from recipes.edge.archives import ArchiveStore
@@ -30,7 +29,7 @@ class FastSlow(lmms):  # type: ignore[misc]
         pretrained: Folder of a ``model-N``, or any checkpoint of transformers.
         config: YAML file of settings; by default those of the run.
         device: Where it computes.
-        batch_size: Accepted without effect; a row holds as many prompts as fit.
+        batch_size: Accepted without effect; prompts share rows, see ``pack_prompts``.
 
     Raises:
         ValueError: If something else is given: nothing is ignored.
@@ -109,11 +108,9 @@ class FastSlow(lmms):  # type: ignore[misc]
         prompts, bad = plan_samples(index, self._settings, tokenizer, store)
         if bad:
             raise ValueError(f"request {bad[0].source}: {bad[0].reason}")
-        bins = best_fit_decreasing(prompts.lengths, self._settings.capacity)
         answers = answer_prompts(
             self._model,
             prompts,
-            bins,
             max_new_tokens=max_new_tokens,
             stop_texts=stop_texts,
         )

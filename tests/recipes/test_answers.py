@@ -7,12 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from fastslow import TextSpan
-from fastslow.qwen2_vl import FastSlowQwen2VL
+from fastslow.qwen2_vl import FastSlowQwen2VL, generate_answers
+from fastslow.testing import strategies as fst
 from recipes.config import Config
-from recipes.edge.answers import answer_prompts, find_end_tokens, load_model
+from recipes.edge import answers
+from recipes.edge.answers import (
+    answer_prompts,
+    find_end_tokens,
+    load_model,
+    pack_prompts,
+)
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.conversations import Turn
 from recipes.edge.index import Sample, write_index
@@ -32,10 +41,15 @@ TEXT_END, TURN_END = (
 )
 
 
-def ask(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PlannedSamples:
-    """Plan a question without a clip."""
-    asked = Sample(sample_id="a", source="a:1", turns=(Turn(role="user", text="?"),))
-    index = write_index(folder / "index.arrow", [asked])
+def ask(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] = ("?",)
+) -> PlannedSamples:
+    """Plan questions without a clip."""
+    asked = (
+        Sample(sample_id="a", source=f"a:{n}", turns=(Turn(role="user", text=text),))
+        for n, text in enumerate(texts)
+    )
+    index = write_index(folder / "index.arrow", asked)
     planned, bad = plan_samples(index, SETTINGS, tokenizer, ArchiveStore(folder))
     assert bad == []
     return planned
@@ -78,7 +92,7 @@ def folder(tmp_path: Path) -> Path:
 def answer(folder: Path) -> str:
     model = load_model(folder, Config(output_dir=folder), CPU)
     prompts = ask(folder, read_tokenizer(folder))
-    (found,) = answer_prompts(model, prompts, [[0]], max_new_tokens=5)
+    (found,) = answer_prompts(model, prompts, max_new_tokens=5)
     assert found.error is None
     return found.text
 
@@ -100,6 +114,58 @@ def test_an_answer_ends_with_any_token_that_the_checkpoint_names(
     file = folder / "generation_config.json"
     file.write_text(json.dumps({"eos_token_id": ends}))
     assert answer(folder) == text
+
+
+def test_a_long_prompt_does_not_lengthen_the_cache_of_short_ones(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = list[int]()
+
+    def generate(*about: Any, **how: Any) -> list[tuple[int, ...]]:
+        segments = about[2].layout.segment_ids
+        lengths = segments[segments >= 0].bincount()[:-1]  # the blank clip is the last
+        cached.append(len(lengths) * (int(lengths.max()) + 2))
+        return generate_answers(*about, **how)
+
+    monkeypatch.setattr(answers, "generate_answers", generate)
+    model = load_model(folder, Config(output_dir=folder), CPU)
+    texts = ("?", "? " * 80, *["?"] * 30)
+    prompts = ask(folder, read_tokenizer(folder), texts)
+    assert max(prompts.lengths) > 5 * min(prompts.lengths)
+    said = {
+        answer.number: (rank, answer.text)
+        for rank in range(2)
+        for answer in answer_prompts(
+            model, prompts, max_new_tokens=2, rank=rank, world_size=2
+        )
+    }
+    assert sorted(said) == list(range(len(texts)))
+    assert {text for _, text in said.values()} == {"x"}
+    assert {rank for rank, _ in said.values()} == {0, 1}
+    assert max(cached) <= SETTINGS.capacity + 2
+
+
+@given(fst.packing_problems(max_items=40), st.integers(1, 30))
+@example(([8000, *[60] * 200], 20_000), 64)
+@example(([], 1), 1)
+def test_pack_prompts(problem: tuple[list[int], int], most: int) -> None:
+    lengths, capacity = problem
+    rows = pack_prompts(lengths, capacity, most)
+    order = [number for row in rows for number in row]
+    assert order == sorted(range(len(lengths)), key=lambda each: (-lengths[each], each))
+    widths = [lengths[row[0]] + most for row in rows]
+    for row, width in zip(rows, widths, strict=True):
+        assert row
+        assert len(row) * width <= capacity + most
+    for row, width in zip(rows[:-1], widths[:-1], strict=True):
+        assert (len(row) + 1) * width > capacity + most
+
+
+def test_what_does_not_fit_a_row_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^a prompt has 9 tokens; a row holds 8$"):
+        pack_prompts([1, 9], 8, 1)
+    with pytest.raises(ValueError, match=r"^max_new_tokens is 0; it must be at least"):
+        pack_prompts([1], 8, 0)
 
 
 def test_without_generation_settings_the_tokenizer_ends_answers(folder: Path) -> None:
