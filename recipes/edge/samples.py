@@ -154,7 +154,7 @@ def plan_sample(
 
 
 def choose_frames(clip: Clip, settings: ClipSettings) -> tuple[int, ...]:
-    """Choose the raw frames of a clip.
+    """Choose the raw frames of a clip; of a picture that moves, the first.
 
     With a rate, the first frame of every ``1 / video_fps`` seconds is taken; where that
     gives too many, they are thinned out evenly.
@@ -167,10 +167,13 @@ def choose_frames(clip: Clip, settings: ClipSettings) -> tuple[int, ...]:
         Strictly increasing indices, at most ``max_frames`` of them.
 
     Laws:
+        still: a picture is one frame
         dense: with room for all, no two frames are of the same ``1 / video_fps``
             seconds, and none of these that has a frame is left out
         bounded: there are never more than ``max_frames``
     """
+    if clip.kind == "image":
+        return (0,)
     wanted: Sequence[int] = range(clip.info.num_frames)
     if settings.video_fps:
         first = dict[int, int]()

@@ -267,6 +267,37 @@ def write_picture(path: Path, *, height: int, width: int) -> None:
         container.mux(stream.encode())
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("fps", [0.0, 2.0])
+def test_a_picture_that_moves_is_its_first(
+    tmp_path: Path, count: int, fps: float
+) -> None:
+    path = tmp_path / "moving.gif"
+    with av.open(str(path), "w", format="gif") as container:
+        stream = container.add_stream("gif", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 56, 84, "rgb8"
+        for number in range(count):
+            grey = np.full((56, 84, 3), 60 * number, dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="rgb8")))
+        container.mux(stream.encode())
+    info = probe_video(MediaFile(path=path))
+    assert info.num_frames == count
+    clip = Clip(kind="image", source=str(path), info=info)
+    asked = Turn(role="user", text="<image>\nWhat?")
+    said = Turn(role="assistant", text="Black.")
+    sample = Sample(sample_id="a", source="a", turns=(asked, said), clips=(clip,))
+    index = write_index(tmp_path / "index.arrow", [sample])
+    settings = replace(SETTINGS, video_fps=fps)
+    planned, bad = plan_samples(index, settings, TOKENIZER, STORE)
+    assert bad == []
+    assert planned[0].clips[0].frame_indices == (0,)
+    row = rows_of(planned)[(0,), StreamState()]
+    assert (row.bad, row.sample_ids, row.num_frames) == ((), ("a",), 1)
+    assert len(row.patches) == 4 * 6
+    assert len(row.patches.unique()) == 1
+
+
 @pytest.mark.parametrize(
     ("fps", "most", "expected"),
     [
