@@ -102,11 +102,11 @@ class RowError(ValueError):
 def parse_row(row: object, default_id: str) -> Conversation:
     """Check a row, and give its conversation.
 
-    A row names its ``video`` or ``image``, or several of them in a list, and holds its
-    turns as ``conversations`` (``from``, ``value``) or ``messages`` (``role``,
-    ``content``). Where all are videos, ``<image>`` stands for a video too. A row whose
-    text has no placeholder shows everything before its first question. A row that
-    names nothing to show is text.
+    A row names its ``video`` or ``image``, or several of them in a list, also as
+    ``videos`` or ``images``. It holds its turns as ``conversations`` (``from``,
+    ``value``) or ``messages`` (``role``, ``content``). Where all are videos,
+    ``<image>`` stands for a video too. A row whose text has no placeholder shows
+    everything before its first question. A row that names nothing to show is text.
 
     Args:
         row: What the file holds; an error stands for a row that could not be read.
@@ -156,16 +156,18 @@ def _category(row: dict[str, object]) -> str:
 
 def _media(row: dict[str, object], kind: Kind) -> Iterator[Media]:
     """Read the names of what a row shows."""
-    value = row.get(kind)
-    if value is None or value in ("", []):
-        return
-    for entry in value if isinstance(value, list) else [value]:
-        name = _name(kind, entry)
-        if not name or ".." in PurePosixPath(name).parts:
-            raise RowError(
-                f"{kind} is {_shown(name)}; it must name a file without '..'"
-            )
-        yield Media(kind=kind, name=name)
+    keys = [key for key in (kind, f"{kind}s") if row.get(key) not in (None, "", [])]
+    if len(keys) > 1:
+        raise RowError(f"the row has {kind} and {kind}s; it may have one of them")
+    for key in keys:
+        value = row[key]
+        for entry in value if isinstance(value, list) else [value]:
+            name = _name(key, entry)
+            if not name or ".." in PurePosixPath(name).parts:
+                raise RowError(
+                    f"{key} is {_shown(name)}; it must name a file without '..'"
+                )
+            yield Media(kind=kind, name=name)
 
 
 def _parse_turns(row: dict[str, object]) -> list[Turn]:

@@ -130,7 +130,38 @@ def test_placeholders(
     assert tuple(turn.text for turn in samples[0].turns) == expected
 
 
+def test_media_in_lists_are_in_the_order_of_their_placeholders() -> None:
+    messages = [
+        {"role": "user", "content": "<image> or <video>, <video> or <image>?"},
+        {"role": "assistant", "content": "This."},
+    ]
+    media = {"videos": ["a.mp4", "b.mp4"], "images": ["c.png", "d.png"]}
+    found = parse_row({"messages": messages} | media, "a")
+    names = [(each.kind, each.name) for each in found.media]
+    assert names == [
+        ("image", "c.png"),
+        ("video", "a.mp4"),
+        ("video", "b.mp4"),
+        ("image", "d.png"),
+    ]
+
+
+@pytest.mark.parametrize("empty", [None, "", []])
+@pytest.mark.parametrize("names", ["v/a.mp4", ["v/a.mp4"]])
+def test_videos_are_what_video_is(names: object, empty: object) -> None:
+    assert parse_row(row(video=empty, videos=names), "a") == parse_row(row(), "a")
+    assert parse_row(row(videos=empty, images=empty), "a") == parse_row(row(), "a")
+
+
 BAD_ROWS = {
+    "the row has video and videos; it may have one of them": row(videos=["b.mp4"]),
+    "the row has image and images; it may have one of them": row(
+        image="b.png", images=["b.png"]
+    ),
+    "images is an object; it must be a string": row(images=[{"bytes": "", "path": ""}]),
+    "videos is '../b.mp4'; it must name a file without '..'": row(
+        video=None, videos=["a.mp4", "../b.mp4"]
+    ),
     "the row is an array; it must be an object": [1, 2],
     "the row is a string; it must be an object": "a.mp4",
     "the row is null; it must be an object": None,
