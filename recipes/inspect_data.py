@@ -27,7 +27,6 @@ from recipes.data import clip_settings
 from recipes.edge.archives import ArchiveError
 from recipes.edge.containers import VideoError
 from recipes.edge.conversations import BadSample
-from recipes.edge.index import Clip
 from recipes.edge.published import model_config
 from recipes.edge.sample_picture import draw_sample
 from recipes.edge.sample_set import PlannedSamples
@@ -132,7 +131,8 @@ def _contents(planned: PlannedSamples) -> list[tuple[str, str]]:
         kinds["text alone"] += not sample.clips
         for clip in sample.clips:
             sizes[f"{clip.info.width} x {clip.info.height}"] += 1
-            seconds += _seconds(clip)
+            if clip.kind == "video":
+                seconds.append(clip.info.length)
     schedules = [
         describe_schedule(clip.span.schedule, clip.span.grid)
         for clip in planned[0].clips
@@ -150,12 +150,6 @@ def _contents(planned: PlannedSamples) -> list[tuple[str, str]]:
         ("first clip", ", ".join(schedules) or "none"),
     ]
     return lines + [("", bar) for bar in _histogram(planned.lengths)]
-
-
-def _seconds(clip: Clip) -> list[float]:
-    """Give the length of a video."""
-    last = clip.info.seconds_at([clip.info.num_frames - 1])[0]
-    return [last + 1 / clip.info.fps] if clip.kind == "video" else []
 
 
 def _kind_of(sample: BadSample) -> str:

@@ -231,12 +231,10 @@ def tower_tokens(spans: Sequence[Span]) -> int:
 
 def time_instruction(clip: Clip, seconds: Sequence[float]) -> str:
     """Say in words how long a clip is, and when its frames were taken."""
-    info = clip.info
-    length = info.seconds_at([info.num_frames - 1])[0] + 1 / info.fps
     times = ", ".join(f"{each:.2f}" for each in seconds)
     return (
-        f"The video is {length:.2f} seconds long. You see {len(seconds)} of its "
-        f"frames, taken at these seconds: {times}."
+        f"The video is {clip.info.length:.2f} seconds long. You see "
+        f"{len(seconds)} of its frames, taken at these seconds: {times}."
     )
 
 

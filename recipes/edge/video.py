@@ -45,6 +45,17 @@ class VideoInfo:
     width: int
     seconds: tuple[float, ...] = ()
 
+    @property
+    def length(self) -> float:
+        """Seconds until the last frame is over; it is shown as long as the one before.
+
+        Where frames come at an even rate, all are.
+        """
+        if len(self.seconds) < 2:
+            return self.num_frames / self.fps
+        before, last = self.seconds[-2:]
+        return last + (last - before)
+
     def seconds_at(self, indices: Sequence[int]) -> list[float]:
         """Tell when frames are shown, in seconds after the first."""
         if self.seconds:

@@ -22,7 +22,12 @@ from recipes.edge.index import Clip, Sample, write_index
 from recipes.edge.loader import Dealing, PackedRows, count_rows, stream_rows
 from recipes.edge.media import MediaFile
 from recipes.edge.sample_set import PlannedSamples, plan_samples
-from recipes.edge.samples import ClipSettings, choose_frames, plan_sample
+from recipes.edge.samples import (
+    ClipSettings,
+    choose_frames,
+    plan_sample,
+    time_instruction,
+)
 from recipes.edge.tiny import SPECIAL_TOKENS, VIDEO_TOKEN, train_tokenizer
 from recipes.edge.video import VideoInfo, probe_video
 
@@ -337,6 +342,13 @@ def test_times_are_said_after_the_clip(tmp_path: Path) -> None:
         "<|vision_start|><|vision_end|>\nThe video is 0.38 seconds long. You see 3 of "
         "its frames, taken at these seconds: 0.00, 0.12, 0.25.\nWhat?<|im_end|>" in said
     )
+
+
+def test_the_length_that_is_said_of_an_uneven_clip() -> None:
+    shown = (0.0, 0.1, 0.2, 20.0, 20.033)
+    info = VideoInfo(num_frames=5, fps=0.25, height=56, width=56, seconds=shown)
+    clip = Clip(kind="video", source="a.mp4", info=info)
+    assert "The video is 20.07 seconds long." in time_instruction(clip, shown)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

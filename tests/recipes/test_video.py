@@ -5,6 +5,7 @@ import itertools
 import os
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -367,8 +368,17 @@ def test_uneven_times_are_the_frames_own(tmp_path: Path, suffix: str) -> None:
     assert info.seconds_at(range(8)) == pytest.approx(expected, abs=0.05)
 
 
+def test_an_uneven_clip_is_over_after_its_last_gap(tmp_path: Path) -> None:
+    path = write_at(tmp_path / "clip.mp4", (0, 4, 8, 12, 1000, 1996, 2000))
+    info = probe_video(MediaFile(path=path))
+    assert info.fps < 1
+    assert info.length == pytest.approx(20.04, abs=0.01)
+    assert replace(info, seconds=()).length == 7 / info.fps
+
+
 def test_even_times_follow_from_the_rate(video: Path) -> None:
     info = probe_video(MediaFile(path=video))
+    assert info.length == FRAMES / FPS
     assert info.seconds == ()
     assert info.seconds_at([0, 6]) == [0, 1]
 
