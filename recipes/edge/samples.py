@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 from jinja2 import TemplateError
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from fastslow import (
@@ -29,7 +31,7 @@ from fastslow.qwen2_vl import (
 )
 from recipes.edge.index import Clip, Sample
 from recipes.edge.strategies import schedule_frames
-from recipes.edge.video import sample_frame_indices
+from recipes.edge.video import VideoInfo, sample_frame_indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,12 +178,17 @@ def choose_frames(clip: Clip, settings: ClipSettings) -> tuple[int, ...]:
         return (0,)
     wanted: Sequence[int] = range(clip.info.num_frames)
     if settings.video_fps:
-        first = dict[int, int]()
-        for number, seconds in enumerate(clip.info.seconds_at(wanted)):
-            first.setdefault(int(seconds * settings.video_fps + 1e-6), number)
-        wanted = list(first.values())
+        wanted = _first_of_each(clip.info, settings.video_fps)
     chosen = sample_frame_indices(len(wanted), settings.max_frames)
-    return tuple(wanted[number] for number in chosen)
+    return tuple(int(wanted[number]) for number in chosen)
+
+
+def _first_of_each(info: VideoInfo, rate: float) -> NDArray[np.int64]:
+    """Give the first frame of every ``1 / rate`` seconds that have one."""
+    even = np.arange(info.num_frames) / info.fps
+    seconds = np.array(info.seconds) if info.seconds else even
+    parts = np.floor(seconds * rate + 1e-6)
+    return np.flatnonzero(np.diff(parts, prepend=-1))
 
 
 def schedule_clip(

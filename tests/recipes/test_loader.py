@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastslow import CostModel, StreamState, TextSpan, visible_pairs
 from fastslow.layouts import Attention
@@ -29,7 +31,7 @@ from recipes.edge.samples import (
     time_instruction,
 )
 from recipes.edge.tiny import SPECIAL_TOKENS, VIDEO_TOKEN, train_tokenizer
-from recipes.edge.video import VideoInfo, probe_video
+from recipes.edge.video import VideoInfo, probe_video, sample_frame_indices
 
 SETTINGS = ClipSettings(
     family=Family(geometry=VisionGeometry(min_pixels=28 * 28, max_pixels=196 * 196)),
@@ -319,6 +321,42 @@ def test_frames_by_rate(fps: float, most: int, expected: tuple[int, ...]) -> Non
     clip = Clip(kind="video", source="a.mp4", info=info)
     settings = replace(SETTINGS, video_fps=fps, max_frames=most)
     assert choose_frames(clip, settings) == expected
+
+
+RATES = st.one_of(
+    st.floats(1e-3, 1e3),
+    st.sampled_from([0.5, 1.0, 2.0, 24.0, 25.0, 29.97, 30000 / 1001, 50.0, 60.0]),
+)
+
+
+@given(st.integers(1, 2000), RATES, RATES, st.integers(1, 64), st.data())
+def test_frames_by_rate_are_the_first_of_their_part(
+    count: int, fps: float, rate: float, most: int, data: st.DataObject
+) -> None:
+    gap = st.floats(0, 10).map(lambda gap: round(gap, 4))
+    gaps = data.draw(st.lists(gap, min_size=1, max_size=40) | st.none())
+    seconds = tuple(accumulate(gaps, initial=0.0)) if gaps else ()
+    info = VideoInfo(
+        num_frames=len(seconds) or count, fps=fps, height=56, width=56, seconds=seconds
+    )
+    clip = Clip(kind="video", source="a.mp4", info=info)
+    first = dict[int, int]()
+    for number, shown in enumerate(info.seconds_at(range(info.num_frames))):
+        first.setdefault(int(shown * rate + 1e-6), number)
+    wanted = list(first.values())
+    chosen = sample_frame_indices(len(wanted), most)
+    settings = replace(SETTINGS, video_fps=rate, max_frames=most)
+    assert choose_frames(clip, settings) == tuple(wanted[number] for number in chosen)
+
+
+def test_frames_by_rate_need_no_walk_through_the_clip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    info = VideoInfo(num_frames=216_000, fps=30.0, height=56, width=56)
+    clip = Clip(kind="video", source="a.mp4", info=info)
+    settings = replace(SETTINGS, video_fps=1.0, max_frames=3)
+    monkeypatch.setattr(VideoInfo, "seconds_at", None)
+    assert choose_frames(clip, settings) == (0, 108_000, 215_970)
 
 
 def test_frames_by_rate_of_an_uneven_clip() -> None:
