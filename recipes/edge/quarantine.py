@@ -3,11 +3,12 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from recipes.edge.conversations import BadSample
 from recipes.edge.distributed import World, gather_from_ranks
+from recipes.edge.publishing import write_whole
 
 
 class Quarantine:
@@ -33,6 +34,8 @@ class Quarantine:
         self._max_share = max_share
         self._world = world
         self._samples: dict[str, BadSample] = {}
+        self._listed = 0
+        self._end = 0
 
     def __len__(self) -> int:
         """Count the samples that were left out."""
@@ -54,7 +57,7 @@ class Quarantine:
         self.add(chain.from_iterable(gather_from_ranks(list(found), self._world)))
 
     def add(self, bad: Iterable[BadSample]) -> None:
-        """Leave samples out; a sample that already is counts once.
+        """Leave samples out; a sample that already is counts once, as it was reported.
 
         Args:
             bad: The samples, the same on every rank.
@@ -62,13 +65,10 @@ class Quarantine:
         Raises:
             ValueError: If too large a share of all samples is left out.
         """
-        self._samples |= {sample.source: sample for sample in bad}
+        for sample in bad:
+            self._samples.setdefault(sample.source, sample)
         if self._world.is_main:
-            lines = (
-                json.dumps(dataclasses.asdict(sample))
-                for sample in self._samples.values()
-            )
-            self._path.write_text("".join(f"{line}\n" for line in lines))
+            self._list_new()
         if len(self) > self._max_share * self._num_samples:
             first = next(iter(self._samples.values()))
             raise ValueError(
@@ -76,3 +76,26 @@ class Quarantine:
                 f"the share of {self._max_share} that max_bad_share allows; the first "
                 f"is {first.sample_id}: {first.reason} ({self._path} names them all)"
             )
+
+    def _list_new(self) -> None:
+        """List what is not listed yet, after the last line that is whole."""
+        if not (self._listed and self._is_there()):
+            write_whole(self._path, "".join(map(_line, self)))
+            self._end = self._path.stat().st_size
+        elif self._listed < len(self):
+            lines = map(_line, islice(self, self._listed, None))
+            with self._path.open("r+b") as file:
+                file.truncate(self._end)
+                file.seek(self._end)
+                file.write("".join(lines).encode())
+            self._end = self._path.stat().st_size
+        self._listed = len(self)
+
+    def _is_there(self) -> bool:
+        """Tell whether the file still has all that was written."""
+        return self._path.exists() and self._path.stat().st_size >= self._end
+
+
+def _line(sample: BadSample) -> str:
+    """Write a sample as a line of JSON."""
+    return f"{json.dumps(dataclasses.asdict(sample))}\n"
