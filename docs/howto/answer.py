@@ -18,7 +18,7 @@ from fastslow.qwen2_vl import (
 )
 from recipes.data import clip_settings
 from recipes.edge.answers import find_end_tokens, find_settings
-from recipes.edge.index import Clip
+from recipes.edge.headers import Clip
 from recipes.edge.media import MediaFile
 from recipes.edge.samples import choose_frames, schedule_clip
 from recipes.edge.video import decode_frames, probe_video

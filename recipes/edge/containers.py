@@ -41,6 +41,10 @@ class VideoError(Exception):
     """A video file cannot be used; the message names the path and the reason."""
 
 
+class SlowError(VideoError):
+    """A video file takes too long; that may be the disk's fault."""
+
+
 @contextmanager
 def open_video(file: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file at its best video stream and close it in every case.
@@ -111,9 +115,9 @@ def read_packets(
         raise _too_slow(file) from error
 
 
-def _too_slow(file: MediaFile) -> VideoError:
+def _too_slow(file: MediaFile) -> SlowError:
     """Say that a clip takes too long."""
-    return VideoError(f"{file} takes longer than {CLIP_SECONDS:.0f} s to read")
+    return SlowError(f"{file} takes longer than {CLIP_SECONDS:.0f} s to read")
 
 
 def _check_file(file: MediaFile) -> None:

@@ -4,25 +4,16 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
-from recipes.edge.archives import (
-    ArchiveStore,
-    archive_digest,
-    list_members,
-    locked,
-    match_members,
-)
+from recipes.edge.archives import ArchiveStore, match_members
 from recipes.edge.containers import VideoError
 from recipes.edge.conversations import (
     BadSample,
     Conversation,
-    Kind,
     Media,
     RowError,
     Turn,
@@ -30,51 +21,9 @@ from recipes.edge.conversations import (
     row_id,
 )
 from recipes.edge.data_files import Subset, fetch, find_beside, read_rows
+from recipes.edge.headers import Clip, index_archive, map_in_threads, read_clip
 from recipes.edge.media import MediaFile
-from recipes.edge.video import VideoInfo, probe_video
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-THREADS = 8
-"""Headers that are read at a time."""
-
-AT_ONCE = 4096
-"""Conversations that are held in memory while they are joined."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """A video or a picture of a sample, known by its header.
-
-    Attributes:
-        kind: Which of the two.
-        source: Its file, or the archive that it is in.
-        name: Its name in the archive; empty for a file.
-        offset: Its first byte in the archive.
-        size: Its bytes in the archive.
-        info: What its header says.
-    """
-
-    kind: Kind
-    source: str
-    name: str = ""
-    offset: int = 0
-    size: int | None = None
-    info: VideoInfo
-
-    def file(self, store: ArchiveStore) -> MediaFile:
-        """Give the bytes, fetching the archive if it is not there."""
-        if not self.name:
-            return MediaFile(path=Path(self.source))
-        path = store.open(self.source)
-        return MediaFile(
-            path=path,
-            archive=self.source,
-            name=self.name,
-            offset=self.offset,
-            size=self.size,
-        )
+from recipes.edge.video import probe_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,67 +138,11 @@ def join_samples(
         for address in subset.files:
             file = fetch(address)
             join = partial(_join, folder=file.parent, members=members)
-            for found in _map_in_threads(join, _conversations(file)):
+            for found in map_in_threads(join, _conversations(file)):
                 if isinstance(found, Sample):
                     yield found
                 else:
                     report_bad(found)
-
-
-def index_archive(archive: str, store: ArchiveStore) -> Iterator[Clip | BadSample]:
-    """Read the headers of everything in an archive, once.
-
-    What they say is written beside the store's archives, and read from there when the
-    same archive is asked for again, by any number of processes.
-
-    Args:
-        archive: A path, or the address of a file on the hub.
-        store: Where archives are.
-
-    Yields:
-        What is in it; a member that is neither video nor picture as a bad sample.
-
-    Raises:
-        ArchiveError: If the archive is missing or broken.
-    """
-    path = store.cache_dir / f"{archive_digest(archive)}.members.jsonl"
-    if not path.exists():
-        store.cache_dir.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".lock")):
-            if not path.exists():
-                _write_members(path, archive, store)
-    with path.open() as lines:
-        for line in lines:
-            entry = json.loads(line)
-            yield BadSample(**entry) if "reason" in entry else _clip(entry)
-
-
-def _write_members(path: Path, archive: str, store: ArchiveStore) -> None:
-    """Write the headers in an archive aside, and show them by a rename."""
-    members = list_members(archive, store.open(archive))
-    unfinished = path.with_suffix(".partial")
-    with unfinished.open("w") as file:
-        for found in _map_in_threads(partial(_probe, archive), members):
-            file.write(json.dumps(dataclasses.asdict(found)) + "\n")
-    unfinished.replace(path)
-
-
-def _probe(archive: str, member: MediaFile) -> Clip | BadSample:
-    """Read the header of a member; refuse one whose name is none inside the archive."""
-    try:
-        if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
-            raise VideoError(f"{member} has a name that leads out of the archive")
-        info = probe_video(member)
-    except VideoError as error:
-        return BadSample(sample_id=member.name, source=archive, reason=str(error))
-    return Clip(
-        kind="video",
-        source=archive,
-        name=member.name,
-        offset=member.offset,
-        size=member.size,
-        info=info,
-    )
 
 
 Members = dict[str, Clip | BadSample]
@@ -315,15 +208,6 @@ def _join(
     )
 
 
-def _map_in_threads(
-    function: Callable[[_Item], _Result], items: Iterator[_Item]
-) -> Iterator[_Result]:
-    """Apply a function to items in order, some thousands of them at a time."""
-    with ThreadPoolExecutor(THREADS) as threads:
-        while some := list(islice(items, AT_ONCE)):
-            yield from threads.map(function, some)
-
-
 def _find(media: Media, folder: Path, members: Members) -> Clip:
     """Give the clip that a row names, with its header."""
     file = find_beside(folder, media.name)
@@ -343,13 +227,6 @@ def _from_json(text: str) -> Sample:
         **row
         | {
             "turns": tuple(Turn(**turn) for turn in row["turns"]),
-            "clips": tuple(_clip(clip) for clip in row["clips"]),
+            "clips": tuple(read_clip(clip) for clip in row["clips"]),
         }
     )
-
-
-def _clip(row: dict[str, Any]) -> Clip:
-    """Read a clip."""
-    info = row["info"]
-    seconds = tuple(info["seconds"])
-    return Clip(**row | {"info": VideoInfo(**info | {"seconds": seconds})})

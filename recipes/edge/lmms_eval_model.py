@@ -14,7 +14,8 @@ from recipes.data import CACHE, clip_settings
 from recipes.edge.answers import answer_prompts, find_settings, load_model
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.conversations import Kind, Turn
-from recipes.edge.index import Clip, Sample, write_index
+from recipes.edge.headers import Clip
+from recipes.edge.index import Sample, write_index
 from recipes.edge.media import MediaFile
 from recipes.edge.pretrained import read_tokenizer
 from recipes.edge.sample_set import plan_samples

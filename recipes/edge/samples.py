@@ -6,7 +6,6 @@ from math import prod
 
 import numpy as np
 from jinja2 import TemplateError
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from fastslow import (
@@ -29,7 +28,8 @@ from fastslow.qwen2_vl import (
     place_clip,
     place_image,
 )
-from recipes.edge.index import Clip, Sample
+from recipes.edge.headers import Clip
+from recipes.edge.index import Sample
 from recipes.edge.strategies import schedule_frames
 from recipes.edge.video import VideoInfo, sample_frame_indices
 
@@ -180,15 +180,15 @@ def choose_frames(clip: Clip, settings: ClipSettings) -> tuple[int, ...]:
     if settings.video_fps:
         wanted = _first_of_each(clip.info, settings.video_fps)
     chosen = sample_frame_indices(len(wanted), settings.max_frames)
-    return tuple(int(wanted[number]) for number in chosen)
+    return tuple(wanted[number] for number in chosen)
 
 
-def _first_of_each(info: VideoInfo, rate: float) -> NDArray[np.int64]:
+def _first_of_each(info: VideoInfo, rate: float) -> list[int]:
     """Give the first frame of every ``1 / rate`` seconds that have one."""
     even = np.arange(info.num_frames) / info.fps
     seconds = np.array(info.seconds) if info.seconds else even
     parts = np.floor(seconds * rate + 1e-6)
-    return np.flatnonzero(np.diff(parts, prepend=-1))
+    return np.flatnonzero(np.diff(parts, prepend=-1)).tolist()
 
 
 def schedule_clip(

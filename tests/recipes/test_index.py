@@ -12,15 +12,11 @@ import torch
 from recipes.data import most_common_share
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.clips import write_clip
+from recipes.edge.containers import VideoError, open_video, read_packets
 from recipes.edge.conversations import BadSample, Turn
 from recipes.edge.data_files import list_subsets
-from recipes.edge.index import (
-    Clip,
-    Sample,
-    index_archive,
-    join_samples,
-    write_index,
-)
+from recipes.edge.headers import Clip, index_archive
+from recipes.edge.index import Sample, join_samples, write_index
 from recipes.edge.media import MediaFile
 from recipes.edge.video import VideoInfo, probe_video
 from tests.recipes.test_archives import pack
@@ -115,13 +111,64 @@ def test_headers_in_an_archive_are_read_once(dataset: Path, tmp_path: Path) -> N
     assert str(tmp_path / "cache") not in broken.reason
 
 
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_an_archive_that_is_let_go_is_listed_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    archive = str(dataset / "0_30_s_nextqa" / "0_30_s_nextqa_videos_1.tar.gz")
+    expected = list(index_archive(archive, ArchiveStore(tmp_path / "other")))
+    store = ArchiveStore(tmp_path / "cache")
+    probed = list[str]()
+
+    def probe(file: MediaFile) -> VideoInfo:
+        probed.append(file.name)
+        if len(probed) == 1:
+            file.path.unlink()
+            with pytest.raises(VideoError, match="No such file"):
+                probe_video(file)
+            if comes_back:
+                store.open(archive)
+            raise VideoError(f"{file} cannot be opened: No such file or directory")
+        return probe_video(file)
+
+    monkeypatch.setattr("recipes.edge.headers.probe_video", probe)
+    monkeypatch.setattr("recipes.edge.headers.THREADS", 1)
+    assert list(index_archive(archive, store)) == expected
+    assert len(probed) > 2
+
+
+def test_a_clip_that_took_too_long_is_tried_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = str(dataset / "1_2_m_youtube" / "videos.tar")
+    store = ArchiveStore(tmp_path / "cache")
+    with monkeypatch.context() as slow:
+        slow.setattr("recipes.edge.containers.CLIP_SECONDS", 0.0)
+        slow.setattr("recipes.edge.headers.probe_video", read_packets_of)
+        late, _ = index_archive(archive, store)
+    assert isinstance(late, BadSample)
+    assert late.reason == f"{archive}:y/1.mp4 takes longer than 0 s to read"
+    found, broken = index_archive(archive, store)
+    assert isinstance(found, Clip)
+    assert found.info.num_frames == 5
+    assert isinstance(broken, BadSample)
+
+
+def read_packets_of(file: MediaFile) -> VideoInfo:
+    """Read a clip to its end before its header."""
+    with open_video(file) as (container, stream):
+        for _ in read_packets(file, container, stream):
+            pass
+    return probe_video(file)
+
+
 def test_processes_index_an_archive_together(tmp_path: Path) -> None:
     names = [f"{number}.mp4" for number in range(1000)]
     archive = pack(tmp_path / "clips.tar", dict.fromkeys(names, b"no video"))
     code = (
         "import sys; from pathlib import Path; "
         "from recipes.edge.archives import ArchiveStore; "
-        "from recipes.edge.index import index_archive; "
+        "from recipes.edge.headers import index_archive; "
         "store = ArchiveStore(Path(sys.argv[1])); "
         "print('ready', flush=True); input(); "
         "print(*(each.sample_id for each in index_archive(sys.argv[2], store)))"

@@ -20,7 +20,8 @@ from fastslow.testing import reference
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.clips import write_clip
 from recipes.edge.conversations import Turn
-from recipes.edge.index import Clip, Sample, write_index
+from recipes.edge.headers import Clip
+from recipes.edge.index import Sample, write_index
 from recipes.edge.loader import Dealing, PackedRows, count_rows, stream_rows
 from recipes.edge.media import MediaFile
 from recipes.edge.sample_set import PlannedSamples, plan_samples

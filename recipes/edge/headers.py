@@ -1,0 +1,192 @@
+"""What the headers of clips say, read once for a whole archive."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, TypeVar
+
+from recipes.edge.archives import (
+    ArchiveError,
+    ArchiveStore,
+    archive_digest,
+    list_members,
+    locked,
+)
+from recipes.edge.containers import SlowError, VideoError
+from recipes.edge.conversations import BadSample, Kind
+from recipes.edge.media import MediaFile
+from recipes.edge.video import VideoInfo, probe_video
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+THREADS = 8
+"""Headers that are read at a time."""
+
+AT_ONCE = 4096
+"""Conversations that are held in memory while they are joined."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A video or a picture of a sample, known by its header.
+
+    Attributes:
+        kind: Which of the two.
+        source: Its file, or the archive that it is in.
+        name: Its name in the archive; empty for a file.
+        offset: Its first byte in the archive.
+        size: Its bytes in the archive.
+        info: What its header says.
+    """
+
+    kind: Kind
+    source: str
+    name: str = ""
+    offset: int = 0
+    size: int | None = None
+    info: VideoInfo
+
+    def file(self, store: ArchiveStore) -> MediaFile:
+        """Give the bytes, fetching the archive if it is not there."""
+        if not self.name:
+            return MediaFile(path=Path(self.source))
+        path = store.open(self.source)
+        return MediaFile(
+            path=path,
+            archive=self.source,
+            name=self.name,
+            offset=self.offset,
+            size=self.size,
+        )
+
+
+def index_archive(archive: str, store: ArchiveStore) -> Iterator[Clip | BadSample]:
+    """Read the headers of everything in an archive, once.
+
+    What they say is written beside the store's archives, and read from there when the
+    same archive is asked for again, by any number of processes. A member that took too
+    long is tried again each time.
+
+    Args:
+        archive: A path, or the address of a file on the hub.
+        store: Where archives are.
+
+    Yields:
+        What is in it; a member that is neither video nor picture as a bad sample.
+
+    Raises:
+        ArchiveError: If the archive is missing or broken.
+    """
+    path = store.cache_dir / f"{archive_digest(archive)}.headers.jsonl"
+    if not path.exists():
+        store.cache_dir.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix(".lock")):
+            if not path.exists():
+                _write_members(path, archive, store)
+    with path.open() as lines:
+        for line in lines:
+            entry = json.loads(line)
+            yield _read(entry, archive, store)
+
+
+def map_in_threads(
+    function: Callable[[_Item], _Result], items: Iterator[_Item]
+) -> Iterator[_Result]:
+    """Apply a function to items in order, some thousands of them at a time.
+
+    Args:
+        function: What is done with each.
+        items: The items.
+
+    Yields:
+        What it gives for each.
+    """
+    with ThreadPoolExecutor(THREADS) as threads:
+        while some := list(islice(items, AT_ONCE)):
+            yield from threads.map(function, some)
+
+
+def read_clip(row: dict[str, Any]) -> Clip:
+    """Read a clip from what ``dataclasses.asdict`` gave, as JSON has it."""
+    info = row["info"]
+    seconds = tuple(info["seconds"])
+    return Clip(**row | {"info": VideoInfo(**info | {"seconds": seconds})})
+
+
+def _write_members(path: Path, archive: str, store: ArchiveStore) -> None:
+    """Write the headers in an archive aside, and show them by a rename.
+
+    Another process may make room while they are read. What failed then is no fault of
+    the members: the archive is fetched again, and all of it is read anew.
+    """
+    unfinished = path.with_suffix(".partial")
+    is_done = False
+    while not is_done:
+        plain = store.open(archive)
+        try:
+            held = plain.open("rb")
+        except FileNotFoundError:
+            continue
+        with held, unfinished.open("w") as file:
+            try:
+                members = list_members(archive, plain)
+                for entry in map_in_threads(partial(_entry, archive), members):
+                    file.write(json.dumps(entry) + "\n")
+                is_done = _is_still(held, plain)
+            except ArchiveError:
+                if _is_still(held, plain):
+                    raise
+    unfinished.replace(path)
+
+
+def _is_still(held: IO[bytes], path: Path) -> bool:
+    """Tell whether a path still leads to an open file."""
+    return path.exists() and os.path.samestat(os.fstat(held.fileno()), path.stat())
+
+
+def _entry(archive: str, member: MediaFile) -> dict[str, Any]:
+    """Give what is written of a member; of a slow one, only where it lies."""
+    try:
+        return dataclasses.asdict(_probe(archive, member))
+    except SlowError:
+        return {"name": member.name, "offset": member.offset, "size": member.size}
+
+
+def _read(entry: dict[str, Any], archive: str, store: ArchiveStore) -> Clip | BadSample:
+    """Read what is written of a member, and try a slow one again."""
+    if "reason" in entry:
+        return BadSample(**entry)
+    if "info" in entry:
+        return read_clip(entry)
+    member = MediaFile(path=store.open(archive), archive=archive, **entry)
+    try:
+        return _probe(archive, member)
+    except SlowError as error:
+        return BadSample(sample_id=member.name, source=archive, reason=str(error))
+
+
+def _probe(archive: str, member: MediaFile) -> Clip | BadSample:
+    """Read the header of a member; refuse one whose name is none inside the archive."""
+    try:
+        if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+            raise VideoError(f"{member} has a name that leads out of the archive")
+        info = probe_video(member)
+    except SlowError:
+        raise
+    except VideoError as error:
+        return BadSample(sample_id=member.name, source=archive, reason=str(error))
+    return Clip(
+        kind="video",
+        source=archive,
+        name=member.name,
+        offset=member.offset,
+        size=member.size,
+        info=info,
+    )
