@@ -33,8 +33,8 @@ class VideoInfo:
     Attributes:
         num_frames: Raw frames that the decoder will give, at least 1.
         fps: Average frame rate, in frames per second.
-        height: Height of a frame as stored, in pixels; rotation flags are not applied.
-        width: Width of a frame as stored, in pixels.
+        height: Height of a frame as shown, in pixels.
+        width: Width of a frame as shown, in pixels.
         seconds: When each frame is shown, from 0 on, where the frames do not come at an
             even rate; empty where they do.
     """
@@ -64,7 +64,9 @@ class VideoInfo:
 
 
 def probe_video(file: MediaFile) -> VideoInfo:
-    """Read the size and the frame count of a video without decoding its frames.
+    """Read the size and the frame count of a video from its header.
+
+    Of the formats that can say that a video is shown turned, one frame is decoded.
 
     A container that states no count, such as Matroska, is read once packet by packet.
     Frames that an edit list hides are not counted, because the decoder skips them. A
@@ -96,6 +98,8 @@ def probe_video(file: MediaFile) -> VideoInfo:
                 f"{file} states a frame size of {height} x {width}; a frame may have "
                 f"{MOST_PIXELS:,} pixels"
             )
+        if _is_turned(file, container, stream):
+            height, width = width, height
         rate = stream.average_rate or stream.guessed_rate
         if not rate:
             raise VideoError(f"{file} states no frame rate")
@@ -216,6 +220,46 @@ def _frame_times(
     return len(packets), _from_first(known) if len(known) == len(packets) else []
 
 
+def _is_turned(file: MediaFile, container: InputContainer, stream: VideoStream) -> bool:
+    """Tell whether height and width are shown swapped; frames alone say so here."""
+    if not _may_turn(container):
+        return False
+    try:
+        container.seek(0)
+        stream.codec_context.thread_count = 1
+        for packet in read_packets(file, container, stream):
+            frames = packet.decode()
+            if not frames and packet.is_keyframe and not packet.is_discard:
+                frames = stream.codec_context.decode(None)  # without those after it
+            if frames:
+                return _quarter_turns(file, container, frames[0]) % 2 == 1
+    except av.FFmpegError:  # whoever decodes it will say so
+        pass
+    return False
+
+
+def _may_turn(container: InputContainer) -> bool:
+    """Tell whether a format can say that its video is shown turned."""
+    return not {"mov", "matroska"}.isdisjoint(container.format.name.split(","))
+
+
+def _quarter_turns(
+    file: MediaFile, container: InputContainer, frame: VideoFrame
+) -> int:
+    """Give the counterclockwise quarter turns that a frame is shown with.
+
+    Pictures are taken as they are stored.
+    """
+    if not frame.rotation or container.format.name.endswith(("_pipe", "image2")):
+        return 0
+    if frame.rotation % 90 or not _may_turn(container):
+        raise VideoError(
+            f"{file} is shown turned by {frame.rotation} degrees; only mp4, mov and "
+            "mkv may be turned, by 90, 180 or 270"
+        )
+    return frame.rotation // 90
+
+
 def _too_many(file: MediaFile, count: int) -> VideoError:
     """Say that a clip has too many frames."""
     return VideoError(
@@ -254,7 +298,9 @@ def _wanted_frames(
                 f"{file} has frame {index} of size {frame.height} x {frame.width}; "
                 f"the container states {size[0]} x {size[1]}"
             )
-        yield torch.from_numpy(_as_rgb(file, frame, index))
+        pixels = torch.from_numpy(_as_rgb(file, frame, index))
+        turns = _quarter_turns(file, container, frame)
+        yield torch.rot90(pixels, turns) if turns else pixels
 
 
 def _decoded(packets: Iterator["Packet[VideoStream]"]) -> Iterator[VideoFrame]:

@@ -368,6 +368,52 @@ def test_uneven_times_are_the_frames_own(tmp_path: Path, suffix: str) -> None:
     assert info.seconds_at(range(8)) == pytest.approx(expected, abs=0.05)
 
 
+def turn(path: Path, matrix: Sequence[int]) -> None:
+    """Write into the header of an mp4 how its video is shown."""
+    data = path.read_bytes()
+    at = data.index(b"tkhd") + 4 + 40
+    stored = struct.pack(">9i", *matrix)
+    path.write_bytes(data[:at] + stored + data[at + len(stored) :])
+
+
+ONE, W = 2**16, 2**30
+TURNS = {
+    0: (ONE, 0, 0, 0, ONE, 0, 0, 0, W),
+    1: (0, -ONE, 0, ONE, 0, 0, 0, 0, W),
+    2: (-ONE, 0, 0, 0, -ONE, 0, 0, 0, W),
+    3: (0, ONE, 0, -ONE, 0, 0, 0, 0, W),
+}
+"""Quarter turns, counterclockwise, as a matrix of the header."""
+
+
+@pytest.mark.parametrize("turns", TURNS)
+@pytest.mark.parametrize("uneven", [False, True])
+def test_a_turned_video_is_turned(tmp_path: Path, turns: int, uneven: bool) -> None:
+    path = tmp_path / "clip.mp4"
+    if uneven:
+        write_at(path, (0, 4, 8, 12, 150, 154, 400, 404))
+    else:
+        write_video(path, noise=True)
+    stored = decode_frames(MediaFile(path=path), [0, 7])
+    before = probe_video(MediaFile(path=path))
+    turn(path, TURNS[turns])
+    size = (HEIGHT, WIDTH) if turns % 2 == 0 else (WIDTH, HEIGHT)
+    expected = replace(before, height=size[0], width=size[1])
+    assert probe_video(MediaFile(path=path)) == expected
+    shown = decode_frames(MediaFile(path=path), [0, 7])
+    assert torch.equal(shown, torch.rot90(stored, turns, (2, 3)))
+
+
+def test_a_video_that_is_turned_by_an_eighth_is_refused(video: Path) -> None:
+    eighth = 46341
+    turn(video, (eighth, eighth, 0, -eighth, eighth, 0, 0, 0, W))
+    said = r"clip\.mp4 is shown turned by -45 degrees; only mp4, mov and mkv may be"
+    with pytest.raises(VideoError, match=said):
+        probe_video(MediaFile(path=video))
+    with pytest.raises(VideoError, match=said):
+        decode_frames(MediaFile(path=video), [0])
+
+
 def test_an_uneven_clip_is_over_after_its_last_gap(tmp_path: Path) -> None:
     path = write_at(tmp_path / "clip.mp4", (0, 4, 8, 12, 1000, 1996, 2000))
     info = probe_video(MediaFile(path=path))
