@@ -171,14 +171,15 @@ def next_bin(
         )
     epoch, position = state.epoch, state.position
     waiting = list(state.waiting)
-    known = range(len(lengths))
-    if not 0 <= position <= len(lengths) or any(item not in known for item in waiting):
+    least, most = min(waiting, default=0), max(waiting, default=0)
+    if not (0 <= position <= len(lengths) and 0 <= least <= most < len(lengths)):
         raise ValueError(
             f"state stands at position {position} and items {state.waiting} wait; "
             f"there are {len(lengths)} items, counted from 0"
         )
     order = stream_order(len(lengths), seed=seed, epoch=epoch, groups=groups)
-    present, total = set(waiting), sum(int(lengths[item]) for item in waiting)
+    sizes = [int(lengths[item]) for item in waiting]
+    present, total = set(waiting), sum(sizes)
     while len(waiting) < window:
         if position == len(lengths):
             epoch, position = epoch + 1, 0
@@ -188,14 +189,16 @@ def next_bin(
             break
         check_length(item, lengths[item], capacity)
         waiting.append(item)
+        sizes.append(int(lengths[item]))
         present.add(item)
-        total += int(lengths[item])
+        total += sizes[-1]
         position += 1
-    chosen = take_bin([lengths[item] for item in waiting], capacity)
-    taken = set(chosen)
-    left = tuple(item for i, item in enumerate(waiting) if i not in taken)
-    after = StreamState(epoch=epoch, position=position, waiting=left)
-    return tuple(waiting[i] for i in chosen), after
+    chosen = take_bin(sizes, capacity)
+    taken = tuple(waiting[place] for place in chosen)
+    for place in reversed(chosen):
+        del waiting[place]
+    after = StreamState(epoch=epoch, position=position, waiting=tuple(waiting))
+    return taken, after
 
 
 def _fill_up(negated: list[int], place: int, free: int) -> tuple[list[int], int]:
