@@ -8,6 +8,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from operator import index
+from typing import Any
 
 Place = Callable[[list[int], list[int], int], tuple[list[int], list[int]]]
 
@@ -104,10 +105,10 @@ def check_length(item: int, length: int, capacity: int) -> None:
         )
 
 
-def _is_whole(number: object) -> bool:
+def _is_whole(number: Any) -> bool:
     """Whether a number is an integer by its type; that of a tensor is its dtype."""
     try:
-        index(number)  # type: ignore[arg-type]
+        index(number)
     except TypeError:
         return False
     return True

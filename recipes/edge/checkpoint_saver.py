@@ -12,7 +12,7 @@ from torch import nn
 
 from recipes.edge.checkpoint import Snapshot, take_snapshot, write_snapshot
 from recipes.edge.checkpoint_folders import remove_old_checkpoints
-from recipes.edge.distributed import World, group_for_objects
+from recipes.edge.distributed import World, group_of_hosts
 
 
 class CheckpointSaver:
@@ -47,7 +47,7 @@ class CheckpointSaver:
         self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[Path] | None = None
         if is_async:
-            self._world_of_thread = replace(world, group=group_for_objects())
+            self._world_of_thread = replace(world, group=group_of_hosts())
             self._thread = ThreadPoolExecutor(
                 1, "checkpoint", _take_device, (world.device,)
             )

@@ -34,9 +34,9 @@ class World:
         size: Number of processes, at least 1.
         device: Where this rank computes.
         mesh: All ranks in one row, along the axis ``data``; for ``fully_shard``.
-        group: What the ranks tell each other objects over, see ``group_for_objects``. A
-            thread beside the training needs one of its own, so that no message takes
-            another's place.
+        group: What the ranks tell each other objects and numbers over, see
+            ``group_of_hosts``. A thread beside the training needs one of its own, so
+            that no message takes another's place.
     """
 
     rank: int
@@ -58,7 +58,8 @@ def process_group() -> Iterator[World]:
     Under ``torchrun`` the group is the one that its environment describes; without
     it, this process is the whole group, so ``python recipe.py`` works as well. With
     CUDA each rank takes the GPU of its ``LOCAL_RANK`` and tensors travel over NCCL,
-    else it computes on the CPU and they travel over gloo, as objects always do.
+    else it computes on the CPU and they travel over gloo, as objects and what
+    ``sum_over_ranks`` adds up always do.
 
     An exception leaves the group and goes on, and ends the other ranks too, see
     ``shared_failures``. Under NCCL the collectives that this rank has begun are aborted
@@ -91,7 +92,7 @@ def process_group() -> Iterator[World]:
                     mesh=init_device_mesh(
                         device.type, (size,), mesh_dim_names=("data",)
                     ),
-                    group=group_for_objects(),
+                    group=group_of_hosts(),
                 )
             except BaseException as error:
                 if isinstance(error, Exception):
@@ -109,12 +110,12 @@ def process_group() -> Iterator[World]:
         atexit.register(gc.collect)
 
 
-def group_for_objects() -> dist.ProcessGroup:
-    """Make a group of all ranks for objects, which all of them call together.
+def group_of_hosts() -> dist.ProcessGroup:
+    """Make a group of all ranks for what the host knows, which all call together.
 
-    It is gloo's also where tensors travel over NCCL: objects do not pass through GPUs,
-    and a rank waits ``PATIENCE`` for them instead of the ten minutes after which NCCL
-    takes a rank for lost.
+    It is gloo's also where tensors travel over NCCL: objects and numbers of the host do
+    not pass through GPUs, and a rank waits ``PATIENCE`` for them instead of the ten
+    minutes after which NCCL takes a rank for lost.
     """
     group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
     return group

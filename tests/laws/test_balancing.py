@@ -199,6 +199,17 @@ def test_an_exchange_may_make_room_for_an_item_that_was_left() -> None:
     assert balanced == Balanced(ranks=((1, 2, 4), (0, 3)), left=())
 
 
+@given(problems)
+def test_items_are_placed_as_the_greedy_rule_in_loops_does(problem: Problem) -> None:
+    costs, lengths, num_ranks, capacity = problem
+    ranks = [balancing._Rank(cost=0, room=capacity, items=[]) for _ in range(num_ranks)]
+    waiting = sorted(range(len(costs)), key=costs.__getitem__, reverse=True)
+    left = balancing._place(waiting, ranks, costs, lengths)
+    placed = [sorted(item for _, item in rank.items) for rank in ranks]
+    expected = reference.greedy_ranks(costs, num_ranks, lengths, capacity)
+    assert (placed, sorted(left)) == expected
+
+
 def test_an_item_that_finds_no_room_does_not_visit_every_rank(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

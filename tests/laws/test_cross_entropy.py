@@ -181,7 +181,7 @@ def test_half_precision_is_reduced_in_float32(dtype: torch.dtype, chunks: int) -
 
 
 def test_gradients_in_half_precision_are_as_good_in_many_chunks() -> None:
-    tokens, vocabulary, width = 512, 96, 32
+    tokens, vocabulary, width = 256, 2048, 16
     plan = LabelPlan(
         rows=torch.arange(tokens),
         targets=torch.arange(tokens) * 7 % vocabulary,

@@ -175,3 +175,17 @@ def test_the_gradient_of_torch_func_is_that_of_autograd() -> None:
 
     (expected,) = torch.autograd.grad(energy(tokens), tokens)
     assert_near(torch.func.grad(energy)(tokens.detach()), expected)
+    slopes = torch.autograd.functional.jacobian(energy, tokens.detach())
+    assert_near(torch.func.jacrev(energy)(tokens.detach()), slopes)
+
+
+def test_the_jacobian_of_maxima_marks_one_cell_of_each_window() -> None:
+    tokens = clip(2, (3, 4)).detach()
+
+    def pool(tokens: Tensor) -> Tensor:
+        return pool_frames(tokens, [2, 3], mode="max").values
+
+    jacobian = torch.func.jacrev(pool)(tokens).flatten(2)
+    assert ((jacobian == 0) | (jacobian == 1)).all()
+    assert (jacobian.sum(-1) == 1).all()
+    assert_near(jacobian @ tokens.flatten(), pool(tokens))
