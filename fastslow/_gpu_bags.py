@@ -17,7 +17,7 @@ LONGEST_BLOCK = 4096
 
 
 def sum_bags_on_gpu(
-    rows: Tensor, entries: Tensor, starts: Tensor, weights: Tensor | None
+    rows: Tensor, entries: Tensor, starts: Tensor, weights: Tensor
 ) -> Tensor:
     """Add up bags of weighted rows, in float32 or wider, and round once.
 
@@ -25,7 +25,7 @@ def sum_bags_on_gpu(
         rows: ``(rows, channels)``, on a GPU.
         entries: Rows of bag 0, then those of bag 1, and so on.
         starts: First entry of each bag; a bag may be empty.
-        weights: Factor of each entry; None is 1.
+        weights: Factor of each entry, in any precision.
 
     Returns:
         ``(bags, channels)`` in the dtype of ``rows``.
@@ -41,12 +41,11 @@ def sum_bags_on_gpu(
             rows,
             entries,
             starts,
-            entries if weights is None else weights,
+            weights,
             sums,
             len(entries),
             len(starts),
             channels,
-            is_weighted=weights is not None,
             is_wide=rows.element_size() == 8,
             block=block,
             num_warps=8 if block > 2048 else 4,
@@ -65,7 +64,6 @@ def _sum_bags(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     num_entries,
     num_bags,
     channels,
-    is_weighted: tl.constexpr,
     is_wide: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -79,10 +77,7 @@ def _sum_bags(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     for entry in range(tl.load(starts + bag), end):
         row = tl.load(entries + entry).to(tl.int64)
         values = tl.load(rows + row * channels + channel, mask=exists, other=0)
-        if is_weighted:
-            total += values.to(wide) * tl.load(weights + entry).to(wide)
-        else:
-            total += values.to(wide)
+        total += values.to(wide) * tl.load(weights + entry).to(wide)
     tl.store(
         sums + bag * channels + channel,
         total.to(sums.dtype.element_ty),

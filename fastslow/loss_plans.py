@@ -284,11 +284,11 @@ def _join_windows(plan: PoolPlan, groups: Tensor, cu_groups: Tensor) -> PoolPlan
     """Take the mean of the windows of a group, each weighted by its cells."""
     if len(groups) == cu_groups[-1]:  # every window is a group of its own
         return plan
-    assert plan.shares is not None
+    assert plan.weights is not None
     entries = groups.repeat_interleave(plan.window_sizes)
     order = entries.argsort(stable=True)
     shares = _shares_of_groups(plan.window_sizes, groups, cu_groups)
-    weights = plan.shares * shares.repeat_interleave(plan.window_sizes)
+    weights = plan.weights * shares.repeat_interleave(plan.window_sizes)
     return plan_bags(
         plan.cells[order],
         torch.bincount(entries, minlength=int(cu_groups[-1])),

@@ -42,14 +42,9 @@ class PoolPlan:
         cell_starts: First entry of each cell in ``windows``; a cell that no window
             reads has an empty bag.
         cu_seqlens: Cumulative number of windows, frame by frame.
-        weights: Share of each entry of ``cells`` in its window, but for a divisor; None
-            where a window takes the maximum of its cells. Divisors make the first
-            share of each window a power of two, and so all shares of a mean, which
-            half precision then holds exactly.
+        weights: Share of each entry of ``cells`` in its window; None where a window
+            takes the maximum of its cells.
         back_weights: The same shares in the order of ``windows``.
-        uneven: Windows that have a divisor other than 1, in order.
-        divisors: What the sum over each of these is divided by, between a half and 1
-            in size.
     """
 
     cells: Int[Tensor, " entries"]
@@ -60,17 +55,6 @@ class PoolPlan:
     cu_seqlens: Int32[Tensor, " bounds"]
     weights: Float64[Tensor, " entries"] | None
     back_weights: Float64[Tensor, " entries"] | None
-    uneven: Int[Tensor, " uneven"]
-    divisors: Float64[Tensor, " uneven"]
-
-    @property
-    def shares(self) -> Float64[Tensor, " entries"] | None:
-        """Share of each entry of ``cells`` in its window; None for maxima."""
-        if self.weights is None:
-            return None
-        divisors = self.weights.new_ones(len(self.window_sizes))
-        divisors[self.uneven] = self.divisors
-        return self.weights / divisors.repeat_interleave(self.window_sizes)
 
 
 def plan_pooling(
@@ -105,8 +89,7 @@ def plan_pooling(
         partition: where every frame is pooled once, ``average`` and ``max`` read every
             cell exactly once: ``sorted(cells) == list(range(H * W * T))``
         transpose: both directions hold the same (window, cell) pairs
-        weights: the shares of a window, divided, add up to 1; those of a mean are
-            powers of two: ``sum(shares of a window) == 1``
+        weights: the shares of a window add up to 1: ``sum(weights of a window) == 1``
         matches_reference: equals the loop-written reference: ``plan ==
             reference.pool_plan(...)``
 
@@ -206,38 +189,18 @@ def plan_bags(
             f"cells lies between {cells.min()} and {cells.max()}; there are "
             f"{num_cells}, counted from 0"
         )
-    starts = window_sizes.cumsum(0) - window_sizes
-    window = torch.repeat_interleave(window_sizes)
-    divisors = torch.ones(len(starts), dtype=torch.float64, device="cpu")
-    if weights is not None:
-        first = weights[starts]
-        powers, divisors = _split_powers(first)
-        weights = torch.where(
-            weights == first[window], powers[window], weights * divisors[window]
-        )
-    uneven = (divisors != 1).nonzero()[:, 0]
     back = cells.int().argsort(stable=True)
     reads = torch.bincount(cells, minlength=num_cells)
     return PoolPlan(
         cells=cells,
-        window_starts=starts,
+        window_starts=window_sizes.cumsum(0) - window_sizes,
         window_sizes=window_sizes,
-        windows=window[back],
+        windows=torch.repeat_interleave(window_sizes)[back],
         cell_starts=reads.cumsum(0) - reads,
         cu_seqlens=cu_seqlens,
         weights=weights,
         back_weights=None if weights is None else weights[back],
-        uneven=uneven,
-        divisors=divisors[uneven],
     )
-
-
-def _split_powers(shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Write shares as powers of two over divisors of a half to 1; 0 is 0 over 1."""
-    is_zero = shares == 0
-    mantissa, exponent = torch.frexp(shares.masked_fill(is_zero, 1))
-    powers = torch.ldexp(torch.ones_like(shares), exponent - 1)
-    return powers.masked_fill(is_zero, 0), 0.5 / mantissa
 
 
 @dataclass(frozen=True, kw_only=True)

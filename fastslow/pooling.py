@@ -140,12 +140,11 @@ class _WindowSum(torch.autograd.Function):
 
     @staticmethod
     def forward(rows: Tensor, plan: PoolPlan, is_transposed: bool) -> Tensor:
+        entries, starts, weights = plan.cells, plan.window_starts, plan.weights
         if is_transposed:
-            shares = _divide_(rows.clone(), plan) if len(plan.uneven) else rows
-            weights = plan.back_weights
-            return _sum_bags(shares, plan.windows, plan.cell_starts, weights)
-        sums = _sum_bags(rows, plan.cells, plan.window_starts, plan.weights)
-        return _divide_(sums, plan) if len(plan.uneven) else sums
+            entries, starts, weights = plan.windows, plan.cell_starts, plan.back_weights
+        assert weights is not None
+        return _sum_bags(rows, entries, starts, weights)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -171,17 +170,7 @@ class _WindowSum(torch.autograd.Function):
         return sums.unflatten(1, rows.shape[1:]), 1
 
 
-def _divide_(rows: Tensor, plan: PoolPlan) -> Tensor:
-    """Divide, in place, the rows of windows whose divisor is not 1."""
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    divisors = plan.divisors.to(wide)[:, None]
-    uneven = rows.index_select(0, plan.uneven) / divisors
-    return rows.index_copy_(0, plan.uneven, uneven.to(rows.dtype))
-
-
-def _sum_bags(
-    rows: Tensor, entries: Tensor, starts: Tensor, weights: Tensor | None
-) -> Tensor:
+def _sum_bags(rows: Tensor, entries: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
     """Add up bags of weighted rows; sums are at least float32 before they are rounded.
 
     Means go this way too: ``embedding_bag`` takes half as long again to divide sums by
@@ -191,11 +180,31 @@ def _sum_bags(
         from fastslow._gpu_bags import sum_bags_on_gpu  # noqa: PLC0415
 
         return sum_bags_on_gpu(rows, entries, starts, weights)
-    if weights is not None:
-        weights = weights.to(rows.dtype)
+    if rows.is_cpu and rows.dtype.itemsize == 2:
+        entries, starts, weights = _in_two_terms(entries, starts, weights, rows.dtype)
     return F.embedding_bag(
-        entries, rows, starts, mode="sum", per_sample_weights=weights
+        entries, rows, starts, mode="sum", per_sample_weights=weights.to(rows.dtype)
     )
+
+
+def _in_two_terms(
+    entries: Tensor, starts: Tensor, weights: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write weights that half precision does not hold as sums of two that it does.
+
+    ``embedding_bag`` takes weights in the dtype of its rows. Both terms have one sign,
+    so an infinity that they meet stays what it is.
+    """
+    first = weights.to(dtype)
+    is_beyond = first.abs() > weights.abs()
+    first = (first.view(torch.int16) - is_beyond.short()).view(dtype)  # towards 0
+    second = (weights - first).to(dtype)
+    terms = torch.stack([first, second], 1)
+    is_needed = torch.stack([torch.ones_like(is_beyond), second != 0], 1)
+    counts = is_needed.sum(1)
+    bounds = F.pad(counts.cumsum(0), (1, 0))
+    entries = entries.repeat_interleave(counts)
+    return entries, bounds[starts], terms.masked_select(is_needed)
 
 
 def _window_maxima(tokens: Tensor, plan: PoolPlan) -> Tensor:

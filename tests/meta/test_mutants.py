@@ -99,8 +99,8 @@ MUTANTS = [
     ),
     Mutant(
         "pooling",
-        "weights = plan.back_weights",
-        "weights = plan.weights",
+        "plan.cell_starts, plan.back_weights",
+        "plan.cell_starts, plan.weights",
         "pooling.py -k pool_tokens__adjoint",
     ),
     Mutant(
@@ -120,6 +120,18 @@ MUTANTS = [
         "scales = (1 if t in slow else scale",
         "scales = (scale if t in slow else 1",
         "schedule_edits.py -k scale_fast_frames__slow_untouched",
+    ),
+    Mutant(
+        "pooling",
+        "is_beyond = first.abs() > weights.abs()",
+        "is_beyond = first.abs() < 0",
+        "pooling.py -k a_mean_does_not_hide_infinities",
+    ),
+    Mutant(
+        "pooling",
+        "second = (weights - first).to(dtype)",
+        "second = torch.zeros_like(first)",
+        "pooling.py -k half_precision_is_rounded_once",
     ),
     Mutant(
         "pooling",

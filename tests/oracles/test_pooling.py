@@ -159,10 +159,10 @@ def test_the_jacobian_of_torch_func_holds_the_shares(mode: Mode) -> None:
     plan = plan_pooling([((3, 4), schedule_from_strides([2, 3]))], mode=mode)
     tokens = clip(2, (3, 4)).detach().flatten(0, 2)
     jacobian = torch.func.jacrev(lambda x: pool_tokens(x, plan).values)(tokens)
-    assert plan.shares is not None
+    assert plan.weights is not None
     matrix = torch.zeros(len(plan.window_sizes), len(tokens), dtype=torch.float64)
     window = torch.repeat_interleave(plan.window_sizes)
-    matrix.index_put_((window, plan.cells), plan.shares, accumulate=True)
+    matrix.index_put_((window, plan.cells), plan.weights, accumulate=True)
     channels = torch.eye(tokens.shape[1], dtype=torch.float64)
     assert_near(jacobian, torch.einsum("wc,de->wdce", matrix, channels))
 
