@@ -101,7 +101,9 @@ def bench(session: nox.Session) -> None:
     """Measure and end with one table; ``-- --results docs/benchmarks`` writes it."""
     session.install("-e", ".[dev]")
     quick = ["--jaxtyping-packages=", "--benchmark-quiet"]
-    session.run("pytest", *quick, "tests/benchmarks", *session.posargs)
+    # Else the kernel gives memory page by page, which hides what is measured.
+    huge_pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    session.run("pytest", *quick, "tests/benchmarks", *session.posargs, env=huge_pages)
 
 
 @nox.session

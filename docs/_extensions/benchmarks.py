@@ -109,6 +109,7 @@ def machine(name: str, found: dict[str, Any]) -> Iterator[str]:
         "date": found["date"],
         "processor": f"{found['processor']}, {found['cores']} cores",
         "threads": found["threads"],
+        "pages of memory": "huge" if found.get("huge_pages") else "as they come",
         "GPU": found["gpu"] or "none",
         "versions": f"Python {found['python']}, torch {found['torch']}, "
         f"fastslow {found['fastslow']}",

@@ -140,6 +140,7 @@ def machine(gpu: str | None) -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "huge_pages": "malloc.hugetlb" in os.environ.get("GLIBC_TUNABLES", ""),
         "gpu": gpu,
         "python": platform.python_version(),
         "torch": torch.__version__,
