@@ -22,9 +22,10 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
 
     ``pooled[w]`` is the weighted sum or the maximum of ``tokens[c]`` over the
     cells ``c`` of window ``w``. A maximum does not hide NaN, though an infinity that
-    comes first in the window stands for it. The backward pass is a gather of the same
-    kind, so nothing of the size of a whole clip is built per frame, and nothing is
-    sorted. It may be differentiated twice, and by ``torch.func.grad``.
+    comes first in the window stands for it. The backward pass of a sum is a gather of
+    the same kind, that of a maximum goes to the cells that it came from; nothing of the
+    size of a whole clip is built per frame, and nothing is sorted. It may be
+    differentiated twice, and by ``torch.func.grad``.
 
     Args:
         tokens: Cells of all frames in raster order, frame after frame.
