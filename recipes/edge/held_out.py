@@ -9,6 +9,7 @@ from fastslow.qwen2_vl import FastSlowQwen2VL
 from recipes.edge.conversations import BadSample
 from recipes.edge.distributed import World, sum_over_ranks
 from recipes.edge.loader import PackedRows
+from recipes.edge.sample_set import PlannedSamples
 
 
 @torch.no_grad()
@@ -33,7 +34,7 @@ def held_out_accuracy(
         Share of right answers over all ranks, and the number of questions; 0 and 0
         where there is none.
     """
-    bins = best_fit_decreasing(questions.samples.lengths, questions.settings.capacity)
+    bins = pack_questions(questions.samples)
     model.eval()
     asked, right, bad = 0, 0, list[BadSample]()
     for first in range(0, len(bins), world.size):
@@ -50,3 +51,23 @@ def held_out_accuracy(
     report_bad(bad)
     total = sum_over_ranks({"right": right, "asked": asked}, world)
     return total["right"] / max(total["asked"], 1), int(total["asked"])
+
+
+def pack_questions(questions: PlannedSamples) -> list[tuple[int, ...]]:
+    """Fill rows with questions; where archives come and go, with one archive's each.
+
+    Args:
+        questions: All of them.
+
+    Returns:
+        Questions by row; those of one archive come one after another.
+    """
+    members = dict[int, list[int]]()
+    for number, group in enumerate(questions.groups or [0] * len(questions)):
+        members.setdefault(group, []).append(number)
+    bins = list[tuple[int, ...]]()
+    for numbers in members.values():
+        lengths = [questions.lengths[number] for number in numbers]
+        packed = best_fit_decreasing(lengths, questions.settings.capacity)
+        bins += [tuple(numbers[place] for place in each) for each in packed]
+    return bins

@@ -21,6 +21,7 @@ from recipes.edge.archives import ArchiveStore
 from recipes.edge.clips import write_clip
 from recipes.edge.conversations import Turn
 from recipes.edge.headers import Clip
+from recipes.edge.held_out import pack_questions
 from recipes.edge.index import Sample, write_index
 from recipes.edge.loader import Dealing, PackedRows, count_rows, stream_rows
 from recipes.edge.media import MediaFile
@@ -411,6 +412,23 @@ def test_ranks_share_every_pass(planned: PlannedSamples, world_size: int) -> Non
     passes = {seen[name] + waiting[name] for name in "01234"}
     assert passes <= {state.epoch, state.epoch + 1}
     assert sum(seen.values()) + len(state.waiting) == 5 * state.epoch + state.position
+
+
+@pytest.mark.parametrize("groups", [None, (1, 0, 1, 2, 0)])
+def test_questions_of_one_archive_come_one_after_another(
+    planned: PlannedSamples, groups: tuple[int, ...] | None
+) -> None:
+    questions = replace(planned, groups=groups)
+    bins = pack_questions(questions)
+    asked = [number for each in bins for number in each]
+    assert sorted(asked) == list(range(5))
+    if groups is None:
+        assert len(bins) == 1
+    else:
+        assert [groups[number] for number in asked] == [1, 1, 0, 0, 2]
+    tight = replace(questions, settings=replace(SETTINGS, capacity=100))
+    for each in pack_questions(tight):
+        assert sum(planned.lengths[number] for number in each) <= 100
 
 
 @pytest.mark.parametrize("attention", ["frame_causal", "causal"])
