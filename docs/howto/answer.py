@@ -42,6 +42,7 @@ prompt = encode_conversation([("user", f"<video>\n{question}")], [clip], tokeniz
 row = plan_row(
     [prompt],
     video_token_id=backbone.config.video_token_id,
+    family=family,
     attention=settings.attention,
     pool_mode=settings.pool_mode,
 )

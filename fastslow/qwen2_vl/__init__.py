@@ -2,7 +2,7 @@
 
 from fastslow.qwen2_vl.attention import ATTENTION_NAME
 from fastslow.qwen2_vl.chat import encode_conversation
-from fastslow.qwen2_vl.families import Family, family_of, window_order
+from fastslow.qwen2_vl.families import Family, family_of
 from fastslow.qwen2_vl.flops import StepFlops, step_cost, step_flops
 from fastslow.qwen2_vl.generation import generate_answers
 from fastslow.qwen2_vl.model import FastSlowOutput, FastSlowQwen2VL
@@ -22,7 +22,12 @@ from fastslow.qwen2_vl.timing import (
     place_image,
     timestamp_texts,
 )
-from fastslow.qwen2_vl.tower import TOWER_ATTENTION_NAME, TowerPlan, plan_tower
+from fastslow.qwen2_vl.tower import (
+    TOWER_ATTENTION_NAME,
+    TowerPlan,
+    WindowedTowerPlan,
+    plan_tower,
+)
 
 __all__ = [
     "ATTENTION_NAME",
@@ -35,6 +40,7 @@ __all__ = [
     "StepFlops",
     "TowerPlan",
     "VisionGeometry",
+    "WindowedTowerPlan",
     "blank_clip",
     "clip_grid",
     "encode_conversation",
@@ -51,5 +57,4 @@ __all__ = [
     "step_cost",
     "step_flops",
     "timestamp_texts",
-    "window_order",
 ]

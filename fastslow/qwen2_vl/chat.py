@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -31,9 +30,8 @@ def encode_conversation(
     the prompt for one follows.
 
     Args:
-        turns: ``(role, text)`` pairs; the roles are ``user``, ``assistant``, and
-            ``system`` for the first. The user's texts hold ``<video>`` or ``<image>``
-            for each clip.
+        turns: ``(role, text)`` pairs; the roles are ``user``, ``assistant`` and
+            ``system``. The user's texts hold ``<video>`` or ``<image>`` for each clip.
         clips: What takes those places, in order; a picture is a clip of one frame.
         tokenizer: The model's, with its chat template; its end-of-sequence token ends
             an answer.
@@ -43,15 +41,16 @@ def encode_conversation(
 
     Raises:
         ValueError: If a role is unknown, an answer comes first, a text holds a special
-            token, there are not as many placeholders as clips, an answer has one, or
-            the template changes what it has written when turns are added.
+            token, there are not as many placeholders as clips, an answer has one, the
+            template changes what it has written when turns are added, or ends no answer
+            with the end-of-sequence token.
 
     Laws:
         text_round_trip: the decoded spans read as the chat template renders the turns:
             ``decode(encode_conversation(turns)) == apply_chat_template(turns)``
         answers_only: the trained tokens are the answers, each with its end
     """
-    if turns and turns[0][0] == "assistant":
+    if next((role for role, _ in turns if role != "system"), None) == "assistant":
         raise ValueError("the first turn is the assistant's; an answer needs a prompt")
     messages = [_message(role, text, tokenizer) for role, text in turns]
     found = sum(len(PLACEHOLDER.findall(text)) for _, text in turns)
@@ -70,7 +69,12 @@ def encode_conversation(
             )
         spans += _prompt_spans(prompt[len(written) :], waiting, tokenizer)
         answer, end, _ = answered[len(prompt) :].partition(str(tokenizer.eos_token))
-        if answer + end:
+        if answered != prompt:
+            if not end:
+                raise ValueError(
+                    f"the chat template ends no answer with {tokenizer.eos_token!r}, "
+                    "the tokenizer's end-of-sequence token"
+                )
             ids = _encode(answer + end, tokenizer)
             spans.append(TextSpan(token_ids=ids, trained=True))
         written = prompt + answer + end
@@ -87,10 +91,10 @@ def _message(
         raise ValueError(
             f"role is {role!r}; it must be 'system', 'user' or 'assistant'"
         )
-    special = _special_tokens(tokenizer).search(text)
-    if special:
+    special = next((t for t in tokenizer.all_special_tokens if t in text), None)
+    if special is not None:
         raise ValueError(
-            f"a turn of the {role} holds {special[0]!r}, which the chat format reserves"
+            f"a turn of the {role} holds {special!r}, which the chat format reserves"
         )
     if role != "user" and PLACEHOLDER.search(text):
         raise ValueError(
@@ -104,12 +108,6 @@ def _message(
         if piece or len(pieces) == 1
     ]
     return {"role": role, "content": content}
-
-
-@lru_cache(maxsize=4)
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Match any special token."""
-    return re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)))
 
 
 def _exchanges(

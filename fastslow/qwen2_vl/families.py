@@ -1,15 +1,9 @@
 """What differs between Qwen2-VL, Qwen2.5-VL and Qwen3-VL, said in one place."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedConfig
 
-from fastslow._typing import Grid
 from fastslow.qwen2_vl.preprocess import VisionGeometry
 
 
@@ -101,48 +95,3 @@ _FAMILIES = {
     "qwen3_vl": _qwen3_vl,
 }
 """What reads the configuration of each type of model."""
-
-
-def window_order(
-    clips: Sequence[tuple[int, Grid]], window: int
-) -> Int[Tensor, " tokens"]:
-    """Say which merged token comes where in a tower that attends in windows.
-
-    Qwen2.5-VL cuts every frame into square windows, smaller at the far edges, and
-    takes its tokens window by window; windows and their tokens are in raster order.
-
-    Args:
-        clips: Frames, and height and width in merged tokens, of each clip.
-        window: Side of a window, in merged tokens, at least 1.
-
-    Returns:
-        Number in raster order, through all frames of all clips, of each token of the
-        tower.
-
-    Laws:
-        permutation: every token comes once: ``sorted(order) == list(range(n))``
-        frame_by_frame: tokens of a frame stay together, frames in order
-        matches_transformers: equals the order that transformers computes
-
-    Example:
-        >>> window_order([(1, (2, 3))], 2)
-        tensor([0, 1, 3, 4, 2, 5])
-    """
-    parts, first = [torch.empty(0, dtype=torch.long, device="cpu")], 0
-    for frames, grid in clips:
-        frame = _frame_order(grid, window)
-        starts = first + len(frame) * torch.arange(frames, device="cpu")
-        parts.append((starts[:, None] + frame).flatten())
-        first += frames * len(frame)
-    return torch.cat(parts)
-
-
-@cache
-def _frame_order(grid: Grid, window: int) -> Tensor:
-    """Give the raster numbers of one frame's tokens, window by window."""
-    height, width = grid
-    row = torch.arange(height, device="cpu")[:, None]
-    column = torch.arange(width, device="cpu")
-    per_row = -(-width // window)
-    numbers = row // window * per_row + column // window
-    return numbers.flatten().argsort(stable=True)

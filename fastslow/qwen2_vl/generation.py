@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from fastslow.masks import interval_mask
-from fastslow.qwen2_vl.model import FastSlowQwen2VL
+from fastslow.qwen2_vl.model import FastSlowQwen2VL, last_hidden_states
 from fastslow.qwen2_vl.plan import RowPlan
 
 
@@ -40,7 +40,7 @@ def generate_answers(
             them.
         plan: The row's plan, each of its samples a prompt that ends with text, such as
             ``encode_conversation`` gives for a conversation without its last answer. A
-            sample that is nothing but clips gets no answer.
+            sample without any text, such as a blank clip, gets no answer.
         end_token_ids: Tokens that end an answer.
         max_new_tokens: Tokens of an answer at most, at least 1.
 
@@ -64,7 +64,7 @@ def generate_answers(
     prompts = _find_prompts(plan)
     cache = DynamicCache()
     hidden = model.read_prompts(patches, plan, cache)
-    state = _set_apart(cache, prompts)
+    _set_apart(cache, prompts)
     scores = model.backbone.lm_head(hidden[prompts.ends])
     stop = torch.tensor(sorted(end_token_ids), device=scores.device)
     chosen = list[Tensor]()
@@ -75,7 +75,7 @@ def generate_answers(
         is_done |= torch.isin(token, stop)
         if step + 1 == max_new_tokens or bool(is_done.all()):
             break
-        scores = _next_scores(model, token, prompts, state, step)
+        scores = _next_scores(model, token, prompts, cache, step)
     rows = torch.stack(chosen, 1).tolist()
     return [_cut(row, end_token_ids) for row in rows]
 
@@ -123,19 +123,16 @@ def _find_prompts(plan: RowPlan) -> _Prompts:
     )
 
 
-def _set_apart(cache: DynamicCache, prompts: _Prompts) -> DynamicCache:
-    """Give each prompt a row of its own, filled up at its end."""
-    apart = DynamicCache()
-    for number, layer in enumerate(cache.layers):
+def _set_apart(cache: DynamicCache, prompts: _Prompts) -> None:
+    """Give each prompt a row of its own, filled up at its end, layer by layer."""
+    for layer in cache.layers:
         assert isinstance(layer, DynamicLayer)
         assert layer.keys is not None
         assert layer.values is not None
-        keys, values = (
+        layer.keys, layer.values = (
             whole[0][:, prompts.places].transpose(0, 1).contiguous()
             for whole in (layer.keys, layer.values)
         )
-        apart.update(keys, values, number)
-    return apart
 
 
 def _next_scores(
@@ -149,15 +146,10 @@ def _next_scores(
     visible = F.pad(prompts.reads, (0, step + 1), value=True)
     language_model = model.backbone.model.language_model
     text = language_model.embed_tokens(token)[:, None]
-    hidden: Tensor = language_model(
-        None,
-        text.new_empty(1, 1, 0, 0),  # a mask of four axes: used as it is
-        (prompts.next_positions + step)[:, :, None],
-        cache,  # versions of transformers name it differently
-        inputs_embeds=text,
-        layout_mask=visible[:, None, None],
-        use_cache=True,
-    ).last_hidden_state
+    positions = (prompts.next_positions + step)[:, :, None]
+    hidden = last_hidden_states(
+        language_model, text, positions, visible[:, None, None], cache
+    )
     scores: Tensor = model.backbone.lm_head(hidden[:, 0])
     return scores
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from transformers import (
     Cache,
@@ -17,9 +17,9 @@ from transformers import (
 from fastslow.cross_entropy import labelled_cross_entropy
 from fastslow.pooling import pool_tokens
 from fastslow.qwen2_vl.attention import ATTENTION_NAME, mask_for_device
-from fastslow.qwen2_vl.families import family_of, window_order
-from fastslow.qwen2_vl.plan import RowPlan, encoded_runs
-from fastslow.qwen2_vl.tower import prepare_tower
+from fastslow.qwen2_vl.families import family_of
+from fastslow.qwen2_vl.plan import RowPlan
+from fastslow.qwen2_vl.tower import WindowedTowerPlan, prepare_tower
 from fastslow.ragged import Ragged
 
 Backbone = (
@@ -71,19 +71,26 @@ class FastSlowQwen2VL(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         """Wrap ``backbone`` and add a freshly initialised next-frame head.
 
+        Adapters are put in afterwards, into ``self.backbone``.
+
         Raises:
             ValueError: If its type is not supported, or its language model attends in
                 sliding windows, which a layout's mask would overrule.
         """
         super().__init__()
         self.family = family_of(backbone.config)
+        if not isinstance(backbone, Backbone):
+            raise ValueError(
+                f"backbone is a {type(backbone).__name__}; it must be transformers' "
+                "own model, into which adapters are put once it is wrapped"
+            )
         window = getattr(backbone.config.text_config, "sliding_window", None)
         if window is not None:
             raise ValueError(
                 f"sliding_window is {window}; a layout's mask says what is visible"
             )
         backbone.set_attn_implementation({"text_config": ATTENTION_NAME})
-        prepare_tower(backbone.model.visual, self.family)
+        prepare_tower(backbone.model.visual, self.family.geometry)
         hidden = backbone.model.language_model.config.hidden_size
         features = backbone.model.visual.patch_embed.embed_dim
         self.backbone = backbone
@@ -100,10 +107,10 @@ class FastSlowQwen2VL(nn.Module):
         """Train without the next-frame loss, at no cost.
 
         The head stays as it is, is not computed and has no gradient; nothing is taken
-        as a target, and ``train_tower`` makes no copy. Call this before the tower is
-        frozen or trained.
+        as a target, and no copy of the tower is kept or made.
         """
         self.predicts_next_frame = False
+        self.target_tower = None
         self.next_frame_head.requires_grad_(False)
 
     def freeze_tower(self) -> None:
@@ -167,10 +174,10 @@ class FastSlowQwen2VL(nn.Module):
             next-frame loss there are no predictions, targets or copies.
 
         Raises:
-            ValueError: If the row holds no clip, or its clips have another number of
-                patches. Under FSDP2 every rank has to call the tower equally often, so
-                a row of text alone takes a clip without labels. Or if the output layer
-                is more than a weight.
+            ValueError: If the row holds no clip, or its clips have other patches. Under
+                FSDP2 every rank has to call the tower equally often, so a row of text
+                alone takes a clip without labels. If the plan is for another family of
+                models, or the output layer is more than a weight.
         """
         head = self.backbone.lm_head
         held = [name for name, _ in head.named_parameters()]
@@ -223,22 +230,24 @@ class FastSlowQwen2VL(nn.Module):
             raise ValueError(
                 "the row holds no clip; the vision tower is called once for every row"
             )
-        merged_patches = self.backbone.model.visual.spatial_merge_size**2
-        tokens = len(plan.pool.cell_starts)
-        if len(patches) != tokens * merged_patches:
+        geometry, expected = self.family.geometry, len(plan.tower.position_ids)
+        is_windowed = isinstance(plan.tower, WindowedTowerPlan)
+        if expected != len(
+            plan.pool.cell_starts
+        ) * geometry.merge_size**2 or is_windowed != (self.family.window is not None):
             raise ValueError(
-                f"patches has {len(patches)} rows but the plan is for "
-                f"{tokens * merged_patches}; both describe the same clips"
+                "the plan is for another family of models; plan_row takes "
+                "family=model.family"
             )
-        return self._call_tower(self.backbone.model.visual, patches, plan)
-
-    def _call_tower(self, tower: nn.Module, patches: Tensor, plan: RowPlan) -> Any:
-        """Call the tower, or its copy, with what is planned for it.
-
-        One that reorders its patches into windows plans that by itself.
-        """
-        known = {} if self.family.window else vars(plan.tower)
-        return tower(patches, grid_thw=plan.grid_thw, **known)
+        is_known = patches.dtype == torch.uint8 or patches.is_floating_point()
+        if patches.shape != (expected, geometry.patch_pixels) or not is_known:
+            raise ValueError(
+                f"patches is {patches.dtype} of shape {tuple(patches.shape)}; the plan "
+                f"is for ({expected}, {geometry.patch_pixels}), bytes as patchify_clip "
+                "gives them or floats as normalize_patches does"
+            )
+        visual = self.backbone.model.visual
+        return visual(patches, grid_thw=plan.grid_thw, **vars(plan.tower))
 
     def _look_ahead(
         self, hidden: Tensor, seen: Tensor, patches: Tensor, plan: RowPlan
@@ -260,13 +269,13 @@ class FastSlowQwen2VL(nn.Module):
             return nothing, Ragged(values=nothing, cu_seqlens=cu_seqlens), nothing
         if self.target_tower is not None:
             with torch.no_grad():
-                target = self._call_tower(self.target_tower, patches, plan)
+                target = self.target_tower(
+                    patches, grid_thw=plan.grid_thw, **vars(plan.tower)
+                )
             seen = target.last_hidden_state
-        merge = self.backbone.model.visual.spatial_merge_size
-        merged = seen.unflatten(0, (-1, merge**2)).mean(1)
-        if self.family.window is not None:
-            sizes = [run for clip in plan.layout.clips for run in encoded_runs(clip)]
-            order = window_order(sizes, self.family.window).to(merged.device)
+        merged = seen.unflatten(0, (-1, self.family.geometry.merge_size**2)).mean(1)
+        if isinstance(plan.tower, WindowedTowerPlan):
+            order = plan.tower.window_index
             merged = torch.empty_like(merged).index_copy_(0, order, merged)
         predicted = self.next_frame_head(hidden.index_select(0, plan.next_frame.rows))
         return (
@@ -296,14 +305,45 @@ class FastSlowQwen2VL(nn.Module):
             "visual_pos_masks": (plan.layout.frame_ids >= 0)[None],
             "deepstack_visual_embeds": deeper,
         }
-        hidden: Tensor = model(
-            None,
-            text.new_empty(1, 1, 0, 0),  # a mask of four axes: used as it is
+        return last_hidden_states(
+            model,
+            text.index_copy(0, plan.video_rows, first)[None],
             plan.layout.position_ids[:, None],
-            cache,  # versions of transformers name it differently
-            inputs_embeds=text.index_copy(0, plan.video_rows, first)[None],
-            layout_mask=mask_for_device(plan.visible),
-            use_cache=cache is not None,
+            mask_for_device(plan.visible),
+            cache,
             **(deepstack if deeper else {}),
-        ).last_hidden_state
-        return hidden[0]
+        )[0]
+
+
+def last_hidden_states(
+    language_model: nn.Module,
+    inputs_embeds: Float[Tensor, "rows tokens hidden"],
+    position_ids: Int[Tensor, "axes rows tokens"],
+    mask: Any,
+    cache: Cache | None,
+    **deepstack: Any,
+) -> Float[Tensor, "rows tokens hidden"]:
+    """Let a language model read embedded tokens under a mask of ours.
+
+    Args:
+        language_model: Of a backbone that is wrapped.
+        inputs_embeds: What is read.
+        position_ids: Positions on all axes.
+        mask: What our attention takes as ``layout_mask``.
+        cache: Holds what was read before, and takes keys and values.
+        deepstack: What deeper layers of Qwen3-VL take.
+
+    Returns:
+        The last hidden states.
+    """
+    hidden: Tensor = language_model(
+        None,
+        inputs_embeds.new_empty(1, 1, 0, 0),  # a mask of four axes: used as it is
+        position_ids,
+        cache,  # versions of transformers name it differently
+        inputs_embeds=inputs_embeds,
+        layout_mask=mask,
+        use_cache=cache is not None,
+        **deepstack,
+    ).last_hidden_state
+    return hidden

@@ -26,6 +26,7 @@ from fastslow.loss_plans import (
 from fastslow.masks import KeyIntervals
 from fastslow.pool_plans import Mode, PoolPlan, plan_pooling
 from fastslow.positions import AfterVideo
+from fastslow.qwen2_vl.families import Family
 from fastslow.qwen2_vl.tower import TowerPlan, plan_tower
 from fastslow.spans import Span, VideoSpan
 
@@ -73,12 +74,12 @@ def plan_row(
     samples: Sequence[Sequence[Span]],
     *,
     video_token_id: int,
+    family: Family = Family(),  # noqa: B008, frozen
     attention: Attention = "frame_causal",
     window: FrameWindow | None = None,
     pool_mode: Mode = "average",
     after_video_rule: AfterVideo = "all_axes",
     length: int | None = None,
-    merge_size: int = 2,
 ) -> RowPlan:
     """Plan one packed row.
 
@@ -88,13 +89,13 @@ def plan_row(
     Args:
         samples: The spans of each sample; their grids and strides count merged tokens.
         video_token_id: Id that stands for a video token.
+        family: What kind of model it is for, as ``model.family`` says.
         attention: Whether the tokens of a frame share one rank, see ``build_layout``.
         window: How far back a token sees, see ``visible_keys``.
         pool_mode: How the tokens of a window become one, see ``plan_pooling``.
         after_video_rule: Where text goes on after a clip, see ``after_video``.
         length: Tokens that the row is padded to, see ``bucket_length``; None adds no
             padding.
-        merge_size: Patches along each side of a merged token.
 
     Returns:
         The plan, on the CPU; ``to_device`` moves it.
@@ -114,6 +115,7 @@ def plan_row(
         length=length,
     )
     runs = [run for clip in layout.clips for run in encoded_runs(clip)]
+    merge_size = family.geometry.merge_size
     return RowPlan(
         layout=layout,
         visible=visible_keys(layout, window),
@@ -122,7 +124,7 @@ def plan_row(
             dtype=torch.long,
             device="cpu",
         ).reshape(-1, 3),
-        tower=plan_tower(runs, merge_size=merge_size),
+        tower=plan_tower(runs, merge_size=merge_size, window=family.window),
         pool=plan_pooling(
             [(clip.grid, clip.schedule) for clip in layout.clips], mode=pool_mode
         ),

@@ -46,6 +46,11 @@ class VisionGeometry:
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
+    @property
+    def patch_pixels(self) -> int:
+        """Numbers of a patch: its pixels in three colours, through all its frames."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
 
 def smart_resize(
     height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
@@ -162,8 +167,9 @@ def patchify_clip(
         order, the patches of a merged token next to each other; values 0 to 255.
 
     Raises:
-        ValueError: As ``clip_grid`` does, or if there is not one scale for each
-            temporal patch or one does not divide ``grid_multiple``.
+        ValueError: If ``frames`` has another dtype or shape, as ``clip_grid`` does, or
+            if there is not one scale for each temporal patch or one does not divide
+            ``grid_multiple``.
 
     Laws:
         scales: a frame under a scale has the patches of the frame resized that much
@@ -172,6 +178,11 @@ def patchify_clip(
             processor: ``normalize_patches(patchify_clip(frames)) ==
             pixel_values_videos``
     """
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
+        raise ValueError(
+            f"frames is {frames.dtype} of shape {tuple(frames.shape)}; it must be "
+            "uint8 (frames, 3, height, width)"
+        )
     height, width = frames.shape[2:]
     num_frames, *grid = clip_grid(len(frames), height, width, geometry)
     scales = (1,) * num_frames if scales is None else scales
@@ -239,7 +250,7 @@ def blank_clip(
     """
     patches = torch.zeros(
         geometry.merge_size**2,
-        3 * geometry.temporal_patch_size * geometry.patch_size**2,
+        geometry.patch_pixels,
         dtype=torch.uint8,
         device="cpu",
     )

@@ -8,8 +8,9 @@ planned here instead; for the second it is told that this attention takes bounds
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
+from types import MethodType
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from transformers import AttentionInterface
 
 from fastslow._plans import integers
 from fastslow._typing import Grid
-from fastslow.qwen2_vl.families import Family
 from fastslow.qwen2_vl.preprocess import VisionGeometry, normalize_patches
 from fastslow.ragged import cu_seqlens_from_lengths
 
@@ -53,20 +53,43 @@ class TowerPlan:
     max_seqlen: int
 
 
-def plan_tower(runs: Sequence[tuple[int, Grid]], *, merge_size: int = 2) -> TowerPlan:
+@dataclass(frozen=True, kw_only=True)
+class WindowedTowerPlan(TowerPlan):
+    """What a tower needs to know that attends in square windows, as Qwen2.5-VL's does.
+
+    Windows are smaller at the far edges of a frame. The tower takes its tokens window
+    by window; windows and their tokens are in raster order.
+
+    Attributes:
+        window_index: Number in raster order, through all frames of all clips, of each
+            merged token as the tower takes it.
+        cu_window_seqlens: Cumulative number of patches, window by window.
+        max_window_seqlen: Patches of the largest window, known on the host.
+    """
+
+    window_index: Int[Tensor, " merged"]
+    cu_window_seqlens: Int32[Tensor, " window_bounds"]
+    max_window_seqlen: int
+
+
+def plan_tower(
+    runs: Sequence[tuple[int, Grid]], *, merge_size: int = 2, window: int | None = None
+) -> TowerPlan:
     """Plan the tower's call for all clips of a row.
 
     Args:
         runs: Frames, and height and width in merged tokens, of each run of frames on
             one grid.
         merge_size: Patches along each side of a merged token.
+        window: Side of the windows that the tower attends in, in merged tokens; None
+            if it attends within whole frames.
 
     Returns:
-        The plan, on the CPU.
+        The plan, on the CPU; with windows, a ``WindowedTowerPlan``.
 
     Laws:
-        matches_transformers: positions, bounds and the largest frame are those that
-            transformers computes
+        matches_transformers: positions, bounds and the largest frame, order, bounds
+            and the largest window are those that transformers computes
 
     Example:
         >>> plan_tower([(2, (1, 1))]).cu_seqlens
@@ -86,29 +109,58 @@ def plan_tower(runs: Sequence[tuple[int, Grid]], *, merge_size: int = 2) -> Towe
             )
         )
     sizes = [height * width for frames, height, width in grids for _ in range(frames)]
-    lengths = integers(sizes)
-    return TowerPlan(
+    plan = TowerPlan(
         position_ids=torch.cat(positions),
-        cu_seqlens=cu_seqlens_from_lengths(lengths),
+        cu_seqlens=cu_seqlens_from_lengths(integers(sizes)),
         max_seqlen=max(sizes, default=0),
+    )
+    return plan if window is None else _add_windows(plan, runs, merge_size, window)
+
+
+def _add_windows(
+    plan: TowerPlan, runs: Sequence[tuple[int, Grid]], merge_size: int, window: int
+) -> WindowedTowerPlan:
+    """Cut every frame into windows."""
+    orders, sizes, first = [integers([])], [integers([])], 0
+    for frames, grid in runs:
+        order, tokens = _frame_windows(grid, window)
+        starts = first + len(order) * torch.arange(frames, device="cpu")
+        orders.append((starts[:, None] + order).flatten())
+        sizes.append(tokens.repeat(frames))
+        first += frames * len(order)
+    patches = torch.cat(sizes) * merge_size**2
+    return WindowedTowerPlan(
+        **vars(plan),
+        window_index=torch.cat(orders),
+        cu_window_seqlens=cu_seqlens_from_lengths(patches),
+        max_window_seqlen=max(patches.tolist(), default=0),
     )
 
 
-def prepare_tower(tower: nn.Module, family: Family) -> None:
+@cache
+def _frame_windows(grid: Grid, window: int) -> tuple[Tensor, Tensor]:
+    """Give one frame's tokens window by window, and how many each window has."""
+    height, width = grid
+    row = torch.arange(height, device="cpu")[:, None]
+    column = torch.arange(width, device="cpu")
+    per_row = -(-width // window)
+    numbers = (row // window * per_row + column // window).flatten()
+    return numbers.argsort(stable=True), torch.bincount(numbers)
+
+
+def prepare_tower(tower: nn.Module, geometry: VisionGeometry) -> None:
     """Let a tower take bytes, embed them by one product, and attend to all frames.
 
     A patch is as large as the kernel of the convolution that embeds it, so that is a
-    product of matrices, which GPUs do many times faster. A tower that attends in
-    windows keeps its own attention.
+    product of matrices, which GPUs do many times faster.
 
     Args:
         tower: Of transformers' models; its weights and their names stay.
-        family: What kind of model it belongs to.
+        geometry: How pixels became patches.
     """
     patch_embed: Any = tower.patch_embed
-    patch_embed.forward = partial(_embed_patches, patch_embed.proj, family.geometry)
-    if family.window is not None:
-        return
+    patch_embed.register_forward_pre_hook(partial(_normalize_bytes, geometry))
+    patch_embed.proj.forward = MethodType(_multiply, patch_embed.proj)
     # A model that is asked for such a name looks for a package that brings the kernel,
     # so the tower alone learns it, and the model's configuration stays what it was.
     before: Any = tower.config
@@ -119,14 +171,21 @@ def prepare_tower(tower: nn.Module, family: Family) -> None:
             module.config = config
 
 
-def _embed_patches(
-    convolution: nn.Conv3d, geometry: VisionGeometry, patches: Tensor
-) -> Tensor:
-    """Normalise bytes, and multiply patches, one a row, by the kernel."""
+def _normalize_bytes(
+    geometry: VisionGeometry, _: nn.Module, given: tuple[Tensor]
+) -> tuple[Tensor]:
+    """Normalise patches on the way in, unless that is done."""
+    (patches,) = given
     if patches.dtype == torch.uint8:
         patches = normalize_patches(patches, geometry)
-    weight = convolution.weight
-    return F.linear(patches.to(weight.dtype), weight.flatten(1), convolution.bias)
+    return (patches,)
+
+
+def _multiply(convolution: nn.Conv3d, patches: Tensor) -> Tensor:
+    """Multiply patches, each as large as the kernel, by it."""
+    kernel = convolution.weight.flatten(1)
+    embedded = F.linear(patches.flatten(1), kernel, convolution.bias)
+    return embedded[:, :, None, None, None]
 
 
 def attend_within_frames(

@@ -248,17 +248,17 @@ def _pack(lengths: Sequence[int], plan: Plan) -> list[tuple[int, ...]]:
 
 def _row(plan: Plan, samples: Sequence[Sample], chosen: Sequence[int]) -> RowPlan:
     """Lay a row of samples out, as long as rows are at most, with a clip at least."""
-    geometry = family_of(plan.shape).geometry
+    family = family_of(plan.shape)
     row = [samples[number] for number in chosen]
     if not any(isinstance(span, VideoSpan) for sample in row for span in sample):
-        row.append((blank_clip(geometry)[0],))
+        row.append((blank_clip(family.geometry)[0],))
     return plan_row(
         row,
         video_token_id=plan.shape.video_token_id,
+        family=family,
         attention=plan.attention,
         pool_mode=plan.pool_mode,
         length=max(plan.tokens_per_row, sum(map(count_tokens, row))),
-        merge_size=geometry.merge_size,
     )
 
 

@@ -96,7 +96,6 @@ class PackedRows(Dataset[Row]):
         """Decode the clips of one bin, and plan the row of those that decode."""
         chosen, state = request
         clips, kept, bad = list[Tensor](), list[PlannedSample](), list[BadSample]()
-        geometry = self.settings.family.geometry
         for planned in (self.samples[number] for number in chosen):
             try:
                 clips += [self._decode(each) for each in planned.clips]
@@ -107,17 +106,17 @@ class PackedRows(Dataset[Row]):
         spans: list[tuple[Span, ...]] = [planned.spans for planned in kept]
         shown = [clip for planned in kept for clip in planned.clips]
         if not clips:
-            blank, patches = blank_clip(geometry)
+            blank, patches = blank_clip(self.settings.family.geometry)
             spans.append((blank,))
             clips.append(patches)
         return Row(
             plan=plan_row(
                 spans,
                 video_token_id=self.video_token_id,
+                family=self.settings.family,
                 attention=self.settings.attention,
                 pool_mode=self.settings.pool_mode,
                 length=_row_length(spans, self.settings),
-                merge_size=geometry.merge_size,
             ),
             patches=torch.cat(clips),
             sample_ids=tuple(planned.sample.sample_id for planned in kept),

@@ -22,7 +22,13 @@ from fastslow import (
     to_device,
 )
 from fastslow.pool_plans import Mode
-from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_row, plan_tower
+from fastslow.qwen2_vl import (
+    FastSlowQwen2VL,
+    RowPlan,
+    WindowedTowerPlan,
+    plan_row,
+    plan_tower,
+)
 from fastslow.qwen2_vl.tower import attend_within_frames
 from recipes.edge.checkpoint import load_checkpoint, take_snapshot, write_snapshot
 from recipes.edge.distributed import process_group
@@ -123,21 +129,26 @@ def test_pooling_is_exact(mode: Mode, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("channels", [16, 72, 80, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("trains", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("in_windows", [False, True], ids=["frames", "windows"])
 def test_attention_within_frames_is_exact(
-    channels: int, dtype: torch.dtype, trains: bool
+    channels: int, dtype: torch.dtype, trains: bool, in_windows: bool
 ) -> None:
     """Compare both kernels with float32 on the CPU: views, and tiles that are cut."""
-    plan = plan_tower([(2, (8, 9)), (3, (16, 16)), (1, (1, 1))])
+    plan = plan_tower([(2, (8, 9)), (3, (16, 16)), (1, (1, 1))], window=4)
+    assert isinstance(plan, WindowedTowerPlan)
+    starts, most = plan.cu_seqlens, plan.max_seqlen
+    if in_windows:
+        starts, most = plan.cu_window_seqlens, plan.max_window_seqlen
     generator = torch.Generator().manual_seed(0)
     shape = len(plan.position_ids), 3, 4, channels
     given = torch.randn(shape, generator=generator).to(dtype)
-    bounds: dict[str, Any] = {"max_length_q": plan.max_seqlen}
+    bounds: dict[str, Any] = {"max_length_q": most}
     found = list[tuple[Tensor, ...]]()
     ways: list[dict[str, Any]] = [{"dtype": torch.float32}, {"device": CUDA}]
     for like in ways:
         leaf = given.to(**like).requires_grad_(trains)
         query, key, value = (rearrange(x, "n h d -> 1 h n d") for x in leaf.unbind(1))
-        bounds["cu_seq_lens_q"] = plan.cu_seqlens.to(leaf.device)
+        bounds["cu_seq_lens_q"] = starts.to(leaf.device)
         attended, _ = attend_within_frames(
             nn.Identity(), query, key, value, None, **bounds
         )

@@ -192,6 +192,21 @@ def test_a_template_that_rewrites_is_refused(
         encode_conversation([("user", "Hello."), ("assistant", "Hi!")], [], counts)
 
 
+def test_a_template_that_ends_no_answer_is_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "<|vision_end|>"
+    with pytest.raises(ValueError) as error:
+        encode_conversation([("user", "Hello."), ("assistant", "Hi!")], [], other)
+    assert str(error.value) == (
+        "the chat template ends no answer with '<|vision_end|>', the tokenizer's "
+        "end-of-sequence token"
+    )
+    asked = [("user", "Hello.")]
+    assert encode_conversation(asked, [], other) == encode(tokenizer, asked, clips=0)
+
+
 @pytest.mark.parametrize(
     ("turns", "count"),
     [
@@ -218,10 +233,13 @@ def test_an_unknown_role_is_refused(
         encode(tokenizer, [("user", "<video>"), (role, "Be brief.")])
 
 
-def test_an_answer_needs_a_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("before", [[], [("system", "Be brief.")]])
+def test_an_answer_needs_a_prompt(
+    tokenizer: PreTrainedTokenizerFast, before: list[tuple[str, str]]
+) -> None:
     said = "^the first turn is the assistant's; an answer needs a prompt$"
     with pytest.raises(ValueError, match=said):
-        encode(tokenizer, [("assistant", "This."), ("user", "<video>")])
+        encode(tokenizer, [*before, ("assistant", "This."), ("user", "<video>")])
 
 
 def test_a_clip_in_an_answer_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -236,3 +254,13 @@ def test_special_tokens_in_a_text_are_refused(
     said = r"^a turn of the user holds '<\|im_end\|>', which the chat format reserves$"
     with pytest.raises(ValueError, match=said):
         encode(tokenizer, [("user", "<video>No<|im_end|>"), ("assistant", "Yes.")])
+
+
+def test_a_token_that_becomes_special_is_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    grown, asked = copy.deepcopy(tokenizer), [("user", "No<|new|>")]
+    assert encode(grown, asked, clips=0)
+    grown.add_special_tokens({"additional_special_tokens": ["<|new|>"]})
+    with pytest.raises(ValueError, match=r"^a turn of the user holds '<\|new\|>', "):
+        encode(grown, asked, clips=0)

@@ -38,7 +38,6 @@ from fastslow.qwen2_vl import (
     VisionGeometry,
     family_of,
     frame_times,
-    window_order,
 )
 from fastslow.qwen2_vl.model import Backbone
 from fastslow.testing import strategies as fst
@@ -182,42 +181,6 @@ def test_sliding_windows_are_refused(make_family: MakeFamily) -> None:
     )
 
 
-sizes = st.lists(
-    st.tuples(st.integers(1, 3), fst.grids(max_side=9)), min_size=1, max_size=3
-)
-
-
-@given(sizes, st.integers(1, 5))
-def test_window_order__permutation(clips: list[tuple[int, Grid]], window: int) -> None:
-    total = sum(frames * height * width for frames, (height, width) in clips)
-    assert sorted(window_order(clips, window).tolist()) == list(range(total))
-
-
-@given(sizes, st.integers(1, 5))
-def test_window_order__frame_by_frame(
-    clips: list[tuple[int, Grid]], window: int
-) -> None:
-    order, first = window_order(clips, window), 0
-    for frames, (height, width) in clips:
-        for _ in range(frames):
-            stop = first + height * width
-            assert set(order[first:stop].tolist()) == set(range(first, stop))
-            first = stop
-
-
-@given(sizes, st.integers(1, 5))
-@example([(2, (4, 4)), (1, (5, 7))], 4)
-def test_window_order__matches_transformers(
-    clips: list[tuple[int, Grid]], window: int
-) -> None:
-    grid_thw = torch.tensor([(t, 2 * h, 2 * w) for t, (h, w) in clips])
-    vision_utils = pytest.importorskip("transformers.vision_utils")
-    expected, _ = vision_utils.get_vision_window_index(
-        grid_thw, spatial_merge_size=2, window_size=4 * window, patch_size=2
-    )
-    assert torch.equal(window_order(clips, window), expected)
-
-
 # Positions
 
 
@@ -253,13 +216,12 @@ def test_stride_one_equals_transformers(
     make_family: MakeFamily, lay: Lay, make_patches: MakePatches, sample: Sample
 ) -> None:
     settings = {"attention": "causal", "after_video_rule": "spatial_axes"}
-    plan = lay([unpooled(sample)], **settings)
+    model = FastSlowQwen2VL(make_family("qwen2_5_vl"))
+    plan = lay([unpooled(sample)], family=model.family, **settings)
     patches = make_patches(plan)
     inputs = inputs_of(plan, patches, SECONDS[tuple(sample)])
     scores = make_family("qwen2_5_vl")(**inputs).logits[0]
-    output = FastSlowQwen2VL(make_family("qwen2_5_vl"))(
-        patches, plan, return_logits=True
-    )
+    output = model(patches, plan, return_logits=True)
     assert_near(output.logits, scores[plan.labels.rows])
     loss = F.cross_entropy(
         scores[:-1], plan.layout.labels[1:], ignore_index=IGNORED_LABEL, reduction="sum"
@@ -275,7 +237,7 @@ def test_seconds_matter(
         replace(span, times=(0, 5, 9)) if isinstance(span, VideoSpan) else span
         for span in TALK
     ]
-    plans = [lay([TALK]), lay([slower])]
+    plans = [lay([sample], family=model.family) for sample in (TALK, slower)]
     patches = make_patches(plans[0])
     losses = [model(patches, plan).language_loss for plan in plans]
     assert (losses[0] - losses[1]).abs() > 1e-6
@@ -308,7 +270,8 @@ def test_targets_and_copies_are_the_frames_that_they_should_be(
     if model_type == "qwen3_vl":
         torch.nn.init.zeros_(tower.pos_embed.weight)
     model = FastSlowQwen2VL(backbone)
-    plan = lay([told(TALK, model_type), told(TWO_CLIPS, model_type)])
+    samples = [told(TALK, model_type), told(TWO_CLIPS, model_type)]
+    plan = lay(samples, family=model.family)
     patches = make_patches(plan)
     output = model(patches, plan)
     seen = tower.patch_embed(patches).unflatten(0, (-1, 4)).mean(1)
@@ -336,7 +299,8 @@ def test_the_next_frame_changes_the_targets_alone(
     make_family: MakeFamily, lay: Lay, make_patches: MakePatches, model_type: str
 ) -> None:
     model = FastSlowQwen2VL(make_family(model_type))
-    plan = lay([told([text(1, 7), clip((3, 5), (1, 1, 1))], model_type)])
+    sample = told([text(1, 7), clip((3, 5), (1, 1, 1))], model_type)
+    plan = lay([sample], family=model.family)
     patches = make_patches(plan)
     changed = patches.clone()
     changed[60:120] += 1  # the second of three frames
@@ -355,7 +319,8 @@ def test_packed_equals_alone(
 ) -> None:
     model = FastSlowQwen2VL(make_family(model_type))
     samples = [told(sample, model_type) for sample in (TALK, TWO_CLIPS)]
-    plan, alone = lay(samples, padding=9), [lay([s]) for s in samples]
+    plan = lay(samples, padding=9, family=model.family)
+    alone = [lay([sample], family=model.family) for sample in samples]
     patches = make_patches(plan)
     packed = model(patches, plan, return_logits=True)
     counts = [int(p.grid_thw.prod(1).sum()) for p in alone]
@@ -376,7 +341,8 @@ def test_gradients_reach_every_parameter(
 ) -> None:
     model = FastSlowQwen2VL(make_family(model_type))
     model.freeze_tower()
-    plan = lay([told(TALK, model_type), told(TWO_CLIPS, model_type)])
+    samples = [told(TALK, model_type), told(TWO_CLIPS, model_type)]
+    plan = lay(samples, family=model.family)
     total_loss(model, make_patches(plan), plan).backward()
     for name, parameter in model.named_parameters():
         in_tower = ".visual." in name and "merger" not in name
@@ -393,7 +359,8 @@ def test_a_few_steps_reduce_the_loss(
 ) -> None:
     model = FastSlowQwen2VL(make_family(model_type))
     model.freeze_tower()
-    plan = lay([told(TALK, model_type), told(TWO_CLIPS, model_type)])
+    samples = [told(TALK, model_type), told(TWO_CLIPS, model_type)]
+    plan = lay(samples, family=model.family)
     patches = make_patches(plan)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
@@ -418,8 +385,9 @@ def test_saved_weights_give_the_same_losses(
     backbone = make_family(model_type)
     backbone.save_pretrained(tmp_path)
     loaded = type(backbone).from_pretrained(tmp_path, dtype=torch.float64)
-    plan = lay([told(TALK, model_type)])
+    models = [FastSlowQwen2VL(each) for each in (backbone, loaded)]
+    plan = lay([told(TALK, model_type)], family=models[0].family)
     patches = make_patches(plan)
-    saved, found = (FastSlowQwen2VL(b)(patches, plan) for b in (backbone, loaded))
+    saved, found = (model(patches, plan) for model in models)
     assert_near(found.language_loss, saved.language_loss)
     assert_near(found.targets.values, saved.targets.values)

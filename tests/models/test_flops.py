@@ -156,7 +156,8 @@ def test_step_flops__matches_torch(
     lay: Callable[..., RowPlan],
     make_patches: Callable[..., Tensor],
 ) -> None:
-    model, plan = FastSlowQwen2VL(make_family(family)), lay(samples)
+    model = FastSlowQwen2VL(make_family(family))
+    plan = lay(samples, family=model.family)
     choose(model)
     flops = step_flops(model, plan)
     counts = counted(model, make_patches(plan), plan)

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastslow import FrameWindow, Span, TextSpan, VideoSpan, schedule_from_strides
+from fastslow import (
+    FrameWindow,
+    Span,
+    TextSpan,
+    VideoSpan,
+    count_tokens,
+    schedule_from_strides,
+)
 from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, generate_answers
 from fastslow.qwen2_vl.model import Backbone
 
@@ -54,7 +61,8 @@ def read_anew(
     for _ in range(count):
         grown = [*prompt, *[text(*answer)] * bool(answer)]
         asked = TextSpan(token_ids=(0,), trained=True)
-        plan = lay([[*grown, asked], [clip((1, 1), 1)]], **how)
+        samples = [[*grown, asked], [clip((1, 1), 1)]]
+        plan = lay(samples, family=model.family, **how)
         with torch.no_grad():
             output = model(patches_of(plan), plan, return_logits=True)
         assert output.logits is not None
@@ -86,7 +94,7 @@ def model(
 def test_generate_answers__cache_free(
     model: FastSlowQwen2VL, lay: Lay, how: dict[str, Any]
 ) -> None:
-    plan = lay(PROMPTS, **how)
+    plan = lay(PROMPTS, family=model.family, **how)
     found = generate_answers(
         model, patches_of(plan), plan, end_token_ids=[END], max_new_tokens=9
     )
@@ -97,7 +105,7 @@ def test_generate_answers__cache_free(
 
 def test_generate_answers__batch_free(model: FastSlowQwen2VL, lay: Lay) -> None:
     def answers(prompts: Sequence[Sequence[Span]], padding: int = 0) -> list[Any]:
-        plan = lay(prompts, padding=padding)
+        plan = lay(prompts, padding=padding, family=model.family)
         return generate_answers(
             model, patches_of(plan), plan, end_token_ids=[END], max_new_tokens=7
         )
@@ -110,8 +118,25 @@ def test_generate_answers__batch_free(model: FastSlowQwen2VL, lay: Lay) -> None:
     assert answers([PROMPTS[1], black]) == whole[1:2]
 
 
+def test_the_cache_of_the_packed_row_does_not_stay(
+    model: FastSlowQwen2VL, lay: Lay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, caches = model.read_prompts, list[Any]()
+
+    def spy(patches: Tensor, plan: RowPlan, cache: Any) -> Tensor:
+        caches.append(cache)
+        return read(patches, plan, cache)
+
+    monkeypatch.setattr(model, "read_prompts", spy)
+    plan = lay(PROMPTS, family=model.family)
+    generate_answers(model, patches_of(plan), plan, end_token_ids=(), max_new_tokens=3)
+    longest = max(map(count_tokens, PROMPTS))
+    for layer in caches[0].layers:
+        assert layer.keys.shape[::2] == layer.values.shape[::2] == (4, longest + 2)
+
+
 def test_an_answer_ends_with_its_token(model: FastSlowQwen2VL, lay: Lay) -> None:
-    plan = lay(PROMPTS)
+    plan = lay(PROMPTS, family=model.family)
     patches = patches_of(plan)
     free = generate_answers(model, patches, plan, end_token_ids=(), max_new_tokens=6)
     assert [len(answer) for answer in free] == [6] * 4

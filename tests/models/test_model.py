@@ -25,6 +25,7 @@ from fastslow import (
     unpack_ragged,
 )
 from fastslow.qwen2_vl import (
+    Family,
     FastSlowQwen2VL,
     RowPlan,
     VisionGeometry,
@@ -939,7 +940,51 @@ def test_patches_of_other_clips_are_refused(
     make_model: MakeModel, lay: Lay, make_patches: MakePatches
 ) -> None:
     plan = lay([[VideoSpan(grid=(2, 3), schedule=schedule_from_strides((1, 2)))]])
-    patches = make_patches(plan)[:-4]
-    said = "^patches has 44 rows but the plan is for 48; both describe the same clips$"
-    with pytest.raises(ValueError, match=said):
-        make_model()(patches, plan)
+    patches = make_patches(plan)
+    for wrong, found in (
+        (patches[:-4], "torch.float64 of shape (44, 24)"),
+        (patches[:, :20], "torch.float64 of shape (48, 20)"),
+    ):
+        with pytest.raises(ValueError) as error:
+            make_model()(wrong, plan)
+        assert str(error.value) == (
+            f"patches is {found}; the plan is for (48, 24), bytes as patchify_clip "
+            "gives them or floats as normalize_patches does"
+        )
+
+
+@pytest.mark.parametrize(
+    "family", [Family(window=2), Family(geometry=VisionGeometry(merge_size=1))]
+)
+def test_a_plan_for_another_family_is_refused(
+    make_model: MakeModel, lay: Lay, make_patches: MakePatches, family: Family
+) -> None:
+    clip = VideoSpan(grid=(2, 3), schedule=schedule_from_strides((1, 2)))
+    plan = lay([[clip]], family=family)
+    with pytest.raises(ValueError) as error:
+        make_model()(make_patches(plan), plan)
+    assert str(error.value) == (
+        "the plan is for another family of models; plan_row takes family=model.family"
+    )
+
+
+def test_what_stands_in_the_patch_embedding_is_what_embeds(
+    make_model: MakeModel,
+    make_backbone: MakeBackbone,
+    lay: Lay,
+    make_patches: MakePatches,
+) -> None:
+    peft = pytest.importorskip("peft")
+    plan = lay([[VideoSpan(grid=(2, 3), schedule=schedule_from_strides((1, 2)))]])
+    patches = make_patches(plan)
+    features = []
+    for backbone in (make_model().backbone, make_backbone()):
+        visual = backbone.model.visual
+        settings = peft.LoraConfig(r=2, target_modules=["patch_embed.proj"])
+        peft.inject_adapter_in_model(settings, visual)
+        generator = torch.Generator().manual_seed(0)
+        for name, weight in visual.named_parameters():
+            if "lora" in name:
+                torch.nn.init.normal_(weight, generator=generator)
+        features.append(visual.patch_embed(patches))
+    assert_near(*features)

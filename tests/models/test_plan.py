@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from fastslow import Span, TextSpan, VideoSpan, build_schedule, count_tokens
 from fastslow.qwen2_vl import (
+    Family,
     RowPlan,
     VisionGeometry,
     blank_clip,
     frame_times,
     patchify_clip,
     plan_row,
-    window_order,
 )
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
@@ -37,7 +37,7 @@ def plan(
         samples,
         video_token_id=fst.VIDEO_TOKEN_ID,
         length=sum(map(count_tokens, samples)) + padding,
-        merge_size=merge_size,
+        family=Family(geometry=VisionGeometry(merge_size=merge_size)),
     )
 
 
@@ -154,8 +154,7 @@ def test_the_default_device_decides_nothing() -> None:
     def work() -> list[object]:
         geometry = VisionGeometry()
         return [
-            plan_row([sample], video_token_id=9),
-            window_order([(2, (3, 7))], 2),
+            plan_row([sample], video_token_id=9, family=Family(window=2)),
             frame_times(3, seconds_per_frame=0.5, tokens_per_second=4),
             patchify_clip(frames, geometry),
             blank_clip(geometry),

@@ -125,6 +125,16 @@ def test_without_a_copy_there_is_nothing_to_reset(
     assert str(caught.value) == "target_tower is None; train_tower makes it"
 
 
+def test_the_copy_goes_with_the_loss_that_needs_it(
+    make_model: Callable[..., FastSlowQwen2VL],
+) -> None:
+    model = make_model()
+    model.train_tower()
+    assert model.target_tower is not None
+    model.drop_next_frame()
+    assert model.target_tower is None
+
+
 @pytest.mark.parametrize("trained", ["train_tower", "freeze_tower"])
 def test_without_the_next_frame_nothing_of_it_is_computed(
     make_model: Callable[..., FastSlowQwen2VL],

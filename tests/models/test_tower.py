@@ -1,36 +1,54 @@
 """The tower's plan and its one call of attention, against transformers' own."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
 from fastslow import VideoSpan, build_schedule, scale_fast_frames
-from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_tower, tower
+from fastslow.qwen2_vl import (
+    FastSlowQwen2VL,
+    RowPlan,
+    TowerPlan,
+    WindowedTowerPlan,
+    plan_tower,
+    tower,
+)
 from fastslow.qwen2_vl.tower import MOST_CHANNELS, attend_within_frames
 from fastslow.testing import strategies as fst
+from tests.laws.test_plans import assert_equal
 
-FAMILIES = ["qwen2_vl", "qwen3_vl"]
-"""Those whose tower attends within whole frames in every layer."""
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+
+all_runs = st.lists(st.tuples(st.integers(1, 3), fst.grids(max_side=9)), max_size=4)
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 3), fst.grids(max_side=4)), max_size=4),
-    st.integers(1, 3),
-)
+@example([(2, (4, 4)), (1, (5, 7))], 2, 4)
+@given(all_runs, st.integers(1, 3), st.integers(1, 5))
 def test_plan_tower__matches_transformers(
-    runs: list[tuple[int, tuple[int, int]]], merge_size: int
+    runs: list[tuple[int, tuple[int, int]]], merge_size: int, window: int
 ) -> None:
-    plan = plan_tower(runs, merge_size=merge_size)
+    plan = plan_tower(runs, merge_size=merge_size, window=window)
+    assert isinstance(plan, WindowedTowerPlan)
+    frames = plan_tower(runs, merge_size=merge_size)
+    assert type(frames) is TowerPlan
+    for field in fields(TowerPlan):
+        assert_equal(getattr(frames, field.name), getattr(plan, field.name))
     rows = [(t, h * merge_size, w * merge_size) for t, (h, w) in runs]
     if not rows:
         assert (len(plan.position_ids), plan.cu_seqlens.tolist()) == (0, [0])
+        assert (len(plan.window_index), plan.cu_window_seqlens.tolist()) == (0, [0])
         return
     grid_thw = torch.tensor(rows)
     expected = get_vision_position_ids(grid_thw, merge_size)
@@ -38,6 +56,15 @@ def test_plan_tower__matches_transformers(
     bounds = get_vision_cu_seqlens(grid_thw)
     assert torch.equal(plan.cu_seqlens, bounds.int())
     assert plan.max_seqlen == bounds.diff().max()
+    order, windows = get_vision_window_index(
+        grid_thw,
+        spatial_merge_size=merge_size,
+        window_size=merge_size * window * 2,
+        patch_size=2,
+    )
+    assert torch.equal(plan.window_index, order)
+    assert torch.equal(plan.cu_window_seqlens, windows)
+    assert plan.max_window_seqlen == windows.diff().max()
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -47,8 +74,9 @@ def test_the_tower_is_that_of_transformers(
     """Mixed grids, forward and backward, beside SDPA called frame by frame."""
     stock = make_family(model_type)
     stock.set_attn_implementation("sdpa")
-    ours = FastSlowQwen2VL(make_family(model_type)).backbone
-    runs = [(2, (2, 3)), (1, (4, 2)), (3, (4, 2)), (1, (2, 3))]
+    model = FastSlowQwen2VL(make_family(model_type))
+    ours, window = model.backbone, model.family.window
+    runs = [(2, (2, 3)), (1, (4, 2)), (3, (4, 2)), (1, (2, 3)), (1, (5, 3))]
     grid_thw = torch.tensor([(t, 2 * h, 2 * w) for t, (h, w) in runs])
     pixels = ours.config.vision_config.patch_size**2 * 6
     generator = torch.Generator().manual_seed(0)
@@ -64,7 +92,7 @@ def test_the_tower_is_that_of_transformers(
         return output.last_hidden_state, output.pooler_output, *gradients
 
     expected = both_ways(stock)
-    found = both_ways(ours, **vars(plan_tower(runs)))
+    found = both_ways(ours, **vars(plan_tower(runs, window=window)))
     assert len(found) == len(expected) > 4
     for theirs, mine in zip(expected, found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)

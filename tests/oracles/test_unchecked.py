@@ -222,3 +222,40 @@ def test_axes_are_named() -> None:
             f"frame_causal_block_mask({ranks})": row,
         }
     )
+
+
+def test_what_a_model_cannot_take_is_refused() -> None:
+    run_unchecked(
+        """
+        from peft import LoraConfig, LoraModel
+        from fastslow.qwen2_vl import *
+        from recipes.edge.tiny import tiny_backbone
+
+        def refused(call, *given):
+            try:
+                call(*given)
+            except ValueError as error:
+                return str(error)
+
+        frames = torch.zeros(2, 3, 56, 56)
+        assert refused(patchify_clip, frames, VisionGeometry()) == (
+            "frames is torch.float32 of shape (2, 3, 56, 56); it must be uint8 "
+            "(frames, 3, height, width)"
+        )
+        backbone = tiny_backbone(vocabulary_size=64, video_token_id=6)
+        adapted = LoraModel(backbone, LoraConfig(target_modules=["q_proj"]), "one")
+        assert refused(FastSlowQwen2VL, adapted) == (
+            "backbone is a LoraModel; it must be transformers' own model, into which "
+            "adapters are put once it is wrapped"
+        )
+        backbone = tiny_backbone(vocabulary_size=64, video_token_id=6)
+        model = FastSlowQwen2VL(backbone)
+        clip, patches = blank_clip(model.family.geometry)
+        plan = plan_row([[clip]], video_token_id=6, family=model.family)
+        shape = tuple(patches.shape)
+        assert refused(model, patches.long(), plan) == (
+            f"patches is torch.int64 of shape {shape}; the plan is for {shape}, bytes "
+            "as patchify_clip gives them or floats as normalize_patches does"
+        )
+        """
+    )

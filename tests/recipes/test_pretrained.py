@@ -127,6 +127,7 @@ def test_a_chat_template_has_to_work(folder: Path) -> None:
         "{% for": "does not work",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}": "does not work|leaves out",
         "hello": "leaves out what the user says",
+        "{% for m in messages %}{{ m.content[0].text }}{% endfor %}": "ends no answer",
     }.items():
         (folder / "chat_template.jinja").write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from fastslow.qwen2_vl import VisionGeometry, blank_clip, plan_row
+from fastslow.qwen2_vl import Family, blank_clip, plan_row
 from fastslow.schedule_json import schedule_from_json, schedule_to_json
 from fastslow.spans import Span, TextSpan, VideoSpan
 
@@ -88,12 +88,12 @@ class RowCollator:
 
     Attributes:
         collate: lmms-engine's collator.
-        geometry: How pixels become patches.
+        family: What kind of model the rows are for.
         video_token_id: Id that stands for a video token.
     """
 
     collate: Callable[[Sequence[Any]], dict[str, Any]]
-    geometry: VisionGeometry
+    family: Family
     video_token_id: int
 
     def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
@@ -110,12 +110,8 @@ class RowCollator:
         spans: list[tuple[Span, ...]] = spans_from_bytes(batch[SPANS])
         patches = batch.get(PIXELS)
         if patches is None:
-            blank, patches = blank_clip(self.geometry)
+            blank, patches = blank_clip(self.family.geometry)
             spans.append((blank,))
-        plan = plan_row(
-            spans,
-            video_token_id=self.video_token_id,
-            merge_size=self.geometry.merge_size,
-        )
+        plan = plan_row(spans, video_token_id=self.video_token_id, family=self.family)
         counted = {name: batch[name] for name in ("input_ids", "attention_mask")}
         return counted | {"patches": patches, "plan": plan}

@@ -60,7 +60,7 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
         processor = self.processing_class
         self.data_collator: Any = RowCollator(
             collate=others["data_collator"],
-            geometry=processor.family.geometry,
+            family=processor.family,
             video_token_id=processor.video_token_id,
         )
         self.waiting: list[dict[str, Any]] = []
