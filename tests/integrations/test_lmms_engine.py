@@ -107,7 +107,7 @@ def make_samples(processor: Any, clip: Tensor) -> list[dict[str, Tensor]]:
 def collator(processor: Any) -> RowCollator:
     return RowCollator(
         collate=VisionCollator(processor),
-        geometry=processor.family.geometry,
+        family=processor.family,
         video_token_id=processor.video_token_id,
     )
 
