@@ -186,6 +186,16 @@ def test_blocks_can_be_printed(intervals: KeyIntervals, block_size: int) -> None
     assert repr(blocks).startswith("BlockMask(")
 
 
+def test_blocks_hold_128_tokens_by_default() -> None:
+    ranks = torch.arange(129)
+    for blocks in (
+        interval_block_mask(visible_intervals(ranks)),
+        frame_causal_block_mask(ranks),
+    ):
+        assert blocks.BLOCK_SIZE == (128, 128)
+        assert blocks.kv_indices.shape[-1] == 2
+
+
 @pytest.mark.parametrize("block_size", [0, -128])
 def test_blocks_hold_at_least_1_token(block_size: int) -> None:
     message = f"^block_size is {block_size}; it must be at least 1$"

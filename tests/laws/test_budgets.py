@@ -151,6 +151,12 @@ def test_a_budget_for_all_frames_takes_the_smallest_stride() -> None:
     assert schedule == two_level_schedule([True] * 3, slow_stride=2, fast_stride=2)
 
 
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_strides_are_the_powers_of_two_up_to_8_by_default(stride: int) -> None:
+    schedule = schedule_for_budget(1, (8, 8), (8 // stride) ** 2)
+    assert schedule.strides == (stride,)
+
+
 def test_what_cannot_be_met_is_named() -> None:
     for call in (
         lambda: schedule_for_budget(8, (16, 16), 31),

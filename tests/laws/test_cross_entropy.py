@@ -7,7 +7,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastslow import IGNORED_LABEL, LabelPlan, cross_entropy, labelled_cross_entropy
+from fastslow import (
+    IGNORED_LABEL,
+    LabelPlan,
+    cross_entropy,
+    labelled_cross_entropy,
+    to_device,
+)
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
 
@@ -125,6 +131,26 @@ def test_labelled_cross_entropy__matches_reference(row: list[int], seed: int) ->
     )
     assert_near(total, torch.tensor(expected, dtype=torch.float64))
     assert count == expected_count
+
+
+@pytest.mark.parametrize("chunk_bytes", [40, 2**28])
+def test_narrow_integers_are_targets(
+    chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_entropy, "_CHUNK_BYTES", chunk_bytes)
+    hidden, weight, plan = states(4, 0), words(0), plan_of([0, 4, 2, 1])
+    narrow = LabelPlan(rows=plan.rows.int(), targets=plan.targets.int())
+    total, _ = labelled_cross_entropy(hidden, weight, narrow)
+    assert total == labelled_cross_entropy(hidden, weight, plan)[0]
+    total.backward()
+
+
+def test_the_device_follows_the_hidden_states() -> None:
+    plan = to_device(plan_of([0, IGNORED_LABEL]), "meta")
+    total, count = labelled_cross_entropy(
+        torch.ones(2, WIDTH, device="meta"), torch.ones(5, WIDTH, device="meta"), plan
+    )
+    assert (total.device.type, count) == ("meta", 1)
 
 
 def test_many_labels_are_measured_in_chunks() -> None:

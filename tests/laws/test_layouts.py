@@ -304,6 +304,11 @@ def test_a_clip_and_its_schedule_fit() -> None:
     )
 
 
+def test_a_window_keeps_the_prefix_alone_by_default() -> None:
+    spelled_out = FrameWindow(frames=1, keep_text="prefix", keep_slow=False)
+    assert FrameWindow(frames=1) == spelled_out
+
+
 def test_an_unknown_word_for_kept_text_is_refused() -> None:
     layout = build_layout([[TextSpan(token_ids=(1,))]], video_token_id=VIDEO)
     window: Any = inspect.unwrap(FrameWindow.__init__)

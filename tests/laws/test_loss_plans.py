@@ -26,6 +26,7 @@ from fastslow import (
     dense_mask,
     encoded_grids,
     frame_causal_mask,
+    keep_tokens,
     kernel_schedule,
     lengths_from_cu_seqlens,
     merge_streams,
@@ -53,6 +54,10 @@ TWO_STREAMS, TWO_STREAMS_IN_TIME = (
     for order in ("stream", "time")
 )
 KERNELS = VideoSpan(grid=(2, 3), schedule=kernel_schedule(5, (2, 2, 1)))
+ONE_FRAME_CUT = VideoSpan(
+    grid=(1, 2),
+    schedule=keep_tokens(repeat_strides(3, (1,)), [[True, False], None, None]),
+)
 
 pairings = st.sampled_from(("source_grid", "common_grid", "frame_mean"))
 rows = fst.packed_samples(
@@ -189,6 +194,7 @@ def test_plan_next_frame__pairings_agree(grid: Grid, stride: int, frames: int) -
 )
 @example([[TWO_STREAMS, TextSpan(token_ids=(7,))], [TWO_STREAMS_IN_TIME]], 1)
 @example([[KERNELS]], 1)
+@example([[ONE_FRAME_CUT]], 1)
 def test_plan_next_frame__matches_reference(
     samples: list[list[Span]], padding: int
 ) -> None:

@@ -309,6 +309,7 @@ def test_change_weights__bounds(seed: int) -> None:
     assert ((weights >= 0) & (weights <= 2)).all()
     assert weights.dtype == torch.float32
     assert not weights.requires_grad
+    assert not change_weights(after, before).requires_grad
     cosines = F.cosine_similarity(before.double(), after.detach().double())
     torch.testing.assert_close(weights.double(), 1 - cosines, rtol=1e-5, atol=1e-5)
     rounded = fst.random_values((200, 2), seed=seed)
@@ -448,6 +449,25 @@ def test_nothing_to_predict_costs_nothing(
     total.backward()
     assert (total.item(), count) == (0.0, 0)
     assert predictions.grad is not None
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_what_is_compiled_is_the_same_and_reaches_no_target(
+    distance: Distance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goal, weights = goals([2, 1], 0), torch.ones(3, dtype=torch.float64)
+    predictions = guesses(goal, 0).requires_grad_()
+    for constant in (goal.values, weights):
+        constant.requires_grad_()
+    expected, _ = next_frame_loss(predictions, goal, distance=distance, weights=weights)
+    (wanted,) = torch.autograd.grad(expected, predictions)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    total, _ = next_frame_loss(predictions, goal, distance=distance, weights=weights)
+    total.backward()
+    assert_near(total, expected)
+    assert predictions.grad is not None
+    assert_near(predictions.grad, wanted)
+    assert goal.values.grad is weights.grad is None
 
 
 def test_losses_leave_their_arguments_alone() -> None:

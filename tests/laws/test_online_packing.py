@@ -100,6 +100,13 @@ def test_next_bin__even(problem: Problem, window: int, seed: int) -> None:
                 assert sum(lengths[each] for each in before) < capacity
 
 
+@given(stream_seeds)
+def test_no_copy_joins_what_fills_a_bin_exactly(seed: int) -> None:
+    chosen, state = next_bin([2, 2], 4, StreamState(), window=5, seed=seed)
+    assert sorted(chosen) == [0, 1]
+    assert state.waiting == ()
+
+
 @pytest.mark.parametrize(
     ("count", "capacity"), [(2, 640), (40, 640), (40, 16_384), (300, 16_384)]
 )

@@ -296,6 +296,12 @@ def test_a_mean_does_not_hide_infinities(dtype: torch.dtype, cell: int) -> None:
         assert pooled.values.item() == infinity
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_nor_does_one_of_shares_that_half_precision_holds(dtype: torch.dtype) -> None:
+    clip = torch.tensor([1, torch.inf, 1, 1], dtype=dtype)
+    assert pool_frames(clip.view(1, 2, 2, 1), [2]).values.item() == torch.inf
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_gradients_keep_the_dtype(dtype: torch.dtype) -> None:
     tokens = torch.ones(2, 3, 3, 2, dtype=dtype, requires_grad=True)
@@ -306,8 +312,10 @@ def test_gradients_keep_the_dtype(dtype: torch.dtype) -> None:
     assert tokens.grad.dtype == dtype
 
 
-def test_device_follows_the_tokens() -> None:
-    pooled = pool_frames(torch.zeros(2, 3, 3, 2, device="meta"), [2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_device_follows_the_tokens(dtype: torch.dtype) -> None:
+    clip = torch.zeros(2, 3, 3, 2, device="meta", dtype=dtype)
+    pooled = pool_frames(clip, [2, 3])
     assert pooled.values.device.type == pooled.cu_seqlens.device.type == "meta"
     assert pooled.values.shape == (5, 2)
 

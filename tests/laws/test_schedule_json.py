@@ -122,6 +122,14 @@ def test_a_field_of_another_type_is_named(
     assert str(error.value) == f"the JSON is no schedule: {message}"
 
 
+@pytest.mark.parametrize("holder", [lambda c: c, lambda c: c["frames"][0]])
+def test_a_field_that_no_schedule_has_is_named(holder: Callable[[Any], Any]) -> None:
+    content = json.loads(schedule_to_json(build_schedule(1)))
+    holder(content)["tempo"] = 3
+    with pytest.raises(ValueError, match=r"the JSON is no schedule: .*'tempo'"):
+        schedule_from_json(json.dumps(content))
+
+
 @pytest.mark.parametrize("number", ["1.5", "2.0", "NaN"])
 def test_a_number_that_is_no_integer_is_named(number: str) -> None:
     text = schedule_to_json(build_schedule(1)).replace("[4, 4]", f"[{number}, 4]")

@@ -292,6 +292,7 @@ def test_kernel_schedule__chunks(num_frames: int, kernel: tuple[int, int, int]) 
     read = [list(range(frame.start, frame.stop)) for frame in schedule.frames]
     assert read == reference.side_windows(num_frames, kernel[0], None, "ceil")
     assert all(frame.stride == kernel[1:] for frame in schedule.frames)
+    assert not any(schedule.is_slow)
     whole = [frames for frames in read if len(frames) == kernel[0]]
     if whole:
         floored = kernel_schedule(num_frames, kernel, is_slow=True, edge="floor")

@@ -125,6 +125,11 @@ def test_narrow_integers_of_numpy_do_not_wrap() -> None:
             first, state = next_bin(lengths, 8, StreamState(), window=5, seed=0)
             plainly = next_bin(lengths.tolist(), 8, StreamState(), window=5, seed=0)
             assert (first, state) == plainly
+            for capacity in (8, 70_000):
+                for pack in (
+                    best_fit_decreasing, first_fit_decreasing, fewest_bins_bound
+                ):
+                    assert pack(lengths, capacity) == pack(lengths.tolist(), capacity)
         for kind in (np.uint8, np.int8):
             costs = np.array([100] * 8 + [1], kind)
             assert balance(costs, 2) == balance(costs.tolist(), 2)
