@@ -19,7 +19,7 @@ def keys_of_queries(intervals: KeyIntervals, block_size: int) -> Runs:
     start, stop = intervals.start, intervals.stop
     tokens, reads = len(start), start < stop
     start = by_block(start.masked_fill(~reads, tokens), tokens, block_size)
-    stop = by_block(stop.masked_fill(~reads, 0), 0, block_size)
+    stop = by_block(stop, 0, block_size)
     return _round(start.amin(1), start.amax(1), stop.amin(1), stop.amax(1), block_size)
 
 

@@ -53,7 +53,7 @@ def visible_pairs(intervals: KeyIntervals) -> int:
         >>> visible_pairs(visible_intervals(torch.tensor([0, 1, 1, 2])))
         11
     """
-    pairs = (intervals.stop.long() - intervals.start).sum()
+    pairs = (intervals.stop - intervals.start).sum()
     if intervals.kept is not None:
         kept = torch.nn.functional.pad(intervals.kept.is_kept.cumsum(0), (1, 0))
         pairs += (kept[intervals.start] - kept[intervals.kept.start]).sum()
