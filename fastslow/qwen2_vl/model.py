@@ -231,10 +231,9 @@ class FastSlowQwen2VL(nn.Module):
                 "the row holds no clip; the vision tower is called once for every row"
             )
         geometry, expected = self.family.geometry, len(plan.tower.position_ids)
-        is_windowed = isinstance(plan.tower, WindowedTowerPlan)
-        if expected != len(
-            plan.pool.cell_starts
-        ) * geometry.merge_size**2 or is_windowed != (self.family.window is not None):
+        merged = expected == len(plan.pool.cell_starts) * geometry.merge_size**2
+        in_windows = isinstance(plan.tower, WindowedTowerPlan)
+        if not merged or in_windows != (self.family.window is not None):
             raise ValueError(
                 "the plan is for another family of models; plan_row takes "
                 "family=model.family"

@@ -69,7 +69,7 @@ def test_plan_tower__matches_transformers(
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_tower_is_that_of_transformers(
-    make_family: Callable[..., Any], model_type: str
+    make_family: Callable[..., Any], model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mixed grids, forward and backward, beside SDPA called frame by frame."""
     stock = make_family(model_type)
@@ -92,6 +92,7 @@ def test_the_tower_is_that_of_transformers(
         return output.last_hidden_state, output.pooler_output, *gradients
 
     expected = both_ways(stock)
+    monkeypatch.delattr(torch.nn.Conv3d, "_conv_forward")  # a product is enough
     found = both_ways(ours, **vars(plan_tower(runs, window=window)))
     assert len(found) == len(expected) > 4
     for theirs, mine in zip(expected, found, strict=True):
