@@ -24,8 +24,6 @@ from fastslow import best_fit_decreasing, describe_schedule, fill
 from fastslow.qwen2_vl import family_of
 from recipes.config import load_config
 from recipes.data import clip_settings
-from recipes.edge.archives import ArchiveError
-from recipes.edge.containers import VideoError
 from recipes.edge.conversations import BadSample
 from recipes.edge.published import model_config
 from recipes.edge.sample_picture import draw_sample
@@ -72,7 +70,7 @@ def main() -> None:
                 sample = find_sample(planned, bad, options.show)
                 draw_sample(sample, planned, options.output)
                 sys.stdout.write(f"{'drawn':13}{options.output}\n")
-    except (OSError, ValueError, ArchiveError, VideoError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -29,7 +29,7 @@ _EQUAL = 2
 _T = TypeVar("_T")
 
 
-class ArchiveError(Exception):
+class ArchiveError(ValueError):
     """An archive cannot be used; the message names it and the reason."""
 
 

@@ -37,7 +37,7 @@ _FAILING_DISK = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
 """What a file system says of itself: no fault of a sample, which is not left out."""
 
 
-class VideoError(Exception):
+class VideoError(ValueError):
     """A video file cannot be used; the message names the path and the reason."""
 
 

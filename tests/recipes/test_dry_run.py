@@ -319,3 +319,15 @@ def test_a_dry_run_that_cannot_be_made_says_why_in_one_line(
         "error: device is 'h100'; it must be one of h100-80gb, h100-pcie-80gb, "
         "h200-141gb, a100-80gb, a100-40gb, l40s-48gb, b200-180gb"
     )
+
+
+def test_a_dry_run_names_a_broken_archive(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_clips(tmp_path / "clips", num_clips=1, held_out=0, seed=0)
+    archive = tmp_path / "clips" / "clips.tar"
+    archive.write_text("no tar")
+    monkeypatch.setattr("recipes.preview.CACHE", tmp_path / "cache")
+    monkeypatch.setattr(sys, "argv", ["recipe", "--dry-run"])
+    with pytest.raises(SystemExit, match=f"^error: {archive} is no readable tar"):
+        run_recipe(replace(TINY, data_path=str(archive.with_name("train.jsonl"))))

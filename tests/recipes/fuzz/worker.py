@@ -22,7 +22,7 @@ from fastslow.qwen2_vl import Family, VisionGeometry
 from recipes.config import Config, load_config
 from recipes.edge import containers
 from recipes.edge.answers import load_model
-from recipes.edge.archives import ArchiveError, ArchiveStore
+from recipes.edge.archives import ArchiveStore
 from recipes.edge.conversations import BadSample
 from recipes.edge.data_files import list_subsets
 from recipes.edge.distributed import process_group
@@ -89,7 +89,7 @@ def use_dataset(folder: Path) -> Outcome:
     """Plan and decode a dataset as a run does, and count what became of its rows."""
     try:
         found = [_use(folder, name, each) for name, each in VARIANTS.items()]
-    except (ValueError, ArchiveError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:
         return Outcome(verdict="refused", said=(str(error),))
     return max(found, key=lambda each: ORDER.index(each.verdict))
 
