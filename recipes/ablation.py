@@ -239,11 +239,10 @@ def _base(base: Any) -> Config:
     settings = (
         {"preset": base} if isinstance(base, str) else check_mapping("base", base)
     )
-    name = settings.pop("preset", "tiny")
+    name = convert("preset", settings.pop("preset", "tiny"), str)
     if name not in PRESETS:
         raise ValueError(
-            f"preset is {name!r}; the nearest known one is "
-            f"{nearest(str(name), PRESETS)!r}"
+            f"preset is {name!r}; the nearest known one is {nearest(name, PRESETS)!r}"
         )
     _refuse_own("base", settings)
     module, constant = PRESETS[name]

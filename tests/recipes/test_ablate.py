@@ -102,6 +102,10 @@ def test_every_setting_can_be_an_axis() -> None:
             "preset is 'tyni'; the nearest known one is 'tiny'",
         ),
         (
+            grid(RATIOS, base={"preset": ["tiny"]}),
+            "preset is ('tiny',); it must be text",
+        ),
+        (
             grid(RATIOS, base={"seed": 3}),
             "base names seed; the ablation sets it for every run",
         ),
