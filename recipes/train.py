@@ -242,9 +242,9 @@ def build_model(config: Config, data: Data, world: World) -> FastSlowQwen2VL:
         offload = config.parallel.cpu_offload
         materialize(model, world.device, seed=config.seed, offload=offload)
         load_pretrained(data.checkpoint, model)
-        reset_adapters(model, seed=config.seed)
         if model.target_tower is not None:
             model.reset_target_tower()
+    reset_adapters(model, seed=config.seed)
     return model
 
 

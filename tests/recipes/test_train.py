@@ -19,8 +19,9 @@ from recipes.data import plan_data
 from recipes.edge.clips import make_clips
 from recipes.edge.devices import this_device
 from recipes.edge.distributed import process_group
+from recipes.edge.parallel import Parallel
 from recipes.qwen2vl_tiny import TINY
-from recipes.train import main
+from recipes.train import build_model, main
 
 
 @pytest.fixture(scope="module")
@@ -372,3 +373,22 @@ def test_training_leaves_no_seed_behind(clips: Path, tmp_path: Path) -> None:
     train(tmp_path / "b", clips / "train.jsonl")
     losses = [[row["loss"] for row in metrics(tmp_path / n)] for n in ("a", "b")]
     assert losses[0] == losses[1]
+
+
+def test_the_seed_draws_every_weight(clips: Path, tmp_path: Path) -> None:
+    drawn = []
+    with process_group() as world:
+        for seed in (0, 1):
+            config = replace(
+                TINY,
+                seed=seed,
+                output_dir=tmp_path / str(seed),
+                data_path=str(clips / "train.jsonl"),
+                parallel=Parallel(compute="float32", lora_rank=2),
+            )
+            model = build_model(config, plan_data(config, world), world)
+            weights = model.state_dict().items()
+            drawn.append({n: w.full_tensor() for n, w in weights if w.ndim > 1})
+    for name in drawn[0]:
+        is_zero = ".lora_B." in name
+        assert torch.equal(drawn[0][name], drawn[1][name]) == is_zero, name
