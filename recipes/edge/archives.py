@@ -74,7 +74,8 @@ class ArchiveStore:
                     if not plain.exists():
                         self._unzip(archive, plain)
             with suppress(FileNotFoundError):  # let go by another process meanwhile
-                os.utime(plain)
+                with suppress(PermissionError):  # another user's, who keeps it
+                    os.utime(plain)
                 return plain
 
     def _unzip(self, archive: str, plain: Path) -> None:

@@ -1,5 +1,6 @@
 """Clips in archives, read in place."""
 
+import errno
 import io
 import os
 import resource
@@ -215,6 +216,20 @@ def test_a_bomb_is_not_unzipped(
     with pytest.raises(ArchiveError, match=r"it would have more than 1,048,576 bytes"):
         store.open(str(archive))
     assert list(store.cache_dir.glob("*.partial")) == []
+
+
+def test_a_cache_of_another_user_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = str(pack(tmp_path / "clips.tgz", {"a": b"1"}))
+    store = ArchiveStore(tmp_path / "cache")
+    plain = store.open(archive)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert store.open(archive) == plain
 
 
 def test_an_archive_that_is_let_go_while_it_is_opened_comes_again(
