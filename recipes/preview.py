@@ -45,20 +45,9 @@ def preview(config: Config) -> tuple[str, bool]:
     Raises:
         ValueError: If the GPU is unknown, or the data have no sample that can be used.
     """
-    plan = Plan(
-        shape=model_config(config.model_name_or_path),
-        parallel=config.parallel,
-        num_gpus=config.num_gpus,
-        device=find_device(config.device),
-        tokens_per_row=config.tokens_per_row,
-        rows=config.rows_per_step,
-        mfu=config.assumed_mfu,
-        window=config.packing_window,
-        next_frame=config.loss_weight > 0,
-        attention=config.attention,
-        pool_mode=config.mm_spatial_pool_mode,
-    )
-    settings = clip_settings(config, family_of(plan.shape), torch.device("cuda"))
+    shape = model_config(config.model_name_or_path)
+    plan = Plan(config=config, shape=shape, device=find_device(config.device))
+    settings = clip_settings(config, family_of(shape), torch.device("cuda"))
     if config.data_path is None:
         samples = [largest_sample(settings)] * config.packing_window
         about = "no data: as if every clip were as long and large as settings allow"

@@ -1,7 +1,7 @@
 """What a run would take, said before it starts and without a GPU."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -16,8 +16,6 @@ from fastslow import (
     fill,
     next_bin,
 )
-from fastslow.layouts import Attention
-from fastslow.pool_plans import Mode
 from fastslow.qwen2_vl import (
     RowPlan,
     StepFlops,
@@ -26,10 +24,11 @@ from fastslow.qwen2_vl import (
     plan_row,
     step_flops,
 )
+from recipes.config import Config, with_settings
 from recipes.edge.devices import Device
 from recipes.edge.memory import Memory, estimate_memory
-from recipes.edge.parallel import Parallel
 from recipes.edge.samples import tower_tokens
+from recipes.edge.values import by_dotted_name
 from recipes.edge.weights import meta_model
 
 USABLE = 0.92
@@ -50,30 +49,14 @@ class Plan:
     """What a forecast is made for.
 
     Attributes:
+        config: Settings of the run.
         shape: What the model looks like.
-        parallel: How it is computed and spread.
-        num_gpus: Number of ranks.
-        device: The GPU of each.
-        tokens_per_row: Tokens of a packed row at most.
-        rows: Packed rows of each rank in one optimizer step.
-        mfu: Share of the GPU's peak that a step is supposed to reach.
-        window: Samples from which a row is packed.
-        next_frame: Whether the next-frame loss is on.
-        attention: Whether the tokens of a frame read each other both ways.
-        pool_mode: How the tokens of a window become one.
+        device: The GPU of each rank.
     """
 
+    config: Config
     shape: PreTrainedConfig
-    parallel: Parallel
-    num_gpus: int
     device: Device
-    tokens_per_row: int
-    rows: int
-    mfu: float
-    window: int
-    next_frame: bool = True
-    attention: Attention = "frame_causal"
-    pool_mode: Mode = "average"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,27 +101,28 @@ def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
             f"model_type is {plan.shape.model_type!r}; a dry run knows 'qwen2_vl', the "
             "towers of the others read sizes from tensors that have no values here"
         )
-    if plan.num_gpus % plan.parallel.replicate:
+    config, parallel = plan.config, plan.config.parallel
+    if config.num_gpus % parallel.replicate:
         raise ValueError(
-            f"replicate is {plan.parallel.replicate} but there are {plan.num_gpus} "
+            f"replicate is {parallel.replicate} but there are {config.num_gpus} "
             "ranks; it must divide them"
         )
     lengths = [count_tokens(sample) for sample in samples]
-    bins = _pack(lengths, plan)
+    bins = _pack(lengths, config)
     patches = [tower_tokens(sample) for sample in samples]
     worst = max(bins, key=lambda row: sum(patches[number] for number in row))
     row = _row(plan, samples, worst)
     model = meta_model(plan.shape)
-    if not plan.next_frame:
+    if not config.loss_weight:
         model.drop_next_frame()
-    memory = estimate_memory(model, plan.parallel, row, world_size=plan.num_gpus)
+    memory = estimate_memory(model, parallel, row, world_size=config.num_gpus)
     weights = [(p.numel(), p.requires_grad) for p in model.parameters()]
     counted = [
         step_flops(model, _row(plan, samples, each)) for each in bins[:COUNTED_ROWS]
     ]
     return Forecast(
         bins=tuple(bins),
-        fill=fill(lengths, bins, plan.tokens_per_row),
+        fill=fill(lengths, bins, config.tokens_per_row),
         worst=row,
         memory=memory,
         flops=_mean(counted),
@@ -172,11 +156,11 @@ def first_that_fits(
         The flags of the first plan that fits, and its forecast; None if none does.
     """
     longest = max(count_tokens(sample) for sample in samples)
-    for changes in _changes(plan, longest):
+    for changes in _changes(plan.config, longest):
         found = _forecast_that_fits(plan, changes, samples)
         if found is not None:
             needed, found = _drop_needless(plan, changes, found, samples)
-            return " ".join(change.flags for change in needed), found
+            return _flags(needed), found
     return None
 
 
@@ -191,10 +175,11 @@ def report(plan: Plan, found: Forecast, samples: Sequence[Sample]) -> str:
     Returns:
         Lines of text.
     """
-    memory, flops, device = found.memory, found.flops, plan.device
-    step = flops.total * plan.rows
-    seconds = step / (plan.mfu * device.bf16_flops)
-    tokens = found.fill * plan.tokens_per_row * plan.rows
+    config, device = plan.config, plan.device
+    memory, flops, rows = found.memory, found.flops, config.rows_per_step
+    step = flops.total * rows
+    seconds = step / (config.assumed_mfu * device.bf16_flops)
+    tokens = found.fill * config.tokens_per_row * rows
     shares = ", ".join(
         f"{name} {part / flops.total:.0%}"
         for name, part in (
@@ -208,16 +193,16 @@ def report(plan: Plan, found: Forecast, samples: Sequence[Sample]) -> str:
     lines = {
         "model": f"{whole:,} parameters, {trained:,} of them trained",
         "clip": _first_clip(samples),
-        "rows": f"{len(found.bins)} rows of {plan.tokens_per_row:,} tokens, "
+        "rows": f"{len(found.bins)} rows of {config.tokens_per_row:,} tokens, "
         f"{found.fill:.1%} full",
         "worst": f"{int(worst.grid_thw.prod(1).sum()):,} patches, "
         f"{len(worst.video_rows):,} video tokens, {len(worst.labels.rows):,} labels",
-        "memory": f"each of {plan.num_gpus} {device.name}, in GiB",
+        "memory": f"each of {config.num_gpus} {device.name}, in GiB",
         **_table(memory),
         "  total": f"{_gib(memory.total)} of {_gib(device.memory_bytes).strip()}, "
         f"of which {USABLE:.0%} may be planned",
-        "step": f"{step:.3g} FLOPs of each GPU in {plan.rows} rows: {shares}",
-        "time": f"{seconds:.2f} s a step at an MFU of {plan.mfu:.0%}, "
+        "step": f"{step:.3g} FLOPs of each GPU in {rows} rows: {shares}",
+        "time": f"{seconds:.2f} s a step at an MFU of {config.assumed_mfu:.0%}, "
         f"{tokens / seconds:,.0f} tokens a second and GPU",
     }
     return "\n".join(f"{name:14} {words}" for name, words in lines.items())
@@ -233,13 +218,13 @@ def _first_clip(samples: Sequence[Sample]) -> str:
     return f"{describe_schedule(clip.schedule, clip.grid)}, {before:,} unpooled"
 
 
-def _pack(lengths: Sequence[int], plan: Plan) -> list[tuple[int, ...]]:
+def _pack(lengths: Sequence[int], config: Config) -> list[tuple[int, ...]]:
     """Pack until every sample has been in a row, or as many as are worth looking at."""
     bins, state = list[tuple[int, ...]](), StreamState()
     left = set(range(len(lengths)))
     while left and len(bins) < MOST_ROWS:
         chosen, state = next_bin(
-            lengths, plan.tokens_per_row, state, window=plan.window, seed=0
+            lengths, config.tokens_per_row, state, window=config.packing_window, seed=0
         )
         bins.append(chosen)
         left.difference_update(chosen)
@@ -256,9 +241,9 @@ def _row(plan: Plan, samples: Sequence[Sample], chosen: Sequence[int]) -> RowPla
         row,
         video_token_id=plan.shape.video_token_id,
         family=family,
-        attention=plan.attention,
-        pool_mode=plan.pool_mode,
-        length=max(plan.tokens_per_row, sum(map(count_tokens, row))),
+        attention=plan.config.attention,
+        pool_mode=plan.config.mm_spatial_pool_mode,
+        length=max(plan.config.tokens_per_row, sum(map(count_tokens, row))),
     )
 
 
@@ -271,13 +256,17 @@ def _mean(rows: Sequence[StepFlops]) -> StepFlops:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Change:
-    """One change of a plan: its flags, and the fields that they set."""
+_Change = Mapping[str, Any]
+"""Settings that are changed together, as a YAML file names them."""
 
-    flags: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    parallel: Mapping[str, Any] = field(default_factory=dict)
+
+def _flags(changes: Sequence[_Change]) -> str:
+    """Write changes as a command line does."""
+    settings = (pair for change in changes for pair in by_dotted_name(change))
+    return " ".join(
+        f"--{name.replace('_', '-')}" + (f" {value}" if value is not True else "")
+        for name, value in settings
+    )
 
 
 def _forecast_that_fits(
@@ -285,8 +274,7 @@ def _forecast_that_fits(
 ) -> Forecast | None:
     """Forecast a plan after some changes; None if it does not fit."""
     for change in changes:
-        parallel = replace(plan.parallel, **change.parallel)
-        plan = replace(plan, parallel=parallel, **change.fields)
+        plan = replace(plan, config=with_settings(plan.config, change))
     found = forecast(plan, samples)
     return found if fits(plan, found) else None
 
@@ -303,40 +291,38 @@ def _drop_needless(
     return changes, found
 
 
-def _changes(plan: Plan, longest: int) -> Iterator[list[_Change]]:
+def _changes(config: Config, longest: int) -> Iterator[list[_Change]]:
     """Yield combinations of changes after which a plan takes less and less memory.
 
     A later change of recomputation overrides an earlier one.
     """
     made: list[_Change] = []
     kinds = ("none", "selective", "full")
-    for kind in kinds[kinds.index(plan.parallel.activation_checkpointing) + 1 :]:
-        flags = f"--parallel.activation-checkpointing {kind}"
-        settings = {"activation_checkpointing": kind}
-        made = [*made, _Change(flags=flags, parallel=settings)]
+    for kind in kinds[kinds.index(config.parallel.activation_checkpointing) + 1 :]:
+        made = [*made, {"parallel": {"activation_checkpointing": kind}}]
         yield made
-    shorter = max(plan.tokens_per_row // 2, -(-longest // 128) * 128)
-    if shorter < plan.tokens_per_row:
-        flags = (
-            f"--tokens-per-row {shorter} --per-device-train-batch-size 1 "
-            f"--gradient-accumulation-steps {2 * plan.rows}"
-        )
-        fields = {"tokens_per_row": shorter, "rows": 2 * plan.rows}
-        made = [*made, _Change(flags=flags, fields=fields)]
+    shorter = max(config.tokens_per_row // 2, -(-longest // 128) * 128)
+    if shorter < config.tokens_per_row:
+        rows = {
+            "tokens_per_row": shorter,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 2 * config.rows_per_step,
+        }
+        made = [*made, rows]
         yield made
-    for change in _last_changes(plan):
+    for change in _last_changes(config):
         yield [*made, change]
 
 
-def _last_changes(plan: Plan) -> Iterator[_Change]:
+def _last_changes(config: Config) -> Iterator[_Change]:
     """Yield the changes that are not tried on top of each other."""
-    if not plan.parallel.cpu_offload:
-        yield _Change(flags="--parallel.cpu-offload", parallel={"cpu_offload": True})
-    if not plan.parallel.lora_rank and plan.parallel.tower == "frozen":
-        yield _Change(flags="--parallel.lora-rank 16", parallel={"lora_rank": 16})
+    parallel = config.parallel
+    if not parallel.cpu_offload:
+        yield {"parallel": {"cpu_offload": True}}
+    if not parallel.lora_rank and parallel.tower == "frozen":
+        yield {"parallel": {"lora_rank": 16}}
     for more in (2, 4, 8, 16):
-        wider = more * plan.num_gpus
-        yield _Change(flags=f"--num-gpus {wider}", fields={"num_gpus": wider})
+        yield {"num_gpus": more * config.num_gpus}
 
 
 def _table(memory: Memory) -> dict[str, str]:

@@ -106,18 +106,12 @@ def test_every_preset_fits_what_it_says(name: str, preset: Config) -> None:
 
 
 def test_without_the_next_frame_loss_a_run_takes_less() -> None:
-    plan = Plan(
-        shape=small_config(),
-        parallel=Parallel(tower="trained"),
-        num_gpus=1,
-        device=find_device("h100-80gb"),
-        tokens_per_row=512,
-        rows=1,
-        mfu=0.4,
-        window=8,
-    )
     whole, less = (
-        forecast(replace(plan, next_frame=each), [SAMPLE]) for each in (True, False)
+        forecast(
+            small_plan(512, loss_weight=each, parallel=Parallel(tower="trained")),
+            [SAMPLE],
+        )
+        for each in (0.15, 0.0)
     )
     head = 256 * 256 + 256 + 256 * 160 + 160
     assert whole.parameters[1] - less.parameters[1] == head
@@ -129,30 +123,22 @@ def test_without_the_next_frame_loss_a_run_takes_less() -> None:
 
 
 def test_pairs_are_those_of_the_attention_that_is_asked_for() -> None:
-    plan = small_plan(512)
     both_ways, causal = (
-        forecast(replace(plan, attention=attention), [SAMPLE]).flops.language_model
-        for attention in ("frame_causal", "causal")
+        forecast(small_plan(512, attention=kind), [SAMPLE]).flops.language_model
+        for kind in ("frame_causal", "causal")
     )
     assert causal < both_ways
 
 
-def small_plan(tokens_per_row: int) -> Plan:
-    return Plan(
-        shape=small_config(),
-        parallel=Parallel(),
-        num_gpus=1,
-        device=find_device("h100-80gb"),
-        tokens_per_row=tokens_per_row,
-        rows=1,
-        mfu=0.4,
-        window=8,
-    )
+def small_plan(tokens_per_row: int, **settings: Any) -> Plan:
+    known = {"num_gpus": 1, "packing_window": 8, "parallel": Parallel(), **settings}
+    config = replace(TINY, tokens_per_row=tokens_per_row, **known)
+    return Plan(config=config, shape=small_config(), device=find_device("h100-80gb"))
 
 
-def memory_of(plan: Plan, **settings: Any) -> int:
-    changed = replace(plan, parallel=Parallel(**settings))
-    return forecast(changed, [SAMPLE] * 8).memory.total
+def memory_of(tokens_per_row: int, **settings: Any) -> int:
+    plan = small_plan(tokens_per_row, parallel=Parallel(**settings))
+    return forecast(plan, [SAMPLE] * 8).memory.total
 
 
 def flags_with(plan: Plan, memory: int) -> str | None:
@@ -170,7 +156,7 @@ def test_what_to_change_is_the_first_that_fits() -> None:
     whole = forecast(plan, [SAMPLE] * 8)
     assert fits(plan, whole)
     selective, full = (
-        memory_of(plan, activation_checkpointing=kind) for kind in ("selective", "full")
+        memory_of(2048, activation_checkpointing=kind) for kind in ("selective", "full")
     )
     assert whole.memory.total > selective > full
     assert flags_with(plan, selective + 2) == f"{RECOMPUTE} selective"
@@ -181,15 +167,14 @@ def test_what_to_change_is_the_first_that_fits() -> None:
 
 def test_what_to_change_has_nothing_that_is_not_needed() -> None:
     plan = small_plan(512)
-    short = replace(plan, tokens_per_row=256)
     offload = "--parallel.cpu-offload"
     none, selective, full = (
-        memory_of(plan, activation_checkpointing=kind, cpu_offload=True)
+        memory_of(512, activation_checkpointing=kind, cpu_offload=True)
         for kind in ("none", "selective", "full")
     )
-    shortest = memory_of(short, activation_checkpointing="full", cpu_offload=True)
+    shortest = memory_of(256, activation_checkpointing="full", cpu_offload=True)
     assert none > selective > full > shortest
-    assert memory_of(short, activation_checkpointing="full") > none
+    assert memory_of(256, activation_checkpointing="full") > none
     assert flags_with(plan, none + 2) == offload
     assert flags_with(plan, selective + 2) == f"{RECOMPUTE} selective {offload}"
     assert flags_with(plan, full + 2) == f"{RECOMPUTE} full {offload}"
@@ -206,21 +191,12 @@ SPARSE = (
 
 def test_the_worst_row_is_looked_for_in_a_whole_pass() -> None:
     samples = [SAMPLE] * 5 + [SPARSE] + [SAMPLE] * 6
-    plan = Plan(
-        shape=small_config(),
-        parallel=Parallel(),
-        num_gpus=1,
-        device=find_device("h100-80gb"),
-        tokens_per_row=600,
-        rows=3,
-        mfu=0.4,
-        window=len(samples),
-    )
+    plan = small_plan(600, packing_window=len(samples))
     found = forecast(plan, samples)
     assert {number for row in found.bins for number in row} == set(range(len(samples)))
     assert [4, 64, 64] in found.worst.grid_thw.tolist()
     model = meta_model(small_config())
-    choose_trained(model, plan.parallel)
+    choose_trained(model, plan.config.parallel)
     alone = [
         step_flops(model, plan_row([each], video_token_id=2000)) for each in samples
     ]
@@ -229,24 +205,15 @@ def test_the_worst_row_is_looked_for_in_a_whole_pass() -> None:
 
 
 def test_other_families_and_copies_that_do_not_divide_are_refused() -> None:
-    plan = Plan(
-        shape=Qwen3VLConfig(),
-        parallel=Parallel(replicate=2),
-        num_gpus=3,
-        device=find_device("h100-80gb"),
-        tokens_per_row=2048,
-        rows=1,
-        mfu=0.4,
-        window=8,
-    )
+    plan = small_plan(2048, num_gpus=3, parallel=Parallel(replicate=2))
     with pytest.raises(ValueError) as error:
-        forecast(plan, [SAMPLE])
+        forecast(replace(plan, shape=Qwen3VLConfig()), [SAMPLE])
     assert str(error.value) == (
         "model_type is 'qwen3_vl'; a dry run knows 'qwen2_vl', the towers of the "
         "others read sizes from tensors that have no values here"
     )
     with pytest.raises(ValueError) as error:
-        forecast(replace(plan, shape=small_config()), [SAMPLE])
+        forecast(plan, [SAMPLE])
     assert str(error.value) == (
         "replicate is 2 but there are 3 ranks; it must divide them"
     )
