@@ -140,15 +140,14 @@ def step_bytes(
     pixels = model.family.geometry
     width = 3 * pixels.temporal_patch_size * pixels.patch_size**2
     count = int(plan.grid_thw.prod(1).sum())
-    patches = torch.empty(count, width, dtype=torch.uint8, device=meta)
-    on_meta = to_device(plan, meta)
-    inputs = sum(leaf.nbytes for leaf in (patches, *_tensors_in(on_meta)))
     births = _Births()
     with (
         _stand_in_attention(),
         births,
         gathered_by_turns(model, births, shards=shards, keeps_sums=keeps_sums),
     ):
+        patches = torch.empty(count, width, dtype=torch.uint8, device=meta)
+        on_meta = to_device(plan, meta)
         output = model(patches, on_meta)
         terms = [output.language_loss]
         if model.predicts_next_frame:
@@ -159,19 +158,7 @@ def step_bytes(
         loss = torch.stack(terms[:2]).sum()
         loss.backward()
         del output, terms, loss
-    gathered, activations = births.at_most
-    return gathered, int(inputs + activations)
-
-
-def _tensors_in(plan: Any) -> list[Tensor]:
-    """Give the tensors of a plan, nested plans included."""
-    found = []
-    for value in vars(plan).values():
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif hasattr(value, "__dataclass_fields__"):
-            found += _tensors_in(value)
-    return found
+    return births.at_most
 
 
 class _Births(TorchDispatchMode):
