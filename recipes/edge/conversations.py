@@ -23,7 +23,7 @@ MOST_CHARACTERS = 2**20
 LONGEST_NAME = 4096
 """Characters of an id, a category or a name of a file at most."""
 
-_ROLES: dict[object, Role] = {
+_ROLES: dict[str, Role] = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -211,9 +211,9 @@ def _parse_turn(item: object, name: str, role_key: str, text_key: str) -> Turn:
     speaker = item.get(role_key)
     role = _ROLES.get(speaker) if isinstance(speaker, str) else None
     if role is None:
-        known = ", ".join(map(str, _ROLES))
         raise RowError(
-            f"{name} has {role_key} {_shown(speaker)}; it must be one of {known}"
+            f"{name} has {role_key} {_shown(speaker)}; it must be one of "
+            f"{', '.join(_ROLES)}"
         )
     text = _string(f"{text_key} of {name}", item.get(text_key))
     if role == "assistant" and not text.strip():
