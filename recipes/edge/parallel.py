@@ -152,7 +152,7 @@ def checkpoint_activations(
     settings: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    for block in _trained_blocks(model):
+    for block in filter(_trains, blocks_of(model)):
         block.forward = _checkpointed(block.forward, settings)
 
 
@@ -179,11 +179,9 @@ def compile_blocks(
     # tower and language model share one, that of the function that wraps both.
     torch._dynamo.config.recompile_limit = MOST_GRAPHS
     for block in tower_blocks_of(model):
-        trains = any(weight.requires_grad for weight in block.parameters())
+        is_faster = backend == "inductor" and not _trains(block)
         block.forward = torch.compile(
-            block.forward,
-            backend=backend,
-            options=FASTER_NORMS if backend == "inductor" and not trains else None,
+            block.forward, backend=backend, options=FASTER_NORMS if is_faster else None
         )
     for layer in model.backbone.model.language_model.layers:
         layer.forward = torch.compile(
@@ -274,12 +272,9 @@ def all_reduce_once(model: nn.Module, settings: Parallel, *, is_last: bool) -> N
     model.set_requires_all_reduce(is_last or settings.cpu_offload)
 
 
-def _trained_blocks(model: FastSlowQwen2VL) -> Iterator[nn.Module]:
-    """Give the blocks that the backward pass goes through, none of a frozen tower."""
-    tower = model.backbone.model.visual.blocks
-    if any(weight.requires_grad for weight in tower.parameters()):
-        yield from tower
-    yield from model.backbone.model.language_model.layers
+def _trains(block: nn.Module) -> bool:
+    """Tell whether a block trains; no backward pass goes through the others."""
+    return any(weight.requires_grad for weight in block.parameters())
 
 
 def blocks_of(model: FastSlowQwen2VL) -> Iterator[nn.Module]:
