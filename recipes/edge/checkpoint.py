@@ -232,22 +232,15 @@ def _fill_optimizer_state(optimizer: torch.optim.AdamW) -> None:
     would count as the first step in the bias correction.
     """
     for group in optimizer.param_groups:
-        step_on_device = group["capturable"] or group["fused"]
         for parameter in group["params"]:
             if not parameter.requires_grad or optimizer.state.get(parameter):
                 continue
-            entry = {
-                "step": torch.zeros(
-                    (),
-                    dtype=torch.float32 if group["fused"] else None,
-                    device=parameter.device if step_on_device else "cpu",
-                ),
+            device = parameter.device if group["fused"] else "cpu"
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
-            if group["amsgrad"]:
-                entry["max_exp_avg_sq"] = torch.zeros_like(parameter)
-            optimizer.state[parameter] = entry
 
 
 def _check_groups(
