@@ -3,7 +3,6 @@
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
 from recipes.edge.shards import copy_whole
@@ -83,10 +82,11 @@ def merge_adapters(model: FastSlowQwen2VL) -> None:
     Args:
         model: With adapters or without.
     """
-    for name, layer in _adapters(model):
-        layer.merge(safe_merge=False)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge(safe_merge=False)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
 
 
 def checkpoint_name(name: str) -> str | None:
@@ -107,12 +107,3 @@ def checkpoint_name(name: str) -> str | None:
     if "lora_A" in parts or "lora_B" in parts:
         return None
     return ".".join(part for part in parts if part != "base_layer")
-
-
-def _adapters(model: nn.Module) -> list[tuple[str, LoraLayer]]:
-    """Give every projection that has an adapter, by name."""
-    return [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-    ]
