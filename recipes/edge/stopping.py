@@ -2,7 +2,6 @@
 
 import os
 import signal
-from types import FrameType, TracebackType
 
 STOPPED = 128 + signal.SIGTERM
 """Exit code of a run that saved and stopped because it was asked to: 143."""
@@ -27,12 +26,7 @@ class StopSignal:
         self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Leave the signal to whoever had it before."""
         signal.signal(signal.SIGTERM, self._before)
 
@@ -42,5 +36,5 @@ class StopSignal:
         is_orphan = self._launcher not in {None, os.getppid()}
         return self._is_noted or is_orphan
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, *signalled: object) -> None:
         self._is_noted = True
