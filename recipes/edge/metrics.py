@@ -94,9 +94,10 @@ class RunLog:
         if not world.is_main:
             return
         output_dir.mkdir(parents=True, exist_ok=True)
-        unreadable = _drop_lines(output_dir / "metrics.jsonl", first_step)
-        if first_step > 1:
-            self._health = _read_health(output_dir / "metrics.jsonl", self._health)
+        unreadable, metrics = 0, output_dir / "metrics.jsonl"
+        if first_step > 1 and metrics.exists():
+            unreadable = _drop_lines(metrics, first_step)
+            self._health = _read_health(metrics, self._health)
         with ExitStack() as opening:
             self._outputs = _open_outputs(opening, output_dir, total_steps, first_step)
             self._open = opening.pop_all()
@@ -229,8 +230,6 @@ def _drop_lines(path: Path, first_step: int) -> int:
 
     A process that dies while it writes leaves half a line, which goes too.
     """
-    if first_step == 1 or not path.exists():
-        return 0
     kept: list[str] = []
     unreadable = 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -245,8 +244,6 @@ def _drop_lines(path: Path, first_step: int) -> int:
 
 def _read_health(path: Path, health: Health) -> Health:
     """Let the rules see again what an interrupted run has measured."""
-    if not path.exists():
-        return health
     for line in path.read_text(encoding="utf-8").splitlines():
         numbers = json.loads(line)
         if "event" not in numbers:
