@@ -151,17 +151,18 @@ def _in_place(config: dict[str, Any]) -> dict[str, Any]:
         name = "video_sampling_strategy"
         _put(dataset, name, "frame_num", said_by="max_frames_num")
     if "data_path" in config:
-        sources = [_source(PurePath(config.pop("data_path")))]
+        sources = [_source(config.pop("data_path"))]
         _put(dataset, "datasets", sources, said_by="data_path")
         _put(dataset, "dataset_format", "yaml", said_by="data_path")
     return config
 
 
-def _source(path: PurePath) -> dict[str, str]:
+def _source(given: Any) -> dict[str, str]:
     """Name a dataset as lmms-engine does; its videos lie beside it."""
-    if path.suffix not in DATA_TYPES:
+    path = PurePath(str(given))
+    if not isinstance(given, str) or path.suffix not in DATA_TYPES:
         raise ValueError(
-            f"data_path is {str(path)!r}; it must be a .json, .jsonl or .parquet file, "
+            f"data_path is {given!r}; it must be a .json, .jsonl or .parquet file, "
             "or a folder that datasets saved"
         )
     return {
