@@ -29,8 +29,6 @@ CLOCKED = (
 )
 """Metrics that differ when a run is repeated: clocks and memory of the machine."""
 
-_RESERVED = ("step", "event")
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Outputs:
@@ -73,15 +71,13 @@ class RunLog:
         world: The ranks.
 
     Raises:
-        ValueError: If ``first_step`` is below 1 or beyond ``total_steps + 1``.
+        ValueError: If ``first_step`` is beyond ``total_steps + 1``.
     """
 
     def __init__(
         self, *, output_dir: Path, total_steps: int, first_step: int, world: World
     ) -> None:
         """Open the files."""
-        if first_step < 1:
-            raise ValueError(f"first_step is {first_step}; steps count from 1")
         if first_step > total_steps + 1:
             raise ValueError(
                 f"first_step is {first_step} but total_steps is {total_steps}; "
@@ -118,23 +114,19 @@ class RunLog:
         Args:
             step: Its number, from ``first_step`` to ``total_steps``.
             metrics: What it measured, by name, in the order of the log line.
-
-        Raises:
-            ValueError: If a metric is called ``step`` or ``event``.
         """
         outputs = self._outputs
         if outputs is None:
             return
-        values = _plain_values(metrics)
-        words = " ".join(f"{name} {_format(value)}" for name, value in values.items())
+        words = " ".join(f"{name} {_format(value)}" for name, value in metrics.items())
         _write_line(outputs.log, f"{_now()} step {step}/{self._total_steps} {words}")
-        _write_line(outputs.metrics, _json_line({"step": step, **values}))
-        for name, value in values.items():
+        _write_line(outputs.metrics, _json_line({"step": step, **metrics}))
+        for name, value in metrics.items():
             outputs.curves.add_scalar(f"train/{name}", value, step)
-        if "loss" in values:
-            outputs.bar.set_postfix(loss=_format(values["loss"]), refresh=False)
+        if "loss" in metrics:
+            outputs.bar.set_postfix(loss=_format(metrics["loss"]), refresh=False)
         outputs.bar.update(step - outputs.bar.n)
-        self._health, said = examine(self._health, values)
+        self._health, said = examine(self._health, metrics)
         for each in said:
             self._warn(step, each)
 
@@ -144,17 +136,13 @@ class RunLog:
         Args:
             step: Optimizer steps done before the evaluation; 0 is the untrained model.
             metrics: What it measured, by name.
-
-        Raises:
-            ValueError: If a metric is called ``step`` or ``event``.
         """
         outputs = self._outputs
         if outputs is None:
             return
-        values = _plain_values(metrics)
-        line = {"step": step, "event": "evaluation", **values}
+        line = {"step": step, "event": "evaluation", **metrics}
         _write_line(outputs.metrics, _json_line(line))
-        for name, value in values.items():
+        for name, value in metrics.items():
             outputs.curves.add_scalar(f"evaluation/{name}", value, step)
 
     def has_evaluation(self, step: int) -> bool:
@@ -259,19 +247,6 @@ def _step_of(line: str) -> int | None:
         return None
     step = content.get("step") if isinstance(content, dict) else None
     return step if isinstance(step, int) else None
-
-
-def _plain_values(metrics: Mapping[str, float | int]) -> dict[str, float | int]:
-    """Turn metrics into numbers of Python; integers stay integers."""
-    for name in _RESERVED:
-        if name in metrics:
-            raise ValueError(
-                f"metrics has the name {name}; {name} is a field of its own"
-            )
-    return {
-        name: value if isinstance(value, int) else float(value)
-        for name, value in metrics.items()
-    }
 
 
 def _format(value: float | int) -> str:
