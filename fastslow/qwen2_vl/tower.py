@@ -161,6 +161,7 @@ def prepare_tower(tower: nn.Module, geometry: VisionGeometry) -> None:
     patch_embed: Any = tower.patch_embed
     patch_embed.register_forward_pre_hook(partial(_normalize_bytes, geometry))
     patch_embed.proj.forward = MethodType(_multiply, patch_embed.proj)
+    patch_embed.register_forward_hook(_copy_view)
     # A model that is asked for such a name looks for a package that brings the kernel,
     # so the tower alone learns it, and the model's configuration stays what it was.
     before: Any = tower.config
@@ -179,6 +180,11 @@ def _normalize_bytes(
     if patches.dtype == torch.uint8:
         patches = normalize_patches(patches, geometry)
     return (patches,)
+
+
+def _copy_view(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
+    """Give a tensor of its own: blocks that are compiled ask for the base of a view."""
+    return embedded.clone()
 
 
 def _multiply(convolution: nn.Conv3d, patches: Tensor) -> Tensor:
