@@ -25,7 +25,10 @@ def main(first: Path, second: Path) -> None:
         first: Folder of a finished run.
         second: Folder of another.
     """
-    found = differences(first, second)
+    try:
+        found = differences(first, second)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
     for line in found[:SHOWN]:
         sys.stdout.write(f"{line}\n")
     if found:

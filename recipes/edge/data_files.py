@@ -78,10 +78,10 @@ def list_subsets(data_path: str, patterns: Sequence[str] = ()) -> list[Subset]:
     for pattern in patterns:
         taken = {f for each in subsets for f in each.files if _takes(pattern, each, f)}
         if not taken:
-            known = sorted({each.name for each in subsets})
+            known = {each.name or file for each in subsets for file in each.files}
             raise ValueError(
-                f"data_subsets has {pattern!r}, which takes no file; the subsets of "
-                f"{data_path} are {', '.join(known)}"
+                f"data_subsets has {pattern!r}, which takes no file; {data_path} holds "
+                f"{', '.join(sorted(known))}"
             )
         wanted |= taken
     chosen = [

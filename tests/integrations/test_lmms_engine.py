@@ -408,6 +408,21 @@ def test_the_log_names_every_loss(
         )
 
 
+def test_a_norm_of_0_clips_nothing(
+    lmms_data: Path, run_settings: Callable[..., Settings]
+) -> None:
+    free, bounded = (
+        train(
+            folder,
+            run_settings(lmms_data, output_dir=str(folder / "out"), max_grad_norm=most),
+            ranks=1,
+        )
+        for folder, most in ((lmms_data / "free", 0.0), (lmms_data / "bounded", 1e9))
+    )
+    for one, other in zip(free, bounded, strict=True):
+        assert one["train/loss"] == other["train/loss"]
+
+
 def test_accumulation_ranks_and_checkpointing_change_no_step(
     two_ranks: tuple[Path, list[dict[str, Any]]],
     lmms_data: Path,

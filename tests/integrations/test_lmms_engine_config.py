@@ -139,6 +139,10 @@ def test_the_settings_given_stay_as_they_are(settings: Settings) -> None:
             lambda s: s.update(data_path=["a.json", "b.json"]),
             "data_path is ['a.json', 'b.json']; it must be a .json,",
         ),
+        (
+            lambda s: (s.pop("data_path"), s["dataset_config"].update(datasets=5)),
+            "dataset_config.datasets is 5; it must be a list",
+        ),
         (lambda s: s.pop("trainer_type"), "trainer_type is missing; lmms-engine needs"),
         (lambda s: s.clear(), "there are no settings; lmms-engine needs some"),
         (lambda s: s.update({1: 2}), "1 is no setting; the nearest one is"),

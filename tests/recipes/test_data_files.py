@@ -67,11 +67,14 @@ def test_patterns_take_subsets_and_splits(
 
 def test_a_pattern_that_takes_nothing_is_an_error(folder: Path) -> None:
     said = (
-        "data_subsets has 'nextqa', which takes no file; the subsets of .* are "
-        "0_30_s_academic_v0_1, 30_60_s_nextqa"
+        "data_subsets has 'nextqa', which takes no file; .* holds "
+        "0_30_s_academic_v0_1, 30_60_s_nextqa$"
     )
     with pytest.raises(ValueError, match=said):
         list_subsets(str(folder), ("*", "nextqa"))
+    one = next(folder.rglob("*.json"))
+    with pytest.raises(ValueError, match=rf" takes no file; {one} holds {one}$"):
+        list_subsets(str(one), ("nextqa",))
 
 
 def test_the_hub_lists_as_a_folder_does(

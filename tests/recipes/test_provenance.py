@@ -157,8 +157,13 @@ def test_another_seed_is_another_run(twice: tuple[Path, Path], tmp_path: Path) -
         assert any(line.startswith(kind) for line in found)
 
 
-def test_what_is_no_run_is_named(twice: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_is_no_run_is_named(
+    twice: tuple[Path, Path], preloaded: Any, tmp_path: Path
+) -> None:
     with pytest.raises(
         ValueError, match=r"has no metrics\.jsonl; it must be a folder of"
-    ):
+    ) as caught:
         differences(twice[0], tmp_path)
+    words = ("recipes/reproduce.py", str(twice[0]), str(tmp_path))
+    _, errors, code = preloaded.ask(*words, folder=tmp_path)
+    assert (errors.strip(), code) == (f"error: {caught.value}", 1)

@@ -218,7 +218,10 @@ def _check_names(config: Mapping[str, Any]) -> None:
         ("trainer_args.fsdp_config", arguments.get("fsdp_config"), SHARDING),
     ):
         _check_known(_mapping(settings, where), known, where)
-    for source in dataset.get("datasets") or ():
+    sources = dataset.get("datasets") or []
+    if not isinstance(sources, list):
+        raise ValueError(f"dataset_config.datasets is {sources!r}; it must be a list")
+    for source in sources:
         where = "an entry of dataset_config.datasets"
         _check_known(_mapping(source, where), SOURCE, "dataset_config.datasets")
 

@@ -172,9 +172,9 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
         return torch.stack(losses).detach().double()
 
     def _clip_gradients(self) -> float:
-        """Bound the norm of all gradients; give what it was."""
+        """Bound the norm of all gradients, by nothing if by 0; give what it was."""
         norm = torch.nn.utils.clip_grad_norm_(
-            self.fsdp2_model.parameters(), self.args.max_grad_norm
+            self.fsdp2_model.parameters(), self.args.max_grad_norm or math.inf
         )
         return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
