@@ -54,6 +54,12 @@ def embeddings(model: FastSlowQwen2VL) -> None:
     model.backbone.model.language_model.embed_tokens.requires_grad_(True)
 
 
+def merger(model: FastSlowQwen2VL) -> None:
+    """Train what merges the tower's tokens, and nothing else."""
+    model.requires_grad_(False)
+    model.backbone.model.visual.merger.requires_grad_(True)
+
+
 def adapters(model: FastSlowQwen2VL) -> None:
     """Train adapters and the next-frame head."""
     model.freeze_tower()
@@ -72,6 +78,7 @@ TRAINED = [
     everything,
     nothing,
     embeddings,
+    merger,
     adapters,
     FastSlowQwen2VL.freeze_tower,
     FastSlowQwen2VL.train_tower,
@@ -135,13 +142,13 @@ def tower_attention(model: FastSlowQwen2VL, plan: RowPlan) -> int:
 def attention_of(model: FastSlowQwen2VL, plan: RowPlan) -> int:
     """Count attention layer by layer, from the configuration."""
     text = model.backbone.config.text_config
-    layers = model.backbone.model.language_model
+    backbone = model.backbone.model
     return tower_attention(model, plan) + attention_flops(
         visible_pairs(plan.visible),
         num_heads=text.num_attention_heads,
         head_dim=text.hidden_size // text.num_attention_heads,
         num_layers=text.num_hidden_layers,
-        backward=any(each.requires_grad for each in layers.parameters()),
+        backward=any(each.requires_grad for each in backbone.parameters()),
     )
 
 

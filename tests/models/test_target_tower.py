@@ -60,6 +60,26 @@ def test_targets_stay_those_of_the_first_step(
         assert not parameter.requires_grad
 
 
+def test_both_towers_are_told_their_plan(
+    make_model: Callable[..., FastSlowQwen2VL],
+    lay: Callable[..., RowPlan],
+    make_patches: Callable[..., Tensor],
+) -> None:
+    model, plan, given = make_model(), lay([SAMPLE]), list[dict[str, Any]]()
+    model.train_tower()
+    assert model.target_tower is not None
+    for tower in (model.backbone.model.visual, model.target_tower):
+        tower.register_forward_pre_hook(
+            lambda _, patches, named: given.append(named), with_kwargs=True
+        )
+    model(make_patches(plan), plan)
+    expected = {"grid_thw": plan.grid_thw} | vars(plan.tower)
+    assert len(given) == 2
+    for named in given:
+        assert named.keys() == expected.keys()
+        assert all(named[name] is value for name, value in expected.items())
+
+
 def test_gradients_reach_the_whole_tower(
     make_model: Callable[..., FastSlowQwen2VL], step: Step
 ) -> None:

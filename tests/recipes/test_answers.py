@@ -97,6 +97,13 @@ def answer(folder: Path) -> str:
     return found.text
 
 
+def test_a_cpu_computes_in_float32(folder: Path) -> None:
+    config = Config(output_dir=folder)
+    assert config.parallel.compute_dtype == torch.bfloat16
+    model = load_model(folder, config, CPU)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("ends", "text"),
     [

@@ -227,6 +227,19 @@ def test_bad_rows(tmp_path: Path, suffix: str, reason: str) -> None:
     assert [(one.source, one.reason) for one in bad] == [(f"{file}:1", reason)]
 
 
+def test_what_json_cannot_hold_is_named_too() -> None:
+    with pytest.raises(RowError, match=r"^id is a bytes; it must be a string$"):
+        parse_row(row(id=b"a"), "a")
+
+
+def test_long_values_are_cut_short() -> None:
+    for length, shown in ((98, f"{'a' * 98}'"), (99, f"{'a' * 99}...")):
+        messages = [{"role": "a" * length, "content": "Hi"}]
+        with pytest.raises(RowError) as caught:
+            parse_row({"messages": messages}, "a")
+        assert str(caught.value).startswith(f"turn 1 has role '{shown}; it must be ")
+
+
 def test_ids(tmp_path: Path) -> None:
     rows = [row(id=7), row(id="7"), row(id=""), row(id="b", video=7), row(id=True)]
     samples, bad = read_samples(write_json(tmp_path / "rows.json", rows))

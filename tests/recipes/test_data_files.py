@@ -96,6 +96,21 @@ def test_the_hub_lists_as_a_folder_does(
     )
 
 
+def test_a_file_on_the_hub_comes_into_the_folder_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(
+        repository: str, path: str, *, repo_type: str, local_dir: Path | None
+    ) -> str:
+        assert (repository, repo_type) == ("a/b", "dataset")
+        return str((local_dir or Path("cache")) / path)
+
+    monkeypatch.setattr("recipes.edge.data_files.hf_hub_download", download)
+    file = "hf://datasets/a/b/c/rows.json"
+    assert fetch(file) == Path("cache/c/rows.json")
+    assert fetch(file, tmp_path) == tmp_path / "c" / "rows.json"
+
+
 def test_files_beside_a_file(folder: Path) -> None:
     file = folder / PUBLISHED[3]
     (subset,) = list_subsets(str(file))

@@ -69,6 +69,19 @@ def test_an_estimate_leaves_attention_as_it_was() -> None:
     assert dict(ALL_ATTENTION_FUNCTIONS) == before
 
 
+def test_the_plan_of_a_row_takes_memory_too() -> None:
+    plan = plan_row([SAMPLE], video_token_id=2000)
+    rows = plan.next_frame.rows
+    longer = replace(plan, next_frame=replace(plan.next_frame, rows=rows.repeat(9)))
+    found = list[int]()
+    for each in (plan, longer):
+        model = meta_model(small_config())
+        model.drop_next_frame()  # so nothing is made of these rows
+        memory = estimate_memory(model, Parallel(), each, world_size=1)
+        found.append(memory.activations)
+    assert found[1] - found[0] == 8 * rows.nbytes
+
+
 def test_offloaded_state_is_on_the_host() -> None:
     plan = plan_row([SAMPLE], video_token_id=2000)
     found = [

@@ -137,6 +137,17 @@ def test_the_plan_is_what_decoding_gives(planned: PlannedSamples) -> None:
     assert int(placeholders.sum()) == int(row.plan.pool.cu_seqlens[-1])
 
 
+def test_fast_frames_may_be_encoded_smaller(tmp_path: Path) -> None:
+    family = Family(geometry=replace(SETTINGS.family.geometry, grid_multiple=2))
+    settings = replace(SETTINGS, family=family, fast_scale=2)
+    index = write_index(tmp_path / "index.arrow", make_samples(tmp_path))
+    planned, bad = plan_samples(index, settings, TOKENIZER, STORE)
+    assert bad == []
+    row = rows_of(planned)[(0, 1, 2, 3, 4), StreamState()]
+    assert {clip.schedule.scales[:2] for clip in row.plan.layout.clips} == {(1, 2)}
+    assert len(row.patches) == int(row.plan.grid_thw.prod(1).sum())
+
+
 def test_planning_reads_no_pixel(planned: PlannedSamples) -> None:
     for number in range(len(planned)):
         path_of(planned, number).unlink()
@@ -165,6 +176,13 @@ def test_a_clip_that_breaks_is_left_out(planned: PlannedSamples) -> None:
     assert torch.equal(row.plan.layout.input_ids, expected.plan.layout.input_ids)
     assert torch.equal(row.plan.visible.stop, expected.plan.visible.stop)
     assert count_rows([row]) == count_rows([expected]) | {"bad_samples": 1}
+
+
+def test_a_clip_that_vanishes_is_left_out(planned: PlannedSamples) -> None:
+    path_of(planned, 1).unlink()
+    row = rows_of(planned)[(0, 1, 2), StreamState()]
+    assert row.sample_ids == ("0", "2")
+    assert str(path_of(planned, 1)) in row.bad[0].reason
 
 
 def test_an_empty_row_is_one_black_token(planned: PlannedSamples) -> None:

@@ -199,6 +199,7 @@ def test_other_ranks_write_nothing(
         log.step(1, {"loss": 1.0})
         log.scalars(1, {"accuracy": 1.0})
         log.message("hello")
+        log.sync()
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr() == ("", "")
 

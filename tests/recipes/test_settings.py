@@ -447,6 +447,15 @@ def test_flags_that_cannot_be_meant(flags: list[str], message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
+def test_of_all_ranks_the_first_says_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as caught:
+        parse_command_line(TINY, ["--config", "none.yaml"])
+    assert caught.value.code == 2
+
+
 def test_help_shows_every_flag_with_its_default(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("loss_weight: 0.375\n")

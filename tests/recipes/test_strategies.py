@@ -151,6 +151,10 @@ def test_every_constructor_from_numbers_is_known() -> None:
             "repeat_strides.pattern is (2, 2.5); it must be a list, each of it ",
         ),
         (
+            "kernel_schedule(kernel=2)",
+            "kernel_schedule.kernel is 2; it must be a list of 3: a whole number,",
+        ),
+        (
             "kernel_schedule(kernel=(2, 2))",
             "kernel_schedule.kernel is (2, 2); it must be a list of 3: a whole number,",
         ),
@@ -171,6 +175,7 @@ def test_every_constructor_from_numbers_is_known() -> None:
                 "fastslow.repeat_strides(pattern=(2,))",
                 "repeat_strides(pattern=(2,)",
                 "a b",
+                "(2, 4)",
             )
         ),
     ],
@@ -179,6 +184,14 @@ def test_a_strategy_that_cannot_be_meant(text: str, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         parse_strategy(text)
     assert str(caught.value).startswith(message)
+
+
+def test_a_strategy_of_a_file_has_a_name() -> None:
+    with pytest.raises(ValueError) as caught:
+        strategy_text({"pattern": [2, 4]})
+    assert str(caught.value) == (
+        "frame_sampling_strategy is {'pattern': [2, 4]}; it must have a name"
+    )
 
 
 def test_a_clip_of_another_length_is_refused() -> None:

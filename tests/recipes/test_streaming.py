@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastslow import StreamState
+from fastslow import StreamState, stream_order
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.conversations import BadSample
 from recipes.edge.data_files import list_subsets
@@ -87,16 +87,31 @@ def test_all_samples_mix_where_archives_stay(dataset: Path, tmp_path: Path) -> N
     assert len(list(samples.store.cache_dir.glob("*.tar"))) == PARTS
 
 
-def test_the_next_archive_is_fetched_ahead(dataset: Path, tmp_path: Path) -> None:
-    samples = planned(dataset, tmp_path, most=3)
+def test_the_next_archive_is_fetched_ahead(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, opened = planned(dataset, tmp_path, most=3), set[str]()
+    samples = replace(samples, settings=replace(SETTINGS, capacity=samples.lengths[0]))
     for plain in samples.store.cache_dir.glob("*.tar"):
         plain.unlink()
+    open_archive = ArchiveStore.open
+
+    def noted(store: ArchiveStore, archive: str) -> Path:
+        opened.add(archive)
+        return open_archive(store, archive)
+
+    monkeypatch.setattr(ArchiveStore, "open", noted)
     (first, *_) = drawn(samples, 1, StreamState())
     assert first
     until = time.monotonic() + 30
     while len(list(samples.store.cache_dir.glob("*.tar"))) < 2:
         assert time.monotonic() < until
         time.sleep(0.01)
+    groups = samples.groups
+    assert groups is not None
+    order = stream_order(len(groups), seed=0, epoch=0, groups=groups)
+    here, following, *_ = dict.fromkeys(groups[number] for number in order)
+    assert opened == {samples.archives[here], samples.archives[following]}
 
 
 def test_a_recipe_trains_on_archives(dataset: Path, tmp_path: Path) -> None:
