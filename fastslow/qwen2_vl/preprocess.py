@@ -48,7 +48,7 @@ class VisionGeometry:
 
     @property
     def patch_pixels(self) -> int:
-        """Numbers of a patch: its pixels in three colours, through all its frames."""
+        """Numbers of a patch, that is its pixels in three colours in all its frames."""
         return 3 * self.temporal_patch_size * self.patch_size**2
 
 
