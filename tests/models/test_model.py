@@ -25,7 +25,6 @@ from fastslow import (
     unpack_ragged,
 )
 from fastslow.qwen2_vl import (
-    Family,
     FastSlowQwen2VL,
     RowPlan,
     VisionGeometry,
@@ -233,17 +232,6 @@ def assert_all_near(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> N
 
 
 # Parity with transformers
-
-
-def test_an_output_layer_with_adapters_is_refused(
-    make_model: MakeModel, lay: Lay, make_patches: MakePatches
-) -> None:
-    peft = pytest.importorskip("peft")
-    model, plan = make_model(), lay([TALK])
-    adapters = peft.LoraConfig(r=2, target_modules=["lm_head"])
-    peft.inject_adapter_in_model(adapters, model.backbone)
-    with pytest.raises(ValueError, match=r"^lm_head holds base_layer\.weight, lora_A"):
-        model(make_patches(plan), plan)
 
 
 UNPOOLED = [unpooled(sample) for sample in (TALK, TWO_CLIPS, STILL, UNTRAINED)]
@@ -820,16 +808,6 @@ def test_a_row_without_trained_text_still_predicts_frames(
         assert parameter.grad.isfinite().all(), name
 
 
-def test_a_row_without_a_clip_is_refused_by_name(
-    make_model: MakeModel, lay: Lay, make_patches: MakePatches
-) -> None:
-    plan = lay([PLAIN])
-    patches = make_patches(plan)
-    said = "^the row holds no clip; the vision tower is called once for every row$"
-    with pytest.raises(ValueError, match=said):
-        make_model()(patches, plan)
-
-
 def test_freeze_tower_trains_all_but_the_vision_blocks(
     make_model: MakeModel, lay: Lay, make_patches: MakePatches
 ) -> None:
@@ -934,38 +912,6 @@ def test_only_labelled_rows_meet_the_vocabulary(
     assert_near(output.language_loss, expected)
     assert model(patches, plan).logits is None
     assert torch.equal(plan.labels.targets, labels[[row + 1 for row in rows]])
-
-
-def test_patches_of_other_clips_are_refused(
-    make_model: MakeModel, lay: Lay, make_patches: MakePatches
-) -> None:
-    plan = lay([[VideoSpan(grid=(2, 3), schedule=schedule_from_strides((1, 2)))]])
-    patches = make_patches(plan)
-    for wrong, found in (
-        (patches[:-4], "torch.float64 of shape (44, 24)"),
-        (patches[:, :20], "torch.float64 of shape (48, 20)"),
-    ):
-        with pytest.raises(ValueError) as error:
-            make_model()(wrong, plan)
-        assert str(error.value) == (
-            f"patches is {found}; the plan is for (48, 24), bytes as patchify_clip "
-            "gives them or floats as normalize_patches does"
-        )
-
-
-@pytest.mark.parametrize(
-    "family", [Family(window=2), Family(geometry=VisionGeometry(merge_size=1))]
-)
-def test_a_plan_for_another_family_is_refused(
-    make_model: MakeModel, lay: Lay, make_patches: MakePatches, family: Family
-) -> None:
-    clip = VideoSpan(grid=(2, 3), schedule=schedule_from_strides((1, 2)))
-    plan = lay([[clip]], family=family)
-    with pytest.raises(ValueError) as error:
-        make_model()(make_patches(plan), plan)
-    assert str(error.value) == (
-        "the plan is for another family of models; plan_row takes family=model.family"
-    )
 
 
 def test_what_stands_in_the_patch_embedding_is_what_embeds(
