@@ -22,10 +22,10 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
 
     ``pooled[w]`` is the weighted sum or the maximum of ``tokens[c]`` over the
     cells ``c`` of window ``w``. A maximum does not hide NaN, though an infinity that
-    comes first in the window stands for it. The backward pass of a sum is a gather of
-    the same kind, that of a maximum goes to the cells that it came from; nothing of the
-    size of a whole clip is built per frame, and nothing is sorted. It may be
-    differentiated twice, and by ``torch.func.grad``.
+    comes first in the window stands for it. The backward pass is a gather as well: each
+    cell reads the windows that read it, of a maximum those that it has won. Nothing of
+    the size of a whole clip is built per frame, and nothing is sorted or scattered. It
+    may be differentiated twice, and by ``torch.func.grad``.
 
     Args:
         tokens: Cells of all frames in raster order, frame after frame.
@@ -41,7 +41,7 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
         adjoint: the backward pass of a linear mode is the transpose of the forward
             pass: ``<P x, y> == <x, P' y>``
         routes: the gradient of a maximum goes to the cell that it came from, the first
-            of equal ones; where windows overlap these add up in the dtype of ``tokens``
+            of equal ones; where windows overlap these add up, in at least float32
         matches_reference: equals the loop-written reference: ``pool_tokens(x, plan) ==
             reference.pool(x)``
 
@@ -60,11 +60,10 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
             f"tokens has {len(tokens)} cells but the plan is for "
             f"{len(plan.cell_starts)}; both describe the same frames"
         )
-    values: Tensor
-    if plan.weights is None:
-        values = _window_maxima(tokens, plan)
-    else:
-        values = _WindowSum.apply(tokens, plan, False)  # type: ignore[no-untyped-call]
+    winners = _find_winners(tokens, plan) if plan.weights is None else None
+    values: Tensor = _Pool.apply(  # type: ignore[no-untyped-call]
+        tokens, winners, plan, False
+    )
     return Ragged(values=values, cu_seqlens=plan.cu_seqlens)
 
 
@@ -132,15 +131,21 @@ def pool_frames(
     return pool_tokens(cells, to_device(plan, tokens.device))
 
 
-class _WindowSum(torch.autograd.Function):
-    """Weighted sum of each window's cells, or its transpose: each is a bag of rows.
+class _Pool(torch.autograd.Function):
+    """Weighted sum or winner of each window's cells, or the transpose of that.
 
     One is the gradient of the other, so it may be differentiated any number of times,
     by kernels that autograd does not know too.
     """
 
     @staticmethod
-    def forward(rows: Tensor, plan: PoolPlan, is_transposed: bool) -> Tensor:
+    def forward(
+        rows: Tensor, winners: Tensor | None, plan: PoolPlan, is_transposed: bool
+    ) -> Tensor:
+        if winners is not None:
+            if is_transposed:
+                return _give_to_winners(rows, winners, plan)
+            return rows.gather(0, winners.long())
         entries, starts, weights = plan.cells, plan.window_starts, plan.weights
         if is_transposed:
             entries, starts, weights = plan.windows, plan.cell_starts, plan.back_weights
@@ -149,26 +154,41 @@ class _WindowSum(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, ctx.plan, ctx.is_transposed = inputs
+        _, winners, ctx.plan, ctx.is_transposed = inputs
+        ctx.save_for_backward(winners)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = grads
-        back: Tensor = _WindowSum.apply(  # type: ignore[no-untyped-call]
-            grad, ctx.plan, not ctx.is_transposed
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,), (winners,) = grads, ctx.saved_tensors
+        back: Tensor = _Pool.apply(  # type: ignore[no-untyped-call]
+            grad, winners, ctx.plan, not ctx.is_transposed
         )
-        return back, None, None
+        return back, None, None, None
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: Any, rows: Tensor, plan: PoolPlan, is_transposed: bool
+        info: Any,
+        in_dims: Any,
+        rows: Tensor,
+        winners: Tensor | None,
+        plan: PoolPlan,
+        is_transposed: bool,
     ) -> tuple[Tensor, int]:
-        """Sum a batch as so many more channels."""
-        rows = rows.movedim(in_dims[0], 1)
-        sums = _WindowSum.apply(  # type: ignore[no-untyped-call]
-            rows.flatten(1), plan, is_transposed
+        """Pool a batch as so many more channels."""
+        rows = _beside(rows, in_dims[0], info.batch_size)
+        if winners is not None:
+            winners = _beside(winners, in_dims[1], info.batch_size).flatten(1)
+        pooled = _Pool.apply(  # type: ignore[no-untyped-call]
+            rows.flatten(1), winners, plan, is_transposed
         )
-        return sums.unflatten(1, rows.shape[1:]), 1
+        return pooled.unflatten(1, rows.shape[1:]), 1
+
+
+def _beside(rows: Tensor, dim: int | None, batch_size: int) -> Tensor:
+    """Lay the rows of a batch beside each other, or as many copies of one tensor."""
+    if dim is None:
+        return rows.unsqueeze(1).expand(-1, batch_size, *rows.shape[1:])
+    return rows.movedim(dim, 1)
 
 
 def _sum_bags(rows: Tensor, entries: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
@@ -208,12 +228,22 @@ def _in_two_terms(
     return entries, bounds[starts], terms.masked_select(is_needed)
 
 
-def _window_maxima(tokens: Tensor, plan: PoolPlan) -> Tensor:
-    """Give the maximum of each window's cells, by the first cell that has it."""
-    with torch.no_grad():
-        # embedding_bag passes over NaN, unless it comes first; over no infinity.
-        largest = tokens.masked_fill(tokens.isnan(), torch.inf)
-        *_, winners = torch.embedding_bag(
-            largest, plan.cells, plan.window_starts, mode=2
-        )
-    return tokens.gather(0, winners)
+@torch.no_grad()
+def _find_winners(tokens: Tensor, plan: PoolPlan) -> Tensor:
+    """Find the first cell of each window that has its maximum, channel by channel."""
+    # embedding_bag passes over NaN, unless it comes first; over no infinity.
+    largest = tokens.masked_fill(tokens.isnan(), torch.inf)
+    *_, winners = torch.embedding_bag(
+        largest, plan.cells.int(), plan.window_starts.int(), mode=2
+    )
+    return winners
+
+
+def _give_to_winners(rows: Tensor, winners: Tensor, plan: PoolPlan) -> Tensor:
+    """Add up what each cell is given by the windows that it has won."""
+    entries = torch.arange(len(plan.windows), device=rows.device)
+    readers = torch.searchsorted(plan.cell_starts, entries, right=True, out_int32=True)
+    has_won = winners[plan.windows] == readers[:, None] - 1
+    given = torch.where(has_won, rows[plan.windows], 0)
+    ones = torch.ones_like(entries, dtype=torch.float64)
+    return _sum_bags(given, entries, plan.cell_starts, ones)

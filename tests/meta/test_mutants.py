@@ -140,6 +140,12 @@ MUTANTS = [
         "pooling.py -k maximum_does_not_hide_nan",
     ),
     Mutant(
+        "pooling",
+        "has_won = winners[plan.windows] == readers[:, None] - 1",
+        "has_won = winners[plan.windows] >= readers[:, None] - 1",
+        "pooling.py -k pool_tokens__routes",
+    ),
+    Mutant(
         "layouts",
         "frame += frames\n",
         "frame = frames\n",

@@ -1,11 +1,14 @@
 """Pooling against ``avg_pool2d`` frame by frame and against ``einops.reduce``."""
 
+from typing import Any
+
 import einops
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastslow import (
     Grid,
@@ -18,7 +21,7 @@ from fastslow import (
     select_frames,
     unpack_ragged,
 )
-from fastslow.pool_plans import Mode
+from fastslow.pool_plans import Mode, plan_bags
 from fastslow.testing import strategies as fst
 
 STRIDES = [1, 2, 3, 4, 8, 13, 40]
@@ -189,3 +192,44 @@ def test_the_jacobian_of_maxima_marks_one_cell_of_each_window() -> None:
     assert ((jacobian == 0) | (jacobian == 1)).all()
     assert (jacobian.sum(-1) == 1).all()
     assert_near(jacobian @ tokens.flatten(), pool(tokens))
+
+
+class Operations(TorchDispatchMode):
+    """Writes down the name of every operation that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.names.append(func.overloadpacket._qualified_op_name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", ["average", "max", "area", "bilinear"])
+def test_no_pass_scatters_or_sorts(mode: Mode) -> None:
+    tokens = clip(2, (3, 4)).detach().flatten(0, 2).requires_grad_()
+    plan = plan_pooling([((3, 4), schedule_from_strides([2, 3]))], mode=mode)
+    with Operations() as operations:
+        energy = pool_tokens(tokens, plan).values.square().sum()
+        (grad,) = torch.autograd.grad(energy, tokens, create_graph=True)
+        torch.autograd.grad(grad.square().sum(), tokens)
+    bags = [name for name in operations.names if "embedding_bag" in name]
+    assert len(bags) == (4 if mode != "max" else 3)
+    moves = ("scatter", "index_put", "index_add", "::sort", "argsort", "backward")
+    assert not [name for name in operations.names if any(m in name for m in moves)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_many_windows_are_rounded_once(dtype: torch.dtype) -> None:
+    windows = 5000  # in half precision, a sum of ones ends at 256 or 2048
+    sizes = torch.ones(windows, dtype=torch.long)
+    bounds = torch.tensor([0, windows], dtype=torch.int32)
+    for weights in (None, torch.ones(windows, dtype=torch.float64)):
+        plan = plan_bags(torch.zeros_like(sizes), sizes, bounds, weights, num_cells=1)
+        tokens = torch.ones(1, 3, dtype=dtype, requires_grad=True)
+        pool_tokens(tokens, plan).values.sum().backward()
+        assert tokens.grad is not None
+        assert tokens.grad.tolist() == [[torch.tensor(windows).to(dtype).item()] * 3]
