@@ -19,8 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import torch
-import transformers
 import tyro
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
@@ -38,6 +36,7 @@ from recipes.edge.distributed import (
 )
 from recipes.edge.index import Sample, join_samples, write_index
 from recipes.edge.pretrained import read_tokenizer
+from recipes.edge.provenance import code_versions
 from recipes.edge.sample_set import PlannedSamples, plan_samples
 from recipes.edge.scoring import score_answer, summarise_scores
 from recipes.edge.settings import settings_as_json
@@ -100,10 +99,7 @@ def main() -> None:
                 "data": options.data,
                 "subsets": options.subsets,
                 "max_new_tokens": options.max_new_tokens,
-                "versions": {
-                    "torch": torch.__version__,
-                    "transformers": transformers.__version__,
-                },
+                "versions": code_versions(),
                 "settings": settings_as_json(config),
             }
             options.output.write_text(json.dumps(about | found, indent=1) + "\n")

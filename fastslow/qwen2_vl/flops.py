@@ -5,6 +5,7 @@ needs, not work that is done again to save memory.
 """
 
 from dataclasses import dataclass
+from itertools import chain, repeat
 from math import prod
 from typing import Any
 
@@ -65,10 +66,10 @@ def step_flops(model: FastSlowQwen2VL, plan: RowPlan) -> StepFlops:
     merge = model.backbone.model.visual.spatial_merge_size
     patches = int(plan.grid_thw.prod(1).sum())
     pairs = _frame_pairs(plan, merge, model.family.window)
-    tower, seen = _towers(model, patches, *pairs)
+    tower, features = _towers(model, patches, *pairs)
     tokens = int((plan.layout.segment_ids >= 0).sum())
     language_model, seen = _language_model(
-        model, tokens, visible_pairs(plan.visible), before=seen
+        model, tokens, visible_pairs(plan.visible), features=features
     )
     output = _weights(model.backbone.lm_head, len(plan.labels.rows), before=seen)
     predicting = len(plan.next_frame.rows) if model.predicts_next_frame else 0
@@ -95,9 +96,9 @@ def step_cost(model: FastSlowQwen2VL) -> CostModel:
             flops.language_model + flops.tower - tower attention``
     """
     merged = model.backbone.model.visual.spatial_merge_size**2
-    patches, seen = _towers(model, merged, 0, 0)
-    token, _ = _language_model(model, 1, 0, before=seen)
-    pair, _ = _language_model(model, 0, 1, before=seen)
+    patches, features = _towers(model, merged, 0, 0)
+    token, _ = _language_model(model, 1, 0, features=features)
+    pair, _ = _language_model(model, 0, 1, features=features)
     return CostModel(per_token=token, per_pair=pair, per_patch=patches // merged)
 
 
@@ -116,28 +117,41 @@ read the same input."""
 
 def _towers(
     model: FastSlowQwen2VL, patches: int, whole: int, windowed: int
-) -> tuple[int, bool]:
-    """Count the FLOPs of the tower and its copy; tell if its output has a gradient."""
-    flops, seen = _tower(model.backbone.model.visual, patches, whole, windowed)
+) -> tuple[int, list[bool]]:
+    """Count the FLOPs of the tower and its copy; tell what has a gradient, as there."""
+    flops, features = _tower(model.backbone.model.visual, patches, whole, windowed)
     if model.target_tower is not None:
         flops += _tower(model.target_tower, patches, whole, windowed)[0]
-    return flops, seen
+    return flops, features
 
 
 def _language_model(
-    model: FastSlowQwen2VL, tokens: int, pairs: int, *, before: bool
+    model: FastSlowQwen2VL, tokens: int, pairs: int, *, features: list[bool]
 ) -> tuple[int, bool]:
-    """Count the FLOPs of the layers; tell whether what they give has a gradient."""
+    """Count the FLOPs of the layers; tell whether what they give has a gradient.
+
+    Args:
+        model: The model.
+        tokens: Rows that meet the weights.
+        pairs: Pairs that each layer attends over.
+        features: Whether those have a gradient that the first layer reads, and those
+            that are added behind the first, the second, and so on.
+    """
     language, total = model.backbone.model.language_model, 0
-    seen = before or _trains(language.embed_tokens)
-    for layer in language.layers:
+    first, *deeper = features
+    seen = first or _trains(language.embed_tokens)
+    added_behind = chain(deeper, repeat(False))
+    for layer, added in zip(language.layers, added_behind, strict=False):
         flops, seen = _block(layer, rows=tokens, pairs=pairs, before=seen)
+        seen = seen or added
         total += flops
     return total, seen or _trains(language.norm)
 
 
-def _tower(tower: Any, patches: int, whole: int, windowed: int) -> tuple[int, bool]:
-    """Count a tower's FLOPs; tell whether its output has a gradient.
+def _tower(
+    tower: Any, patches: int, whole: int, windowed: int
+) -> tuple[int, list[bool]]:
+    """Count a tower's FLOPs; tell which mergers' features have a gradient.
 
     Args:
         tower: The tower.
@@ -155,11 +169,12 @@ def _tower(tower: Any, patches: int, whole: int, windowed: int) -> tuple[int, bo
         pairs = whole if full else windowed
         work, seen = _block(block, rows=patches, pairs=pairs, before=seen)
         flops += work
-    after = seen
+    features = list[bool]()
     for merger in (tower.merger, *getattr(tower, "deepstack_merger_list", ())):
         work, trains = _block(merger, rows=patches // merge**2, before=seen)
-        flops, after = flops + work, after or trains
-    return flops, after
+        flops += work
+        features.append(trains)
+    return flops, features
 
 
 def _frame_pairs(plan: RowPlan, merge: int, window: int | None) -> tuple[int, int]:

@@ -60,6 +60,14 @@ def merger(model: FastSlowQwen2VL) -> None:
     model.backbone.model.visual.merger.requires_grad_(True)
 
 
+def deeper_mergers(model: FastSlowQwen2VL) -> None:
+    """Train what layers behind the first take, where there is such a thing."""
+    model.requires_grad_(False)
+    visual = model.backbone.model.visual
+    for each in getattr(visual, "deepstack_merger_list", ()):
+        each.requires_grad_(True)
+
+
 def adapters(model: FastSlowQwen2VL) -> None:
     """Train adapters and the next-frame head."""
     model.freeze_tower()
@@ -79,6 +87,7 @@ TRAINED = [
     nothing,
     embeddings,
     merger,
+    deeper_mergers,
     adapters,
     FastSlowQwen2VL.freeze_tower,
     FastSlowQwen2VL.train_tower,
@@ -139,17 +148,29 @@ def tower_attention(model: FastSlowQwen2VL, plan: RowPlan) -> int:
     return flops
 
 
-def attention_of(model: FastSlowQwen2VL, plan: RowPlan) -> int:
-    """Count attention layer by layer, from the configuration."""
+def attention_of(model: FastSlowQwen2VL, plan: RowPlan, queries: list[Tensor]) -> int:
+    """Count attention layer by layer, from the configuration and what layers made."""
     text = model.backbone.config.text_config
-    backbone = model.backbone.model
-    return tower_attention(model, plan) + attention_flops(
-        visible_pairs(plan.visible),
-        num_heads=text.num_attention_heads,
-        head_dim=text.hidden_size // text.num_attention_heads,
-        num_layers=text.num_hidden_layers,
-        backward=any(each.requires_grad for each in backbone.parameters()),
+    assert len(queries) == text.num_hidden_layers
+    return tower_attention(model, plan) + sum(
+        attention_flops(
+            visible_pairs(plan.visible),
+            num_heads=text.num_attention_heads,
+            head_dim=text.hidden_size // text.num_attention_heads,
+            backward=query.requires_grad,
+        )
+        for query in queries
     )
+
+
+def queries_of(model: FastSlowQwen2VL) -> list[Tensor]:
+    """List the queries of each layer as they are made."""
+    queries = list[Tensor]()
+    for layer in model.backbone.model.language_model.layers:
+        layer.self_attn.q_proj.register_forward_hook(
+            lambda *call: queries.append(call[2])
+        )
+    return queries
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -166,9 +187,9 @@ def test_step_flops__matches_torch(
     model = FastSlowQwen2VL(make_family(family))
     plan = lay(samples, family=model.family)
     choose(model)
-    flops = step_flops(model, plan)
+    flops, queries = step_flops(model, plan), queries_of(model)
     counts = counted(model, make_patches(plan), plan)
-    assert flops.total - attention_of(model, plan) == products(counts)
+    assert flops.total - attention_of(model, plan, queries) == products(counts)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
