@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,11 +26,14 @@ def to_device(plan: P, device: torch.device | str) -> P:
     on; those to the host are done when this returns.
 
     Args:
-        plan: A frozen dataclass.
+        plan: A frozen dataclass, or a tensor.
         device: Where the tensors should lie.
 
     Returns:
         The same plan there; fields that hold no tensors are kept as they are.
+
+    Raises:
+        TypeError: If the plan is something else, such as a list of plans.
 
     Laws:
         lossless: every tensor keeps shape, dtype and values: ``torch.equal(moved.field,
@@ -42,13 +45,31 @@ def to_device(plan: P, device: torch.device | str) -> P:
         >>> to_device(plan, "meta").cells.device
         device(type='meta')
     """
+    if not _holds_tensors(plan):
+        raise TypeError(
+            f"plan is a {type(plan).__name__}; it must be a dataclass of tensors, or a "
+            "tensor"
+        )
+    moved: P = _moved(plan, torch.device(device))
+    return moved
+
+
+def _moved(plan: Any, device: torch.device) -> Any:
+    """Move a tensor, or those of a dataclass."""
     if isinstance(plan, Tensor):
-        to_host = torch.device(device).type == "cpu"
-        return cast(P, plan.to(device, non_blocking=not to_host))
-    if not dataclasses.is_dataclass(plan) or isinstance(plan, type):
-        return plan
+        return plan.to(device, non_blocking=device.type != "cpu")
+    fields = {
+        field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)
+    }
     moved = {
-        field.name: to_device(getattr(plan, field.name), device)
-        for field in dataclasses.fields(plan)
+        name: _moved(value, device)
+        for name, value in fields.items()
+        if _holds_tensors(value)
     }
     return dataclasses.replace(plan, **moved)
+
+
+def _holds_tensors(value: object) -> bool:
+    """Tell whether a value is a tensor or a dataclass of them."""
+    is_dataclass = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return is_dataclass or isinstance(value, Tensor)

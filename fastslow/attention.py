@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fastslow._once import once_differentiable
 from fastslow.masks import KeyIntervals
 
 
@@ -46,6 +46,7 @@ def interval_attention(
     Raises:
         ValueError: If query, key, value and intervals are not of the same rows,
             ``heads`` is not a multiple of ``key_heads``, or ``tile`` is below 1.
+        NotImplementedError: If the backward pass is to have a graph.
 
     Laws:
         matches_sdpa: equals ``scaled_dot_product_attention`` under the dense mask of
@@ -245,7 +246,7 @@ class _IntervalAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(of="interval_attention")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, output = ctx.saved_tensors
         plan: _Plan = ctx.plan

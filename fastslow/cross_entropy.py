@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fastslow._once import once_differentiable
 from fastslow.loss_plans import LabelPlan
 
 _CHUNK_BYTES = 2**28
@@ -28,7 +28,7 @@ def labelled_cross_entropy(
     they are made a chunk of rows at a time, and in the backward pass once more, a chunk
     of words at a time, so that they take no more whatever the number of labels. Logits
     have the dtype of ``hidden``, or of autocast, as those of a linear layer; all that
-    follows is float32 or wider. It is not differentiable twice.
+    follows is float32 or wider. What is made in chunks is differentiable once.
 
     Args:
         hidden: Last hidden states of a packed row.
@@ -136,7 +136,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(of="labelled_cross_entropy")
     def backward(
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, None]:

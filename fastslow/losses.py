@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fastslow._once import once_differentiable
 from fastslow.ragged import (
     Ragged,
     lengths_from_cu_seqlens,
@@ -45,7 +45,10 @@ def next_frame_loss(
 
     No gradient reaches targets or weights. Computed in float32 or wider, some rows at
     a time; on a GPU each pass is one graph, which the first call compiles. So beside
-    the gradient, little of the predictions' size is held.
+    the gradient, little of the predictions' size is held. It is differentiable once.
+
+    Near zero a cosine is as steep as its vector is short, here as in torch: a head that
+    begins with weights of zero gives gradients of 1e8.
 
     The loss of copying, ``next_frame_loss(copies.values, targets)``, gives the skill
     ``1 - loss / copy_loss``, see ``copy_skill``.
@@ -73,6 +76,7 @@ def next_frame_loss(
         ValueError: If predictions, targets and weights do not agree in shape, the
             distance or the reduction is unknown, or ``video`` comes without
             ``cu_videos``.
+        NotImplementedError: If the backward pass is to have a graph.
 
     Laws:
         zero_at_target: predicting the target exactly costs nothing, but where a cosine
@@ -297,7 +301,7 @@ class _SummedDistance(torch.autograd.Function):
         return add_up(predictions.detach(), goal, factors)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(of="next_frame_loss")
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         predictions, goal, factors = ctx.saved_tensors
         differentiate = _for_device(_slopes, predictions, *ctx.settings)

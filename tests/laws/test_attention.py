@@ -435,16 +435,6 @@ def test_padding_widens_no_tile() -> None:
     assert made.largest_mask() <= 8 * 8
 
 
-def test_gradients_are_not_differentiated_again() -> None:
-    problem = ONE_FRAME
-    leaves = [x.requires_grad_() for x in problem.inputs]
-    (first,) = torch.autograd.grad(
-        problem.ours(*leaves).square().sum(), leaves[:1], create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-
-
 def test_intervals_describe_the_same_row() -> None:
     problem = ONE_FRAME
     with pytest.raises(ValueError) as error:

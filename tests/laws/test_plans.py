@@ -87,7 +87,16 @@ def test_fields_without_tensors_are_kept() -> None:
     assert to_device(layout, "meta").clips == (clip,)
     schedule = build_schedule(4)
     assert to_device(schedule, "meta") == schedule
-    assert to_device(TextSpan, "meta") is TextSpan
+
+
+@pytest.mark.parametrize("plan", [{"labels": torch.ones(1)}, [torch.ones(1)], TextSpan])
+def test_what_is_no_plan_is_not_left_where_it_is(plan: object) -> None:
+    with pytest.raises(TypeError) as error:
+        to_device(plan, "meta")
+    assert str(error.value) == (
+        f"plan is a {type(plan).__name__}; it must be a dataclass of tensors, or a "
+        "tensor"
+    )
 
 
 def test_plans_stay_frozen() -> None:

@@ -40,7 +40,8 @@ EFFECTS = {
 """Files, network, processes, clocks, logs and global random state: for recipes."""
 
 SHARED = {
-    f"fastslow.{name}" for name in ("_fits", "_plans", "_runs", "_shapes", "_typing")
+    f"fastslow.{name}"
+    for name in ("_fits", "_once", "_plans", "_runs", "_shapes", "_typing")
 }
 INTEGERS = SHARED | {
     f"fastslow.{name}"
@@ -94,7 +95,7 @@ ROOMS: dict[str, set[str]] = {
     "fastslow.spans": SCHEDULES,
     "fastslow.layouts": PARTS | {"fastslow.spans"},
     "fastslow.loss_plans": PARTS | {"fastslow.layouts", "fastslow.spans"},
-    "fastslow.cross_entropy": {"fastslow.loss_plans"},
+    "fastslow.cross_entropy": {"fastslow._once", "fastslow.loss_plans"},
     "fastslow.diagnostics": set(),
     "fastslow.losses": INTEGERS,
     "fastslow.plotting": CORE,
