@@ -1,4 +1,7 @@
-"""What is asked of shapes where nothing checks annotations."""
+"""What is asked of arguments where nothing checks annotations."""
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 from torch import Tensor
 
@@ -9,3 +12,23 @@ def check_axes(name: str, tensor: Tensor, *axes: str) -> None:
     lengths = dict(zip(axes, found, strict=False))
     if found != tuple(lengths.get(axis) for axis in axes):
         raise ValueError(f"{name} has shape {found}; it must be ({', '.join(axes)})")
+
+
+def check_whole(name: str, values: Sequence[int]) -> None:
+    """Raise unless all values are whole numbers, from 0 on."""
+    are_whole = all(issubclass(kind, Integral) for kind in {*map(type, values)})
+    if not are_whole or min(values, default=0) < 0:
+        raise ValueError(f"{name} is {values}; it must hold whole numbers, from 0 on")
+
+
+def check_flags(name: str, flags: Iterable[bool]) -> None:
+    """Raise unless all are true or false: a score counts as neither."""
+    for number, flag in enumerate(flags):
+        if flag not in (0, 1):
+            raise ValueError(f"{name}[{number}] is {flag}; it must be true or false")
+
+
+def check_grid(grid: Sequence[int]) -> None:
+    """Raise unless a grid has two sides."""
+    if not (hasattr(grid, "__len__") and len(grid) == 2):
+        raise ValueError(f"grid is {grid}; it must hold a height and a width")

@@ -8,10 +8,12 @@ does what a sample costs, which is what ranks are balanced by.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import index
 
 import torch
 
 from fastslow._block_runs import readers_of_keys
+from fastslow._shapes import check_whole
 from fastslow.masks import KeyIntervals
 
 
@@ -176,6 +178,9 @@ def frame_causal_pairs(run_lengths: Sequence[int]) -> int:
     Returns:
         Pairs of one head of one layer, without a window.
 
+    Raises:
+        ValueError: If a length is negative.
+
     Laws:
         matches_visible_pairs: summed over samples, equals ``visible_pairs`` of a
             layout: ``sum(map(frame_causal_pairs, runs)) ==
@@ -192,7 +197,8 @@ def frame_causal_pairs(run_lengths: Sequence[int]) -> int:
         >>> frame_causal_pairs([1, 2, 1])
         11
     """
-    runs = list(map(int, run_lengths))  # which do not overflow, of arrays too
+    runs = list(map(index, run_lengths))  # which do not overflow, of arrays too
+    check_whole("run_lengths", runs)
     return sum(n * end for n, end in zip(runs, accumulate(runs), strict=True))
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import get_args
 
+from fastslow._shapes import check_grid
 from fastslow._typing import Grid
 from fastslow.grids import Edge, window_bounds
 
@@ -143,6 +144,7 @@ def frame_windows(
         >>> frame_windows((3, 2), PooledFrame(start=0, stop=1, stride=(2, 2)))
         (((0, 2), (2, 3)), ((0, 2),))
     """
+    check_grid(grid)
     if frame.stride is not None:
         height, width = (
             window_bounds(side, stride=stride, edge=edge)
@@ -238,6 +240,7 @@ def encoded_grids(grid: Grid, schedule: FrameSchedule) -> tuple[Grid, ...]:
         >>> encoded_grids((16, 24), scale_fast_frames(build_schedule(3), 2))
         ((16, 24), (8, 12), (16, 24))
     """
+    check_grid(grid)
     if schedule.scales is None:
         return (grid,) * schedule.num_frames
     height, width = grid

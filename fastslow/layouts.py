@@ -103,7 +103,8 @@ def build_layout(
 
     Args:
         samples: The spans of each sample, in order; at least one token in all.
-        video_token_id: Id that stands for a video token in ``input_ids``.
+        video_token_id: Id that stands for a video token in ``input_ids``. A text may
+            hold it too: ``frame_ids`` tell which tokens are of a clip.
         attention: ``frame_causal`` gives the tokens of a frame one rank, ``causal``
             gives every token its own.
         after_video_rule: Where text goes on after a clip, see ``after_video``.

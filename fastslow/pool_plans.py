@@ -11,6 +11,7 @@ from jaxtyping import Float64, Int, Int32
 from torch import Tensor
 
 from fastslow._plans import integers
+from fastslow._shapes import check_grid
 from fastslow._typing import Grid
 from fastslow.frames import (
     Bounds,
@@ -110,8 +111,9 @@ def plan_pooling(
     kind_of_frame: list[int] = []
     first_cells: list[int] = []
     num_cells = 0
-    for (height, width), schedule in clips:
-        grid = height, width
+    for sides, schedule in clips:
+        check_grid(sides)
+        grid = sides[0], sides[1]
         kinds, kind_of = frame_kinds(schedule)
         grids = encoded_grids(grid, schedule)
         starts = list(accumulate(map(prod, grids), initial=num_cells))

@@ -35,7 +35,7 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
         The pooled tokens, ragged by frame, in the dtype of ``tokens``.
 
     Raises:
-        ValueError: If the plan is for another number of cells.
+        ValueError: If ``tokens`` has other axes or the plan another number of cells.
 
     Laws:
         adjoint: the backward pass of a linear mode is the transpose of the forward
@@ -55,6 +55,7 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
                 [5.0000],
                 [6.0000]]), cu_seqlens=tensor([0, 1, 4], dtype=torch.int32))
     """
+    check_axes("tokens", tokens, "cells", "dim")
     if len(tokens) != len(plan.cell_starts):
         raise ValueError(
             f"tokens has {len(tokens)} cells but the plan is for "

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fastslow._plans import integers
+from fastslow._shapes import check_whole
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, PooledFrame, frame_kinds, frame_windows
 from fastslow.grids import Edge
@@ -45,7 +46,7 @@ def video_positions(
 
     Raises:
         ValueError: As ``frame_windows`` does, if the schedule keeps no frame, or
-            ``times`` has not one entry per frame.
+            ``times`` has not one whole number per frame, from 0 on.
 
     Laws:
         stride_one: stride 1 gives Qwen2-VL's own positions
@@ -80,6 +81,7 @@ def video_positions(
             f"times has {len(times)} entries but the clip has {schedule.num_frames} "
             "frames"
         )
+    check_whole("times", times)
     kinds, kind_of = frame_kinds(schedule)
     planes = pack_ragged([_frame_plane(grid, kind, schedule.edge) for kind in kinds])
     plane = select_ragged(planes, integers(kind_of))

@@ -5,6 +5,7 @@ from dataclasses import replace
 from operator import index
 from typing import Literal, get_args
 
+from fastslow._shapes import check_flags
 from fastslow.frames import FrameSchedule
 
 Order = Literal["stream", "time"]
@@ -83,6 +84,8 @@ def keep_tokens(
             f"keep has {len(keep)} frames but the schedule has {len(schedule.frames)}; "
             "each needs one entry"
         )
+    for mask in keep:
+        check_flags("keep", () if mask is None else mask)
     return replace(
         schedule,
         frames=tuple(

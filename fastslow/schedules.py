@@ -6,6 +6,7 @@ from math import ceil
 from operator import index
 from typing import Literal, get_args
 
+from fastslow._shapes import check_flags
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, PooledFrame
 from fastslow.grids import Edge, window_bounds
@@ -178,7 +179,7 @@ def schedule_from_strides(
     if is_slow is None:
         least = min(strides, default=1)
         is_slow = [stride == least for stride in strides]
-    _check_same_length("strides", strides, is_slow)
+    _check_flags("strides", strides, is_slow)
     sides = map(index, strides)
     frames = tuple(
         PooledFrame(start=t, stop=t + 1, stride=(stride, stride), is_slow=bool(slow))
@@ -263,7 +264,7 @@ def schedule_from_grids(
     if is_slow is None:
         most = max((height * width for height, width in grids), default=0)
         is_slow = [height * width == most for height, width in grids]
-    _check_same_length("grids", grids, is_slow)
+    _check_flags("grids", grids, is_slow)
     whole = [(index(height), index(width)) for height, width in grids]
     frames = tuple(
         PooledFrame(start=t, stop=t + 1, grid=sides, is_slow=bool(slow))
@@ -320,10 +321,8 @@ def kernel_schedule(
     return FrameSchedule(num_frames=num_frames, frames=frames, edge=edge)
 
 
-def _check_same_length(
-    name: str, values: Sequence[object], is_slow: Sequence[bool]
-) -> None:
-    """Raise unless there are frames and one flag for each."""
+def _check_flags(name: str, values: Sequence[object], is_slow: Sequence[bool]) -> None:
+    """Raise unless there are frames and one flag for each, true or false."""
     if not len(values):
         raise ValueError(f"{name} is empty; a clip has at least 1 frame")
     if len(values) != len(is_slow):
@@ -331,6 +330,7 @@ def _check_same_length(
             f"{name} has {len(values)} frames but is_slow has {len(is_slow)}; both "
             "describe the same clip"
         )
+    check_flags("is_slow", is_slow)
 
 
 def _spread(count: int, num_frames: int) -> set[int]:

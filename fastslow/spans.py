@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fastslow._shapes import check_whole
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, encoded_grids, tokens_per_frame
 
@@ -17,6 +18,10 @@ class TextSpan:
 
     token_ids: tuple[int, ...]
     trained: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that there are ids and nothing else."""
+        check_whole("token_ids", self.token_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,9 @@ class VideoSpan:
                 f"times is {self.times}; it must hold one position for each of "
                 f"{frames} frames, from 0 on and never falling"
             )
+        check_whole("times", self.times)
+        for text in self.between:
+            check_whole("between", text)
         if self.between and len(self.between) != pooled - 1:
             raise ValueError(
                 f"between holds {len(self.between)} texts but the schedule keeps "

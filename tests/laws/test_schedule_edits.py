@@ -23,10 +23,7 @@ from fastslow import (
     repeat_strides,
     scale_fast_frames,
     schedule_from_grids,
-    schedule_from_json,
     schedule_from_strides,
-    schedule_to_json,
-    schedules,
     select_frames,
     tokens_per_frame,
     video_positions,
@@ -317,16 +314,6 @@ def test_an_unknown_order_is_named() -> None:
     with pytest.raises(ValueError) as error:
         inspect.unwrap(merge_streams)([repeat_strides(2, (2,))], order="size")
     assert str(error.value) == "order is 'size'; it must be one of stream, time"
-
-
-def test_flags_of_tensors_become_bools(monkeypatch: pytest.MonkeyPatch) -> None:
-    unchecked = inspect.unwrap(schedules._check_same_length)
-    monkeypatch.setattr(schedules, "_check_same_length", unchecked)
-    flags = torch.tensor([True, False])
-    schedule = inspect.unwrap(schedule_from_grids)([(1, 2), (1, 1)], is_slow=flags)
-    masked = inspect.unwrap(keep_tokens)(schedule, [flags, None])
-    assert masked.frames[0].keep == (True, False)
-    assert schedule_from_json(schedule_to_json(masked)) == masked
 
 
 def test_streams_of_grids_take_the_edge_of_those_with_strides() -> None:

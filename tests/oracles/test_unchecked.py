@@ -52,6 +52,11 @@ def test_lists_tensors_and_numbers_give_what_tuples_and_flags_give() -> None:
         grids = schedule_from_grids([[2, 2], [1, 1]])
         assert grids == schedule_from_grids([(2, 2), (1, 1)])
         assert kernel_schedule(5, [2, 3, 3]) == kernel_schedule(5, (2, 3, 3))
+        flags = torch.tensor([True, False])
+        slow = schedule_from_grids([(1, 2), (1, 1)], is_slow=flags)
+        masked = keep_tokens(slow, [flags, None])
+        assert masked.frames[0].keep == (True, False)
+        assert schedule_from_json(schedule_to_json(masked)) == masked
 
         cells = plan_pooling([([4, 4], grids)]).cells
         assert torch.equal(cells, plan_pooling([((4, 4), grids)]).cells)
@@ -199,6 +204,42 @@ def test_a_target_too_few_is_named_where_rows_go_in_chunks() -> None:
     )
 
 
+def test_slips_that_would_give_another_clip_are_named() -> None:
+    clip = "grid=(1, 1), schedule=repeat_strides(2, (1,))"
+    run_refused(
+        {
+            "two_level_schedule([0.1, 0.9])": "is_slow[0] is 0.1; it must be true or "
+            "false",
+            "keep_tokens(repeat_strides(1, (1,)), [[True, 0.2]])": "keep[1] is 0.2; it "
+            "must be true or false",
+            "TextSpan(token_ids=(9, 1.5))": "token_ids is (9, 1.5); it must hold whole "
+            "numbers, from 0 on",
+            "TextSpan(token_ids=(9, -1))": "token_ids is (9, -1); it must hold whole "
+            "numbers, from 0 on",
+            f"VideoSpan({clip}, times=(0, 0.5))": (
+                "times is (0, 0.5); it must hold whole numbers, from 0 on"
+            ),
+            f"VideoSpan({clip}, between=((0.5,),))": (
+                "between is (0.5,); it must hold whole numbers, from 0 on"
+            ),
+            "video_positions((1, 1), repeat_strides(2, (1,)), times=[0.0, 0.5])": (
+                "times is [0.0, 0.5]; it must hold whole numbers, from 0 on"
+            ),
+            "tokens_per_frame((8, 2, 2), repeat_strides(1, (1,)))": (
+                "grid is (8, 2, 2); it must hold a height and a width"
+            ),
+            "tokens_per_frame(16, repeat_strides(1, (1,)))": (
+                "grid is 16; it must hold a height and a width"
+            ),
+            "plan_pooling([((8, 2, 2), repeat_strides(1, (1,)))])": (
+                "grid is (8, 2, 2); it must hold a height and a width"
+            ),
+            "frame_causal_pairs([-1, 3])": "run_lengths is [-1, 3]; it must hold whole "
+            "numbers, from 0 on",
+        }
+    )
+
+
 def test_axes_are_named() -> None:
     square = "similarity has shape {}; it must be (frames, frames)"
     scores = "scores has shape {}; it must be ({})"
@@ -208,6 +249,10 @@ def test_axes_are_named() -> None:
         {
             "pool_frames(torch.ones(2, 9, 1), [1, 3])": (
                 "tokens has shape (2, 9, 1); it must be (frames, height, width, dim)"
+            ),
+            "pool_tokens(torch.ones(4), plan_pooling([((2, 2), "
+            "repeat_strides(1, (1,)))]))": (
+                "tokens has shape (4,); it must be (cells, dim)"
             ),
             "pool_frames(torch.ones(2, 3, 3, 1), 2)": (
                 "strides is 2; it must hold one stride per frame"
