@@ -28,10 +28,15 @@ from recipes.ablation import (
     result_of,
     summarise,
 )
-from recipes.config import FREE_TO_CHANGE, SETTINGS_FILE, Config, settings_before
+from recipes.config import (
+    FREE_TO_CHANGE,
+    SETTINGS_FILE,
+    Config,
+    refuse_other_settings,
+)
 from recipes.edge.ablation_figure import draw_ablation
 from recipes.edge.provenance import read_starts
-from recipes.edge.settings import check_same_settings, read_settings, write_settings
+from recipes.edge.settings import read_settings, write_settings
 
 RECIPE = Path(__file__).with_name("qwen2vl_tiny.py")
 """What is started; a settings file names every setting, so any recipe would do."""
@@ -159,13 +164,10 @@ def refuse_other_run(config: Config, ranks: int) -> None:
                 f"{config.output_dir}: ran on {start['ranks']} ranks but ranks is "
                 f"{ranks}; a step has rows of each rank, so they must agree"
             )
-    before = settings_before(config)
-    if before is not None:
-        free = FREE_TO_CHANGE - {"max_steps"}
-        try:
-            check_same_settings(before, config, free=free)
-        except ValueError as error:
-            raise ValueError(f"{config.output_dir}: {error}") from error
+    try:
+        refuse_other_settings(config, free=FREE_TO_CHANGE - {"max_steps"})
+    except ValueError as error:
+        raise ValueError(f"{config.output_dir}: {error}") from error
 
 
 def write_report(

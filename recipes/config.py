@@ -1,7 +1,7 @@
 """The settings of a run. Recipes are presets of them; files and flags change them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from recipes.edge.parallel import Parallel
 from recipes.edge.settings import (
     check_known,
     check_mapping,
+    check_same_settings,
     fill_settings,
     read_settings,
     setting_names,
@@ -202,23 +203,25 @@ BOUNDS = {
 }
 """Least and greatest value of each number."""
 
-FREE_TO_CHANGE = {
-    "output_dir",
-    "max_steps",
-    "save_steps",
-    "save_total_limit",
-    "async_save",
-    "parallel.replicate",
-    "dataloader_num_workers",
-    "dataloader_pin_memory",
-    "dataloader_persistent_workers",
-    "output_hidden_states",
-    "profile_step",
-    "dry_run",
-    "num_gpus",
-    "device",
-    "assumed_mfu",
-}
+FREE_TO_CHANGE = frozenset(
+    {
+        "output_dir",
+        "max_steps",
+        "save_steps",
+        "save_total_limit",
+        "async_save",
+        "parallel.replicate",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_persistent_workers",
+        "output_hidden_states",
+        "profile_step",
+        "dry_run",
+        "num_gpus",
+        "device",
+        "assumed_mfu",
+    }
+)
 """Settings that may differ when a run goes on from a checkpoint, by dotted names."""
 
 NESTED = "autoregressive_config"
@@ -309,17 +312,22 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     return fill_settings(config, {"parallel": wanted}) if wanted else config
 
 
-def settings_before(config: Config) -> dict[str, Any] | None:
-    """Give the settings that the run in an output folder began with.
+def refuse_other_settings(
+    config: Config, *, free: Collection[str] = FREE_TO_CHANGE
+) -> None:
+    """Refuse an output folder in which a run with other settings was begun.
 
     Args:
-        config: The settings now; they fill what the file does not name.
+        config: The settings now; they fill what the folder's file does not name.
+        free: Names of those that may differ; dots lead into settings of settings.
 
-    Returns:
-        What ``settings_as_json`` gave of them; None if there has been no run.
+    Raises:
+        ValueError: If there is such a run; the message names a setting.
     """
     file = config.output_dir / SETTINGS_FILE
-    return settings_as_json(load_config(file, config)) if file.exists() else None
+    if file.exists():
+        before = settings_as_json(load_config(file, config))
+        check_same_settings(before, config, free=free)
 
 
 SETTINGS_FILE = "settings.yaml"

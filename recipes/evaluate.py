@@ -33,6 +33,7 @@ from recipes.edge.distributed import (
     broadcast_from_main,
     gather_from_ranks,
     process_group,
+    refusals_in_words,
 )
 from recipes.edge.index import Sample, join_samples, write_index
 from recipes.edge.pretrained import read_tokenizer
@@ -41,6 +42,9 @@ from recipes.edge.sample_set import PlannedSamples, plan_samples
 from recipes.edge.scoring import score_answer, summarise_scores
 from recipes.edge.settings import settings_as_json
 from recipes.edge.weights import find_weights
+
+MOST_LINES = 5
+"""Rows that could not be asked and are named in the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +84,24 @@ def main() -> None:
     """Ask all questions, and write answers and scores."""
     options = tyro.cli(Options, description=__doc__)
     options.output.parent.mkdir(parents=True, exist_ok=True)  # before hours of answers
+    with refusals_in_words():
+        evaluate(options)
+
+
+def evaluate(options: Options) -> None:
+    """Ask, and write; every rank calls this.
+
+    Raises:
+        MainRankError: If checkpoint, settings or data cannot be used.
+    """
+
+    def find() -> tuple[Path, Config]:
+        checkpoint = find_weights(options.checkpoint)
+        return checkpoint, find_settings(checkpoint, options.config)
+
     with process_group() as world, TemporaryDirectory() as folder:
         shared = broadcast_from_main(lambda: Path(folder), world)
-        checkpoint = broadcast_from_main(
-            lambda: find_weights(options.checkpoint), world
-        )
-        config = find_settings(checkpoint, options.config)
+        checkpoint, config = broadcast_from_main(find, world)
         model = load_model(checkpoint, config, world.device)
         questions = broadcast_from_main(
             lambda: plan_questions(options, checkpoint, config, model, shared), world
@@ -191,8 +207,10 @@ def table(found: dict[str, Any]) -> str:
         f"\n{wrong} clips could not be decoded and count as wrong; "
         f"{len(found['not_asked'])} rows could not be asked"
     )
-    for each in found["not_asked"][:5]:
+    for each in found["not_asked"][:MOST_LINES]:
         lines.append(f"  {each['source']}: {each['reason']}")
+    if (more := len(found["not_asked"]) - MOST_LINES) > 0:
+        lines.append(f"  and {more} more, which the file names")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
     python recipes/inspect_data.py DATA
     python recipes/inspect_data.py DATA --config recipes/configs/qwen2vl_7b.yaml
+    python recipes/inspect_data.py DATA --unusable unusable.jsonl
     python recipes/inspect_data.py DATA --show ID --output sample.png
     python recipes/inspect_data.py --help
 
@@ -26,6 +27,7 @@ from recipes.config import load_config
 from recipes.data import clip_settings
 from recipes.edge.conversations import BadSample
 from recipes.edge.published import model_config
+from recipes.edge.quarantine import as_lines
 from recipes.edge.sample_picture import draw_sample
 from recipes.edge.sample_set import PlannedSamples
 from recipes.edge.samples import PlannedSample
@@ -47,6 +49,8 @@ class Options:
     """A file, a folder, or a name on the hub, as --data-path of a recipe."""
     config: Path | None = None
     """YAML file of settings; those of the 7B recipe without it."""
+    unusable: Path | None = None
+    """File for the rows that cannot be used, one JSON object a line."""
     show: str | None = None
     """Id of a sample to draw."""
     output: Path = Path("sample.png")
@@ -66,6 +70,9 @@ def main() -> None:
         with TemporaryDirectory() as folder:
             planned, bad, about = plan_dataset(config, settings, Path(folder))
             sys.stdout.write(f"{report(planned, bad)}\n{'':13}{about}\n")
+            if options.unusable is not None:
+                options.unusable.write_text(as_lines(bad))
+                sys.stdout.write(f"{'named':13}{options.unusable}\n")
             if options.show is not None:
                 sample = find_sample(planned, bad, options.show)
                 draw_sample(sample, planned, options.output)

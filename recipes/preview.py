@@ -19,6 +19,7 @@ from recipes.edge.dry_run import Plan, first_that_fits, fits, forecast, report
 from recipes.edge.index import SampleIndex
 from recipes.edge.pretrained import read_tokenizer
 from recipes.edge.published import model_config
+from recipes.edge.quarantine import refuse_too_many
 from recipes.edge.sample_set import PlannedSamples, plan_samples
 from recipes.edge.samples import ClipSettings, schedule_clip
 from recipes.edge.tiny import train_tokenizer
@@ -43,7 +44,8 @@ def preview(config: Config) -> tuple[str, bool]:
         Lines of text, and whether the run fits the GPU.
 
     Raises:
-        ValueError: If the GPU is unknown, or the data have no sample that can be used.
+        ValueError: If the GPU is unknown, or the data have no sample that can be used,
+            or too many that cannot.
     """
     shape = model_config(config.model_name_or_path)
     plan = Plan(config=config, shape=shape, device=find_device(config.device))
@@ -118,6 +120,7 @@ def _samples_of(
     with TemporaryDirectory() as folder:
         planned, bad, about = plan_dataset(config, settings, Path(folder))
         refuse_empty(config.data_path, planned, bad)
+        refuse_too_many(bad, len(planned) + len(bad), config.max_bad_share)
         spans = [planned[number].spans for number in range(len(planned))]
     return spans, f"{len(spans)} samples, {len(bad)} unusable; {about}"
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from recipes.data import Data
 from recipes.edge.checkpoint import load_checkpoint
 from recipes.edge.checkpoint_folders import good_checkpoint
 from recipes.edge.conversations import BadSample
-from recipes.edge.distributed import World
+from recipes.edge.distributed import World, broadcast_from_main
 from recipes.edge.optimization import SkippedSteps
 from recipes.edge.quarantine import Quarantine
 from recipes.edge.settings import check_same_settings, settings_as_json
@@ -59,8 +60,9 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
         Where the run stands, and a sentence for each checkpoint that is damaged.
 
     Raises:
-        ValueError: If the run began with other settings or data, all checkpoints are
-            damaged, or the ranks cannot share the rows of a step.
+        ValueError: If all checkpoints are damaged.
+        MainRankError: If the run began with other settings or data, its end is past, or
+            the ranks cannot share the rows of a step.
     """
     config = run.config
     folder, passed_over = good_checkpoint(config.output_dir, run.world)
@@ -70,7 +72,21 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
     state = load_checkpoint(
         folder, model=run.model, optimizer=run.optimizer, world=run.world
     )
-    check_same_settings(state["settings"], config, free=FREE_TO_CHANGE)
+    broadcast_from_main(lambda: _refuse_other_run(state, folder, run), run.world)
+    run.quarantine.add(BadSample(**sample) for sample in state["quarantine"])
+    stream = state["stream"]
+    progress = Progress(
+        step=state["step"],
+        rows_per_step=state["rows_per_step"],
+        stream=StreamState(**stream | {"waiting": tuple(stream["waiting"])}),
+        skipped=SkippedSteps(**state["skipped"]),
+    )
+    return progress, passed_over
+
+
+def _refuse_other_run(state: dict[str, Any], folder: Path, run: Run) -> None:
+    """Refuse to go on from the checkpoint of another run, or of a later step."""
+    check_same_settings(state["settings"], run.config, free=FREE_TO_CHANGE)
     if state["data"] != run.data.train.fingerprint:
         raise ValueError(
             f"the samples differ from those that {folder} was trained on; a run goes "
@@ -81,15 +97,11 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
             f"each step of {folder} takes {state['rows_per_step']} packed rows, which "
             f"{run.world.size} ranks cannot share; their number must divide it"
         )
-    run.quarantine.add(BadSample(**sample) for sample in state["quarantine"])
-    stream = state["stream"]
-    progress = Progress(
-        step=state["step"],
-        rows_per_step=state["rows_per_step"],
-        stream=StreamState(**stream | {"waiting": tuple(stream["waiting"])}),
-        skipped=SkippedSteps(**state["skipped"]),
-    )
-    return progress, passed_over
+    if state["step"] > run.config.max_steps:
+        raise ValueError(
+            f"max_steps is {run.config.max_steps} but the run has come to {folder}; it "
+            "does not go back"
+        )
 
 
 def state_beside_tensors(run: Run, progress: Progress) -> dict[str, Any]:

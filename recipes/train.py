@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from fastslow import next_frame_loss, to_device
 from fastslow.qwen2_vl import FastSlowQwen2VL, step_cost
 from recipes.command_line import parse_command_line
-from recipes.config import FREE_TO_CHANGE, SETTINGS_FILE, Config, settings_before
+from recipes.config import SETTINGS_FILE, Config, refuse_other_settings
 from recipes.data import Data, plan_data
 from recipes.edge.checkpoint_saver import CheckpointSaver
 from recipes.edge.distributed import (
@@ -25,6 +25,7 @@ from recipes.edge.distributed import (
     broadcast_from_main,
     check_same_on_ranks,
     process_group,
+    refusals_in_words,
     sum_over_ranks,
 )
 from recipes.edge.export import export_pretrained
@@ -45,11 +46,7 @@ from recipes.edge.profiling import peak_memory, profiled
 from recipes.edge.provenance import code_versions, record_start
 from recipes.edge.quarantine import Quarantine
 from recipes.edge.random_states import seed_generators
-from recipes.edge.settings import (
-    check_same_settings,
-    settings_as_json,
-    write_settings,
-)
+from recipes.edge.settings import settings_as_json, write_settings
 from recipes.edge.stopping import STOPPED, StopSignal
 from recipes.edge.tiny import VIDEO_TOKEN, tiny_backbone
 from recipes.edge.weights import build_meta_model, load_pretrained, materialize
@@ -72,6 +69,7 @@ NO_HIDDEN_STATES = (
 )
 
 
+@record
 def run_recipe(preset: Config) -> None:
     """Let file and flags change a preset, and train or say what it would take."""
     config = parse_command_line(preset)
@@ -82,10 +80,10 @@ def run_recipe(preset: Config) -> None:
             sys.exit(f"error: {error}")
         sys.stdout.write(f"{text}\n")
         sys.exit(not is_possible)
-    main(config)
+    with refusals_in_words():
+        main(config)
 
 
-@record
 def main(config: Config) -> None:
     """Plan, build, shard, train, save, export, and ask the held-out questions."""
     stop = StopSignal()
@@ -113,9 +111,7 @@ def main(config: Config) -> None:
 def prepare(config: Config, world: World) -> Run:
     """Plan the data, and build the model with its optimizer."""
     check_same_on_ranks(settings_as_json(config) | code_versions(), world)
-    before = broadcast_from_main(lambda: settings_before(config), world)
-    if before is not None:
-        check_same_settings(before, config, free=FREE_TO_CHANGE)
+    broadcast_from_main(lambda: refuse_other_settings(config), world)
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     data = broadcast_from_main(lambda: plan_data(config, world), world)

@@ -172,10 +172,11 @@ def _media(row: dict[str, object], kind: Kind) -> Iterator[Media]:
 
 def _parse_turns(row: dict[str, object]) -> list[Turn]:
     """Read the turns of a row in either layout and check their order."""
-    layout = next((name for name in _LAYOUTS if row.get(name) is not None), None)
-    if layout is None or row[layout] == []:
-        known = " or ".join(_LAYOUTS)
-        raise RowError(f"the row has no conversation; it needs {known}")
+    layouts = [name for name in _LAYOUTS if row.get(name) not in (None, [])]
+    if len(layouts) != 1:
+        found = "both" if layouts else "no conversation"
+        raise RowError(f"the row has {found}; it needs {' or '.join(_LAYOUTS)}")
+    (layout,) = layouts
     items = row[layout]
     if not isinstance(items, list):
         raise RowError(f"{layout} is {name_type(items)}; it must be a list of turns")

@@ -172,7 +172,7 @@ def _files_by_folder(data_path: str) -> list[tuple[str, list[str]]]:
     if path.is_file():
         if path.suffix not in DATA_SUFFIXES:
             raise ValueError(
-                f"data_path is {data_path}; a data file must end in one of "
+                f"{data_path} is no data file; its name must end in one of "
                 f"{', '.join(DATA_SUFFIXES)}"
             )
         beside = [file for file in _inside(path.parent) if not _is_data(file)]
@@ -187,15 +187,15 @@ def _files_by_folder(data_path: str) -> list[tuple[str, list[str]]]:
         folders = _group(_HUB + data_path, _on_hub(data_path))
     else:
         raise FileNotFoundError(
-            f"data_path is {data_path}, which does not exist; it must be a file "
+            f"{data_path} does not exist; data are a file "
             f"({', '.join(DATA_SUFFIXES)}), a folder of such files, or the name of a "
             "dataset on the hub"
         )
     found = [(name, files) for name, files in folders if any(map(_is_data, files))]
     if not found:
         raise FileNotFoundError(
-            f"data_path is {data_path}, which has no data files; it or its folders "
-            f"must hold at least one ({', '.join(DATA_SUFFIXES)})"
+            f"{data_path} has no data files; it or its folders must hold at least one "
+            f"({', '.join(DATA_SUFFIXES)})"
         )
     return found
 

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,20 @@ _T = TypeVar("_T")
 PATIENCE = timedelta(days=1)
 """How long ranks wait for each other's words: the main rank may download weights or
 plan millions of samples meanwhile. A rank that fails ends the others at once."""
+
+
+class MainRankError(RuntimeError):
+    """The main rank failed where all ranks need its result.
+
+    Attributes:
+        refusal: Its words alone, where it refused what it was given: a setting, a file,
+            a folder. None where something went wrong.
+    """
+
+    def __init__(self, words: str, refusal: str | None = None) -> None:
+        """Keep the words of the main rank."""
+        super().__init__(words)
+        self.refusal = refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +188,7 @@ def broadcast_from_main(make: Callable[[], _T], world: World) -> _T:
         The result; the main rank gets the object itself, the others a copy.
 
     Raises:
-        RuntimeError: On every rank, with the same words, if ``make`` raises.
+        MainRankError: On every rank, with the same words, if ``make`` raises.
 
     Example:
         >>> with process_group() as world:
@@ -181,21 +196,36 @@ def broadcast_from_main(make: Callable[[], _T], world: World) -> _T:
         'run-7'
     """
     failure: Exception | None = None
-    box: list[Any] = [None, None]
+    box: list[Any] = [None, None, None]
     if world.is_main:
         try:
             box[0] = make()
         except Exception as error:
             failure = error
-            box[1] = f"{type(error).__name__}: {error}"
+            is_refusal = isinstance(error, OSError | ValueError)
+            box[1:] = f"{type(error).__name__}: {error}", str(error) * is_refusal
     dist.broadcast_object_list(box, src=0, group=world.group)
-    result, reason = box
+    result, reason, refusal = box
     if reason is not None:
-        raise RuntimeError(
-            f"the main rank failed with {reason}; every rank needs its result"
-        ) from failure
+        words = f"the main rank failed with {reason}; every rank needs its result"
+        raise MainRankError(words, refusal or None) from failure
     answer: _T = result
     return answer
+
+
+@contextmanager
+def refusals_in_words() -> Iterator[None]:
+    """End the process with one sentence where the main rank refuses what it is given.
+
+    The main rank says it, the others end without a word.
+    """
+    try:
+        yield
+    except MainRankError as error:
+        if error.refusal is None:
+            raise
+        is_main = os.environ.get("RANK", "0") == "0"
+        sys.exit(f"error: {error.refusal}" if is_main else 1)
 
 
 def gather_from_ranks(value: _T, world: World) -> list[_T]:

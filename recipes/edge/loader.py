@@ -41,6 +41,7 @@ from recipes.edge.samples import (
     PlannedSample,
     tower_tokens,
 )
+from recipes.edge.stopping import STOPPING
 from recipes.edge.tiny import VIDEO_TOKEN
 from recipes.edge.video import decode_frames
 
@@ -205,7 +206,7 @@ def stream_rows(
         batch_size=None,
         sampler=_deal(dataset.samples, state, dealing),
         num_workers=num_workers,
-        worker_init_fn=_outlive_sigterm,
+        worker_init_fn=_outlive_signals,
         **loading,
         generator=torch.Generator(),
     )
@@ -239,13 +240,15 @@ def _deal(
             yield bins[dealt[dealing.rank]], state
 
 
-def _outlive_sigterm(_: int) -> None:
-    """Go on after SIGTERM, as long as the rank does: it still needs rows to save.
+def _outlive_signals(_: int) -> None:
+    """Go on when asked to stop, as long as the rank does: it needs rows to save.
 
-    ``torchrun`` and schedulers signal all processes of a rank, and torch's own handler
-    ends a worker, and with it the rank. A worker ends with its loader or its rank.
+    Terminals, ``torchrun`` and schedulers signal all processes of a rank, and torch's
+    own handler ends a worker, and with it the rank. A worker ends with its loader or
+    its rank.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_workers() -> None:

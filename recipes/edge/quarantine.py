@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -69,25 +69,22 @@ class Quarantine:
             self._samples.setdefault(sample.source, sample)
         if self._world.is_main:
             self._list_new()
-        if len(self) > self._max_share * self._num_samples:
-            first = next(iter(self._samples.values()))
-            raise ValueError(
-                f"{len(self)} of {self._num_samples} samples cannot be used, more than "
-                f"the share of {self._max_share} that max_bad_share allows; the first "
-                f"is {first.sample_id}: {first.reason} ({self._path} names them all)"
-            )
+        try:
+            refuse_too_many([*self], self._num_samples, self._max_share)
+        except ValueError as error:
+            raise ValueError(f"{error} ({self._path} names them all)") from error
 
     def _list_new(self) -> None:
         """List what is not listed yet, after the last line that is whole."""
         if not (self._listed and self._is_there()):
-            write_whole(self._path, "".join(map(_line, self)))
+            write_whole(self._path, as_lines(self))
             self._end = self._path.stat().st_size
         elif self._listed < len(self):
-            lines = map(_line, islice(self, self._listed, None))
+            lines = as_lines(islice(self, self._listed, None))
             with self._path.open("r+b") as file:
                 file.truncate(self._end)
                 file.seek(self._end)
-                file.write("".join(lines).encode())
+                file.write(lines.encode())
             self._end = self._path.stat().st_size
         self._listed = len(self)
 
@@ -96,6 +93,27 @@ class Quarantine:
         return self._path.exists() and self._path.stat().st_size >= self._end
 
 
-def _line(sample: BadSample) -> str:
-    """Write a sample as a line of JSON."""
-    return f"{json.dumps(dataclasses.asdict(sample))}\n"
+def refuse_too_many(
+    bad: Sequence[BadSample], num_samples: int, max_share: float
+) -> None:
+    """Refuse data of which too much cannot be used.
+
+    Args:
+        bad: The samples that cannot.
+        num_samples: All samples.
+        max_share: Largest share of them that may be unusable, 0 to 1.
+
+    Raises:
+        ValueError: If more are.
+    """
+    if len(bad) > max_share * num_samples:
+        raise ValueError(
+            f"{len(bad)} of {num_samples} samples cannot be used, more than the share "
+            f"of {max_share} that max_bad_share allows; the first is "
+            f"{bad[0].sample_id}: {bad[0].reason}"
+        )
+
+
+def as_lines(samples: Iterable[BadSample]) -> str:
+    """Write samples as lines of JSON."""
+    return "".join(f"{json.dumps(dataclasses.asdict(each))}\n" for each in samples)

@@ -3,12 +3,18 @@
 import os
 import signal
 
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+"""What asks a run to stop; Ctrl-C is the second."""
+
 STOPPED = 128 + signal.SIGTERM
 """Exit code of a run that saved and stopped because it was asked to: 143."""
 
 
 class StopSignal:
-    """Notes SIGTERM instead of dying of it, so that a run can save first.
+    """Notes SIGTERM and Ctrl-C instead of dying of them, so that a run can save first.
+
+    A second Ctrl-C ends a process at once, but not under ``torchrun``, which hands on
+    the first, so that it comes twice.
 
     A rank whose ``torchrun`` is gone is to stop as well: nobody would hear of its end,
     and the same command, given again, would find it still at work. A process that is
@@ -23,12 +29,13 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         """Listen."""
-        self._before = signal.signal(signal.SIGTERM, self._note)
+        self._before = {each: signal.signal(each, self._note) for each in STOPPING}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Leave the signal to whoever had it before."""
-        signal.signal(signal.SIGTERM, self._before)
+        """Leave the signals to whoever had them before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     @property
     def is_asked(self) -> bool:
@@ -36,5 +43,7 @@ class StopSignal:
         is_orphan = self._launcher not in {None, os.getppid()}
         return self._is_noted or is_orphan
 
-    def _note(self, *signalled: object) -> None:
+    def _note(self, number: int, _: object) -> None:
+        if self._is_noted and number == signal.SIGINT and self._launcher is None:
+            raise KeyboardInterrupt
         self._is_noted = True

@@ -87,6 +87,8 @@ def tiny_backbone(
 ) -> Qwen2VLForConditionalGeneration:
     """Build Qwen2-VL with two layers in the language model and two in the tower.
 
+    Its special tokens are those of ``train_tokenizer``.
+
     Weights are drawn from torch's random state, four times as wide as usual: with the
     usual width so small a model does not learn.
 
@@ -113,7 +115,7 @@ def tiny_backbone(
                     "mrope_section": [4, 6, 6],
                 },
                 "bos_token_id": None,
-                "eos_token_id": None,
+                "eos_token_id": SPECIAL_TOKENS.index(END_OF_TURN),
             },
             vision_config={
                 "depth": 2,
@@ -124,5 +126,8 @@ def tiny_backbone(
                 "initializer_range": 0.08,
             },
             video_token_id=video_token_id,
+            image_token_id=SPECIAL_TOKENS.index("<|image_pad|>"),
+            vision_start_token_id=SPECIAL_TOKENS.index("<|vision_start|>"),
+            vision_end_token_id=SPECIAL_TOKENS.index("<|vision_end|>"),
         )
     )

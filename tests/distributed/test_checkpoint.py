@@ -276,13 +276,13 @@ def test_all_ranks_hear_that_the_folder_cannot_be_made(ranks: Ranks) -> None:
     first, second = (seen["no_folder"] for seen in ranks["write"])
     assert first == second
     assert first.startswith(
-        "RuntimeError: the main rank failed with NotADirectoryError"
+        "MainRankError: the main rank failed with NotADirectoryError"
     )
 
 
 def test_a_step_is_saved_once(ranks: Ranks) -> None:
     for seen in ranks["write"]:
-        assert seen["again"].startswith("RuntimeError: the main rank failed with File")
+        assert seen["again"].startswith("MainRankError: the main rank failed with File")
         assert "checkpoint-3 exists; it is written once; every rank" in seen["again"]
 
 

@@ -152,7 +152,7 @@ def test_failing_make_raises_the_same_on_every_rank(
 ) -> None:
     assert ranks[0]["failure"] == ranks[1]["failure"]
     assert ranks[0]["failure"] == (
-        "RuntimeError: the main rank failed with ValueError: invalid literal for "
+        "MainRankError: the main rank failed with ValueError: invalid literal for "
         "int() with base 10: 'seven'; every rank needs its result"
     )
 

@@ -308,7 +308,7 @@ def test_a_run_that_fails_is_missing(preloaded: Any, tmp_path: Path) -> None:
     assert preloaded.wait(start(preloaded, tmp_path, "log", "--jobs", "2")) == 1
     assert "base,seed=0: ended with 1" in (tmp_path / "log").read_text()
     console = tmp_path / "out" / "base,seed=0" / "console.log"
-    assert "none.json, which does not exist" in console.read_text()
+    assert "none.json does not exist" in console.read_text()
     rows = json.loads((tmp_path / "out" / "ablation.json").read_text())
     assert [(row["seeds"], row["missing"]) for row in rows] == [([], 1), ([], 1)]
 

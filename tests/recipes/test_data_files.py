@@ -120,20 +120,23 @@ def test_files_beside_a_file(folder: Path) -> None:
 
 
 def test_missing_path(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"data_path is .*none, which does not"):
+    with pytest.raises(
+        FileNotFoundError, match=r"none does not exist; data are a file"
+    ):
         list_subsets(str(tmp_path / "none"))
 
 
 def test_folder_without_data(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="which has no data files"):
+    with pytest.raises(FileNotFoundError, match="has no data files; it or"):
         list_subsets(str(tmp_path))
 
 
 def test_unsupported_suffix(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("id,video\n")
     with pytest.raises(
-        ValueError, match=r"rows\.csv; a data file must end in one of \.json, \.jsonl"
+        ValueError,
+        match=r"rows\.csv is no data file; its name must end in one of \.json",
     ):
         list_subsets(str(tmp_path / "rows.csv"))
 

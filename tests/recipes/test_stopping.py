@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -24,14 +25,33 @@ print(stop.is_asked, flush=True)
 """
 
 
-def test_a_signal_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noted(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with StopSignal() as stop:
         assert not stop.is_asked
+        os.kill(os.getpid(), number)
+        assert stop.is_asked
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("is_rank", [True, False])
+def test_a_second_ctrl_c_ends_what_has_no_launcher(
+    monkeypatch: pytest.MonkeyPatch, is_rank: bool
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if is_rank:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    expected = nullcontext() if is_rank else pytest.raises(KeyboardInterrupt)
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        with expected:
+            os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.is_asked
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_forked_process_goes_on() -> None:

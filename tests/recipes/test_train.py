@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,12 @@ from recipes.config import load_config
 from recipes.data import plan_data
 from recipes.edge.clips import make_clips
 from recipes.edge.devices import this_device
-from recipes.edge.distributed import process_group
+from recipes.edge.distributed import MainRankError, process_group
 from recipes.edge.parallel import Parallel
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import build_model, main
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +176,7 @@ def test_the_settings_of_another_run_are_kept(clips: Path, tmp_path: Path) -> No
     train(tmp_path, clips / "train.jsonl", max_steps=1)
     shutil.rmtree(tmp_path / "checkpoint-1")
     before = (tmp_path / "settings.yaml").read_bytes()
-    with pytest.raises(ValueError, match="seed is 3 but the run began with 0; it goes"):
+    with pytest.raises(MainRankError, match="seed is 3 but the run began with 0; it "):
         train(tmp_path, clips / "train.jsonl", max_steps=1, seed=3)
     assert (tmp_path / "settings.yaml").read_bytes() == before
 
@@ -309,8 +313,18 @@ def test_a_run_goes_on_with_its_settings(
     clips: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     train(tmp_path, clips / "train.jsonl", max_steps=1)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(MainRankError, match=message):
         train(tmp_path, clips / "train.jsonl", **changes)
+
+
+def test_a_run_does_not_go_back(clips: Path, tmp_path: Path) -> None:
+    train(tmp_path, clips / "train.jsonl", save_steps=1)
+    with pytest.raises(MainRankError) as error:
+        train(tmp_path, clips / "train.jsonl", max_steps=1)
+    assert error.value.refusal == (
+        f"max_steps is 1 but the run has come to {tmp_path / 'checkpoint-2'}; it does "
+        "not go back"
+    )
 
 
 def test_a_run_goes_on_with_its_data(clips: Path, tmp_path: Path) -> None:
@@ -319,14 +333,34 @@ def test_a_run_goes_on_with_its_data(clips: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "data.jsonl", rows)
     train(tmp_path / "run", data, max_steps=1)
     write_jsonl(data, rows[:-1])
-    with pytest.raises(ValueError, match=r"the samples differ from those that .*-1"):
+    with pytest.raises(MainRankError, match=r"the samples differ from those that .*-1"):
         train(tmp_path / "run", data)
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:
-    message = f"data_path is {tmp_path / 'none.json'}, which does not exist"
+    message = f"{tmp_path / 'none.json'} does not exist; data are a file"
     with pytest.raises(RuntimeError, match=message):
         train(tmp_path / "run", tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("recipe", ["qwen2vl_tiny.py", "evaluate.py"])
+def test_what_a_run_is_refused_for_is_one_sentence(tmp_path: Path, recipe: str) -> None:
+    none = tmp_path / "none.json"
+    arguments = ["--data-path", none, "--output-dir", tmp_path / "run"]
+    sentence = f"error: {none} does not exist; data are a file"
+    if recipe == "evaluate.py":
+        (tmp_path / "model").mkdir()
+        arguments = [tmp_path / "model", none, "--output", tmp_path / "found.json"]
+        sentence = f"error: {tmp_path / 'settings.yaml'} does not exist; --config says"
+    done = subprocess.run(
+        [sys.executable, ROOT / "recipes" / recipe, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(sentence)
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_data_without_a_usable_sample(tmp_path: Path) -> None:
