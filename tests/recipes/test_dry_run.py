@@ -260,6 +260,21 @@ def test_a_dry_run_of_data(tmp_path: Path) -> None:
     assert "S." in clip
 
 
+def test_a_dry_run_refuses_data_that_the_run_would_refuse(tmp_path: Path) -> None:
+    make_clips(tmp_path / "clips", num_clips=6, held_out=0, seed=0, size=(56, 84))
+    data = tmp_path / "clips" / "train.jsonl"
+    data.write_text(data.read_text() + '{"id": "bad"}\n')
+    with pytest.raises(ValueError) as error:
+        preview(replace(TINY, data_path=str(data), max_bad_share=0.1))
+    assert str(error.value) == (
+        "1 of 7 samples cannot be used, more than the share of 0.1 that max_bad_share "
+        "allows; the first is bad: the row has no conversation; it needs conversations "
+        "or messages"
+    )
+    _, is_possible = preview(replace(TINY, data_path=str(data), max_bad_share=0.2))
+    assert is_possible
+
+
 def test_a_dry_run_of_text(tmp_path: Path) -> None:
     make_clips(tmp_path / "clips", num_clips=2, held_out=0, seed=0, size=(56, 84))
     data = tmp_path / "clips" / "train.jsonl"

@@ -98,8 +98,9 @@ def test_ranks_share_questions_and_broken_clips_are_wrong(
     asked = {"from": "human", "value": f"<image>\nWhich colour?\n{COLOURS}"}
     choice = [asked, {"from": "gpt", "value": "B. green"}]
     rows[2] |= {"category": "choice", "conversations": choice}
+    lost = [rows[1] | {"id": f"lost {n}"} for n in range(6)]
     data = trained / "mixed.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *lost]))
     whole, said = evaluate(data, 1)
     halves, _ = evaluate(data, 2)
     assert halves["answers"] == whole["answers"]
@@ -111,7 +112,8 @@ def test_ranks_share_questions_and_broken_clips_are_wrong(
         0,
     )
     assert str(broken) in first["error"]
-    assert [each["sample_id"] for each in whole["not_asked"]] == [rows[1]["id"]]
+    not_asked = [each["sample_id"] for each in whole["not_asked"]]
+    assert not_asked == [rows[1]["id"], *(row["id"] for row in lost)]
     kinds = {(row["category"], row["kind"]): row["count"] for row in whole["scores"]}
     assert kinds == {
         ("choice", "multiple_choice"): 1,
@@ -119,7 +121,9 @@ def test_ranks_share_questions_and_broken_clips_are_wrong(
         ("all", "multiple_choice"): 1,
         ("all", "open_ended"): 10,
     }
-    assert "1 clips could not be decoded and count as wrong; 1 rows could not" in said
+    assert "1 clips could not be decoded and count as wrong; 7 rows could not" in said
+    assert said.count("lost.mp4") == 5
+    assert "\n  and 2 more, which the file names\n" in said
 
 
 def test_a_checkpoint_of_no_run_needs_settings(

@@ -172,3 +172,15 @@ def test_no_kind_of_unusable_rows_is_passed_over(
     assert len(counts) == MOST_LINES + 1
     assert sum(counts) == len(turns)
     assert lines[-1][2] == "for 1 other reason"
+
+
+def test_all_rows_that_cannot_be_used_are_named_on_demand(
+    data: Path, inspect: Inspect, tmp_path: Path
+) -> None:
+    file = tmp_path / "unusable.jsonl"
+    said, status = inspect(data, "--unusable", str(file))
+    assert (status, f"named        {file}\n" in said) == (0, True)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["sample_id"] for row in rows] == ["lost 0", "lost 1", "lost 2", "mute"]
+    assert rows[0]["source"] == f"{data}:6"
+    assert rows[0]["reason"].startswith(f"{data.parent / 'lost0.mp4'} ")

@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from recipes.edge.tiny import SPECIAL_TOKENS, train_tokenizer
+from recipes.edge.tiny import (
+    SPECIAL_TOKENS,
+    VIDEO_TOKEN,
+    tiny_backbone,
+    train_tokenizer,
+)
 
 TEXTS = ["Which colour is the shape?", "red left", "blue down", "red up"] * 4
 TOKENIZER = train_tokenizer(TEXTS, vocabulary_size=320)
@@ -50,3 +55,14 @@ def test_a_turn_of_plain_text_is_a_turn_of_one_part() -> None:
         for turns in (plain, parts)
     ]
     assert texts[0] == texts[1]
+
+
+def test_the_model_knows_the_special_tokens_of_its_tokenizer() -> None:
+    vocabulary = TOKENIZER.get_vocab()
+    model = tiny_backbone(
+        vocabulary_size=len(vocabulary), video_token_id=vocabulary[VIDEO_TOKEN]
+    )
+    assert model.config.image_token_id == vocabulary["<|image_pad|>"]
+    assert model.config.vision_start_token_id == vocabulary["<|vision_start|>"]
+    assert model.config.vision_end_token_id == vocabulary["<|vision_end|>"]
+    assert model.generation_config.eos_token_id == TOKENIZER.eos_token_id
