@@ -28,6 +28,28 @@ Mode = Literal["average", "max", "area", "bilinear"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowsBySize:
+    """The windows of a plan, those of the fewest cells first.
+
+    Windows of one size are rows of one tensor, whose maximum is taken at once.
+
+    Attributes:
+        sizes: Cells of a window, and how many windows have as many.
+        order: Windows in that order.
+        places: Place of each window in it.
+        cells: Cells of the windows in that order.
+        entries: Entries of ``cells`` that are cell 0, then those that are cell 1, and
+            so on.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    order: Int[Tensor, " windows"]
+    places: Int[Tensor, " windows"]
+    cells: Int[Tensor, " entries"]
+    entries: Int[Tensor, " entries"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoolPlan:
     """Which cells each pooled token reads, and the way back.
 
@@ -46,6 +68,7 @@ class PoolPlan:
         weights: Share of each entry of ``cells`` in its window; None where a window
             takes the maximum of its cells.
         back_weights: The same shares in the order of ``windows``.
+        by_size: The windows sorted by size, where they take maxima; else None.
     """
 
     cells: Int[Tensor, " entries"]
@@ -56,6 +79,7 @@ class PoolPlan:
     cu_seqlens: Int32[Tensor, " bounds"]
     weights: Float64[Tensor, " entries"] | None
     back_weights: Float64[Tensor, " entries"] | None
+    by_size: WindowsBySize | None
 
 
 def plan_pooling(
@@ -202,6 +226,27 @@ def plan_bags(
         cu_seqlens=cu_seqlens,
         weights=weights,
         back_weights=None if weights is None else weights[back],
+        by_size=_sort_windows(cells, window_sizes, back) if weights is None else None,
+    )
+
+
+def _sort_windows(cells: Tensor, window_sizes: Tensor, back: Tensor) -> WindowsBySize:
+    """Sort windows by size.
+
+    Args:
+        cells: Cells of window 0, then those of window 1, and so on.
+        window_sizes: Cells of each window.
+        back: Entries of ``cells`` that are cell 0, then those that are cell 1, ...
+    """
+    order = window_sizes.argsort(stable=True)
+    moved = window_sizes.repeat_interleave(window_sizes).argsort(stable=True)
+    sizes, counts = window_sizes[order].unique_consecutive(return_counts=True)
+    return WindowsBySize(
+        sizes=tuple(zip(sizes.tolist(), counts.tolist(), strict=True)),
+        order=order,
+        places=order.argsort(),
+        cells=cells[moved],
+        entries=moved.argsort()[back],
     )
 
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from fastslow._bags import sum_bags
+from fastslow._maxima import window_maxima
 from fastslow._plans import to_device
 from fastslow._shapes import check_axes
 from fastslow.grids import Edge
@@ -18,14 +19,13 @@ from fastslow.schedules import schedule_from_strides
 
 
 def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
-    """Pool the cells of every window of a plan, in one kernel.
+    """Pool the cells of every window of a plan, in one kernel or one for each size.
 
     ``pooled[w]`` is the weighted sum or the maximum of ``tokens[c]`` over the
-    cells ``c`` of window ``w``. A maximum does not hide NaN, though an infinity that
-    comes first in the window stands for it. The backward pass is a gather as well: each
-    cell reads the windows that read it, of a maximum those that it has won. Nothing of
-    the size of a whole clip is built per frame, and nothing is sorted or scattered. It
-    may be differentiated twice, and by ``torch.func.grad``.
+    cells ``c`` of window ``w``. No NaN is hidden. The backward pass is a gather as
+    well: each cell reads the windows that read it, of a maximum those that it has won.
+    Nothing of the size of a whole clip is built per frame, and nothing is sorted or
+    scattered. It may be differentiated twice, and by ``torch.func.grad``.
 
     Args:
         tokens: Cells of all frames in raster order, frame after frame.
@@ -61,10 +61,11 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
             f"tokens has {len(tokens)} cells but the plan is for "
             f"{len(plan.cell_starts)}; both describe the same frames"
         )
-    winners = _find_winners(tokens, plan) if plan.weights is None else None
-    values: Tensor = _Pool.apply(  # type: ignore[no-untyped-call]
-        tokens, winners, plan, False
-    )
+    values: Tensor
+    if plan.weights is None:
+        values = window_maxima(tokens, plan)
+    else:
+        values = _WindowSum.apply(tokens, plan, False)  # type: ignore[no-untyped-call]
     return Ragged(values=values, cu_seqlens=plan.cu_seqlens)
 
 
@@ -132,119 +133,40 @@ def pool_frames(
     return pool_tokens(cells, to_device(plan, tokens.device))
 
 
-class _Pool(torch.autograd.Function):
-    """Weighted sum or winner of each window's cells, or the transpose of that.
+class _WindowSum(torch.autograd.Function):
+    """Weighted sum of each window's cells, or its transpose: each is a bag of rows.
 
     One is the gradient of the other, so it may be differentiated any number of times,
     by kernels that autograd does not know too.
     """
 
     @staticmethod
-    def forward(
-        rows: Tensor, winners: Tensor | None, plan: PoolPlan, is_transposed: bool
-    ) -> Tensor:
-        if winners is not None:
-            if is_transposed:
-                return _give_to_winners(rows, winners, plan)
-            return rows.gather(0, winners.long())
+    def forward(rows: Tensor, plan: PoolPlan, is_transposed: bool) -> Tensor:
         entries, starts, weights = plan.cells, plan.window_starts, plan.weights
         if is_transposed:
             entries, starts, weights = plan.windows, plan.cell_starts, plan.back_weights
         assert weights is not None
-        return _sum_bags(rows, entries, starts, weights)
+        return sum_bags(rows, entries, starts, weights)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, winners, ctx.plan, ctx.is_transposed = inputs
-        ctx.save_for_backward(winners)
+        _, ctx.plan, ctx.is_transposed = inputs
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (grad,), (winners,) = grads, ctx.saved_tensors
-        back: Tensor = _Pool.apply(  # type: ignore[no-untyped-call]
-            grad, winners, ctx.plan, not ctx.is_transposed
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        back: Tensor = _WindowSum.apply(  # type: ignore[no-untyped-call]
+            grad, ctx.plan, not ctx.is_transposed
         )
-        return back, None, None, None
+        return back, None, None
 
     @staticmethod
     def vmap(
-        info: Any,
-        in_dims: Any,
-        rows: Tensor,
-        winners: Tensor | None,
-        plan: PoolPlan,
-        is_transposed: bool,
+        info: Any, in_dims: Any, rows: Tensor, plan: PoolPlan, is_transposed: bool
     ) -> tuple[Tensor, int]:
-        """Pool a batch as so many more channels."""
-        rows = _beside(rows, in_dims[0], info.batch_size)
-        if winners is not None:
-            winners = _beside(winners, in_dims[1], info.batch_size).flatten(1)
-        pooled = _Pool.apply(  # type: ignore[no-untyped-call]
-            rows.flatten(1), winners, plan, is_transposed
+        """Sum a batch as so many more channels."""
+        rows = rows.movedim(in_dims[0], 1)
+        sums = _WindowSum.apply(  # type: ignore[no-untyped-call]
+            rows.flatten(1), plan, is_transposed
         )
-        return pooled.unflatten(1, rows.shape[1:]), 1
-
-
-def _beside(rows: Tensor, dim: int | None, batch_size: int) -> Tensor:
-    """Lay the rows of a batch beside each other, or as many copies of one tensor."""
-    if dim is None:
-        return rows.unsqueeze(1).expand(-1, batch_size, *rows.shape[1:])
-    return rows.movedim(dim, 1)
-
-
-def _sum_bags(rows: Tensor, entries: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
-    """Add up bags of weighted rows; sums are at least float32 before they are rounded.
-
-    Means go this way too: ``embedding_bag`` takes half as long again to divide sums by
-    their sizes, and its sums leave the range of half precision.
-    """
-    if rows.is_cuda:
-        from fastslow._gpu_bags import sum_bags_on_gpu  # noqa: PLC0415
-
-        return sum_bags_on_gpu(rows, entries, starts, weights)
-    if rows.is_cpu and rows.dtype.itemsize == 2:
-        entries, starts, weights = _in_two_terms(entries, starts, weights, rows.dtype)
-    return F.embedding_bag(
-        entries, rows, starts, mode="sum", per_sample_weights=weights.to(rows.dtype)
-    )
-
-
-def _in_two_terms(
-    entries: Tensor, starts: Tensor, weights: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Write weights that half precision does not hold as sums of two that it does.
-
-    ``embedding_bag`` takes weights in the dtype of its rows. Both terms have one sign,
-    so an infinity that they meet stays what it is.
-    """
-    first = weights.to(dtype)
-    is_beyond = first.abs() > weights.abs()
-    first = (first.view(torch.int16) - is_beyond.short()).view(dtype)  # towards 0
-    second = (weights - first).to(dtype)
-    terms = torch.stack([first, second], 1)
-    is_needed = torch.stack([torch.ones_like(is_beyond), second != 0], 1)
-    counts = is_needed.sum(1)
-    bounds = F.pad(counts.cumsum(0), (1, 0))
-    entries = entries.repeat_interleave(counts)
-    return entries, bounds[starts], terms.masked_select(is_needed)
-
-
-@torch.no_grad()
-def _find_winners(tokens: Tensor, plan: PoolPlan) -> Tensor:
-    """Find the first cell of each window that has its maximum, channel by channel."""
-    # embedding_bag passes over NaN, unless it comes first; over no infinity.
-    largest = tokens.masked_fill(tokens.isnan(), torch.inf)
-    *_, winners = torch.embedding_bag(
-        largest, plan.cells.int(), plan.window_starts.int(), mode=2
-    )
-    return winners
-
-
-def _give_to_winners(rows: Tensor, winners: Tensor, plan: PoolPlan) -> Tensor:
-    """Add up what each cell is given by the windows that it has won."""
-    entries = torch.arange(len(plan.windows), device=rows.device)
-    readers = torch.searchsorted(plan.cell_starts, entries, right=True, out_int32=True)
-    has_won = winners[plan.windows] == readers[:, None] - 1
-    given = torch.where(has_won, rows[plan.windows], 0)
-    ones = torch.ones_like(entries, dtype=torch.float64)
-    return _sum_bags(given, entries, plan.cell_starts, ones)
+        return sums.unflatten(1, rows.shape[1:]), 1

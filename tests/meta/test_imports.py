@@ -87,7 +87,10 @@ ROOMS: dict[str, set[str]] = {
     **dict.fromkeys(INTEGERS - SHARED, SHARED),
     **dict.fromkeys(SCHEDULES - INTEGERS, SCHEDULES),
     **dict.fromkeys(PARTS - SCHEDULES, SCHEDULES),
-    "fastslow.pooling": SCHEDULES | {"fastslow.pool_plans", "fastslow._gpu_bags"},
+    "fastslow._bags": {"fastslow._gpu_bags"},
+    "fastslow._maxima": {"fastslow._bags", "fastslow.pool_plans"},
+    "fastslow.pooling": SCHEDULES
+    | {"fastslow._bags", "fastslow._maxima", "fastslow.pool_plans"},
     **dict.fromkeys(MASK_READERS, INTEGERS | {"fastslow.masks"}),
     "fastslow.accounting": INTEGERS | {"fastslow.masks", "fastslow._block_runs"},
     "fastslow.block_masks": INTEGERS

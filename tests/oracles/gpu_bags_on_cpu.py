@@ -12,6 +12,7 @@ from torch import Tensor
 from fastslow import (
     FrameSchedule,
     PoolPlan,
+    _maxima,
     kernel_schedule,
     plan_pooling,
     pool_tokens,
@@ -29,14 +30,14 @@ CLIPS = [
     ((2, 2), kernel_schedule(3, (2, 2, 1))),
     ((4, 4), scale_fast_frames(two_level_schedule([True, False]), 2)),
 ]
-on_cpu = pooling._sum_bags
+on_cpu = pooling.sum_bags
 
 
 def results(
     tokens: Tensor, upstream: Tensor, plan: PoolPlan, kernel: Any
 ) -> tuple[Tensor, Tensor]:
     """Pool with one of the kernels, and send a gradient back."""
-    pooling._sum_bags = kernel
+    pooling.sum_bags = _maxima.sum_bags = kernel
     leaf = tokens.detach().requires_grad_()
     pooled = pool_tokens(leaf, plan).values
     (gradient,) = torch.autograd.grad(pooled, leaf, upstream)
@@ -69,7 +70,7 @@ def main(kernel: Any) -> None:
     nothing = plan_pooling([((2, 2), FrameSchedule(num_frames=1, frames=()))])
     compare(torch.randn(4, 3), nothing, kernel)
 
-    pooling._sum_bags = kernel
+    pooling.sum_bags = _maxima.sum_bags = kernel
     for mode in modes[:2]:
         plan = plan_pooling([((2, 3), schedule_from_strides([2, 1]))], mode=mode)
         tokens = torch.randn(12, 2, dtype=torch.float64, requires_grad=True)
