@@ -172,9 +172,8 @@ def change_weights(
             f"copies has shape {tuple(copies.shape)} but targets has "
             f"{tuple(targets.shape)}; each token has both"
         )
-    wide = torch.promote_types(copies.dtype, torch.float32)
-    change = _distances(copies.detach().to(wide), targets.detach().to(wide), "cosine")
-    return change.clamp(0, 2)
+    weigh = _for_device(_changes, copies)
+    return weigh(copies.detach(), targets.detach())
 
 
 def _token_factors(
@@ -254,15 +253,25 @@ def _slopes(
     return gradient
 
 
-def _runs(tokens: int) -> list[slice]:
-    """Cut the rows into at most 36 runs of at least 256; what is compiled needs one.
+def _changes(copies: Tensor, targets: Tensor) -> Tensor:
+    """Give the cosine distance of every token, from 0 to 2."""
+    wide = torch.promote_types(copies.dtype, torch.float32)
+    change = copies.new_empty(len(copies), dtype=wide)
+    for rows in _runs(len(copies)):
+        pair = copies[rows].to(wide), targets[rows].to(wide)
+        change[rows] = _distances(*pair, "cosine")
+    return change.clamp(0, 2)
 
-    From 9,216 rows on, what a run widens is then at most half as large as predictions
+
+def _runs(tokens: int) -> list[slice]:
+    """Cut the rows into at most 36 runs of at least 64; what is compiled needs one.
+
+    From 2,304 rows on, what a run widens is then at most half as large as predictions
     in half precision, whatever the distance.
     """
     if torch.compiler.is_compiling():
         return [slice(0, tokens)]
-    size = max(256, -(-tokens // 36))
+    size = max(64, -(-tokens // 36))
     return [slice(first, first + size) for first in range(0, tokens, size)]
 
 

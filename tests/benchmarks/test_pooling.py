@@ -20,13 +20,19 @@ from torch import Tensor
 
 from fastslow import PoolPlan, plan_pooling, pool_tokens, schedule_from_strides
 from fastslow._plans import to_device
+from fastslow.pool_plans import Mode
 
 QUEUED = 10
 SHAPES = [(64, 12, 12, 3584), (64, 24, 24, 1024)]
 DTYPES = [torch.float32, torch.bfloat16]
 
 Shape = tuple[int, int, int, int]
-Pool = Callable[[Tensor], Tensor]
+Pool = Callable[[Tensor, Mode], Tensor]
+
+TORCHS: dict[Mode, Callable[[Tensor, int], Tensor]] = {
+    "average": F.avg_pool2d,
+    "max": F.max_pool2d,
+}
 
 
 def strides(clip: Tensor) -> list[int]:
@@ -35,52 +41,51 @@ def strides(clip: Tensor) -> list[int]:
     return [slow, fast, fast, fast] * (clip.shape[0] // 4)
 
 
-def make_plan(clip: Tensor) -> PoolPlan:
+def make_plan(clip: Tensor, mode: Mode) -> PoolPlan:
     grid = (clip.shape[1], clip.shape[2])
-    plan = plan_pooling([(grid, schedule_from_strides(strides(clip)))])
+    plan = plan_pooling([(grid, schedule_from_strides(strides(clip)))], mode=mode)
     return to_device(plan, clip.device)
 
 
-def with_its_plan(clip: Tensor) -> Tensor:
-    return pool_tokens(clip.flatten(0, 2), make_plan(clip)).values
+def with_its_plan(clip: Tensor, mode: Mode) -> Tensor:
+    return pool_tokens(clip.flatten(0, 2), make_plan(clip, mode)).values
 
 
 @cache
-def known_plan(shape: Shape, device: torch.device) -> PoolPlan:
-    return make_plan(torch.empty(shape, device=device))
+def known_plan(shape: Shape, device: torch.device, mode: Mode) -> PoolPlan:
+    return make_plan(torch.empty(shape, device=device), mode)
 
 
-def planned(clip: Tensor) -> Tensor:
+def planned(clip: Tensor, mode: Mode) -> Tensor:
     frames, height, width, channels = clip.shape
-    plan = known_plan((frames, height, width, channels), clip.device)
+    plan = known_plan((frames, height, width, channels), clip.device, mode)
     return pool_tokens(clip.flatten(0, 2), plan).values
 
 
-def pool_one(frame: Tensor, stride: int) -> Tensor:
-    return F.avg_pool2d(frame.permute(2, 0, 1), stride).flatten(1).T
+def pool_one(frame: Tensor, stride: int, mode: Mode) -> Tensor:
+    return TORCHS[mode](frame.permute(2, 0, 1), stride).flatten(1).T
 
 
-def frame_by_frame(clip: Tensor) -> Tensor:
+def frame_by_frame(clip: Tensor, mode: Mode) -> Tensor:
     """Index and pool each frame: the common way."""
-    return torch.cat([pool_one(clip[t], s) for t, s in enumerate(strides(clip))])
+    chosen = strides(clip)
+    return torch.cat([pool_one(clip[t], s, mode) for t, s in enumerate(chosen)])
 
 
-def unbound_frames(clip: Tensor) -> Tensor:
+def unbound_frames(clip: Tensor, mode: Mode) -> Tensor:
     """The same, with all frames taken apart at once."""
-    frames = clip.unbind()
-    return torch.cat(
-        [pool_one(f, s) for f, s in zip(frames, strides(clip), strict=True)]
-    )
+    frames = zip(clip.unbind(), strides(clip), strict=True)
+    return torch.cat([pool_one(frame, stride, mode) for frame, stride in frames])
 
 
-def whole_clip_twice(clip: Tensor) -> Tensor:
+def whole_clip_twice(clip: Tensor, mode: Mode) -> Tensor:
     """Pool the whole clip by each stride, pick frames and join: LLaVA-NeXT's way."""
     cells, chosen = clip.permute(0, 3, 1, 2), strides(clip)
-    pooled = {s: F.avg_pool2d(cells, s).flatten(2).mT for s in set(chosen)}
+    pooled = {s: TORCHS[mode](cells, s).flatten(2).mT for s in set(chosen)}
     return torch.cat([pooled[s][t] for t, s in enumerate(chosen)])
 
 
-def copy(clip: Tensor) -> Tensor:
+def copy(clip: Tensor, mode: Mode) -> Tensor:
     """Read a third of the clip into new memory, and another third into old."""
     first, second, _ = clip.flatten(0, 2).chunk(3)
     pooled = first.clone()
@@ -110,16 +115,18 @@ FORWARD_TARGETS = {frame_by_frame: "at least 8x", copy: "at least 0.5x"}
 BOTH_TARGETS = {copy: "at least 0.11x"}
 
 
-def forward(pool: Pool, clip: Tensor, _: Tensor) -> Tensor:
+def forward(pool: Pool, mode: Mode, clip: Tensor, _: Tensor) -> Tensor:
     with torch.no_grad():
-        return pool(clip)
+        return pool(clip, mode)
 
 
-def both_ways(pool: Pool, clip: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+def both_ways(
+    pool: Pool, mode: Mode, clip: Tensor, slopes: Tensor
+) -> tuple[Tensor, Tensor]:
     if pool is copy:
-        return copy(clip), copy_back(slopes)
+        return copy(clip, mode), copy_back(slopes)
     leaf = clip.detach().requires_grad_()
-    pooled = pool(leaf)
+    pooled = pool(leaf, mode)
     (gradient,) = torch.autograd.grad(pooled, leaf, slopes)
     return pooled.detach(), gradient
 
@@ -138,14 +145,16 @@ def workload(
 
 @cache
 def assert_equal(
-    pool: Pool, shape: Shape, dtype: torch.dtype, device: torch.device
+    pool: Pool, mode: Mode, shape: Shape, dtype: torch.dtype, device: torch.device
 ) -> None:
     clip, slopes = workload((*shape[:3], 16), dtype, device)
-    ours = both_ways(planned, clip, slopes)
-    torch.testing.assert_close(both_ways(pool, clip, slopes), ours)
+    ours = both_ways(planned, mode, clip, slopes)
+    torch.testing.assert_close(both_ways(pool, mode, clip, slopes), ours)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("mode", "shape"), [*(("average", shape) for shape in SHAPES), ("max", SHAPES[1])]
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("run", [forward, both_ways])
 @pytest.mark.parametrize("pool", WAYS)
@@ -153,24 +162,26 @@ def test_pooling(
     benchmark: BenchmarkFixture,
     device: torch.device,
     to_the_end: Callable[[Any], Any],
+    mode: Mode,
     shape: Shape,
     dtype: torch.dtype,
-    run: Callable[[Pool, Tensor, Tensor], object],
+    run: Callable[[Pool, Mode, Tensor, Tensor], object],
     pool: Pool,
 ) -> None:
     size = " x ".join(f"{side:,}" for side in shape)
     kind = str(dtype).removeprefix("torch.")
     direction = "forward" if run is forward else "forward and backward"
-    benchmark.group = f"L1: Pooling {size}, strides 1 and 3, {kind}, {direction}"
+    what = "Maxima of" if mode == "max" else "Pooling"
+    benchmark.group = f"L1: {what} {size}, strides 1 and 3, {kind}, {direction}"
     if pool is not copy:
-        assert_equal(pool, shape, dtype, device)
+        assert_equal(pool, mode, shape, dtype, device)
     targets = FORWARD_TARGETS if run is forward else BOTH_TARGETS
-    if pool in targets:
+    if pool in targets and not (mode == "max" and pool is copy):
         benchmark.extra_info["target"] = targets[pool]
     is_slow = run is both_ways and pool in {frame_by_frame, whole_clip_twice}
     benchmark.pedantic(
         to_the_end(run),
-        args=(pool, *workload(shape, dtype, device)),
+        args=(pool, mode, *workload(shape, dtype, device)),
         rounds=1 if is_slow else 20 if run is forward else 8,
         warmup_rounds=0 if is_slow else 1,
     )
@@ -199,7 +210,7 @@ def test_l2(
     benchmark: BenchmarkFixture,
     device: torch.device,
     to_the_end: Callable[[Any], Any],
-    run: Callable[[Pool, Tensor, Tensor], object],
+    run: Callable[[Pool, Mode, Tensor, Tensor], object],
     pool: Pool,
 ) -> None:
     is_gpu = device.type == "cuda"
@@ -211,14 +222,14 @@ def test_l2(
     benchmark.group = (
         f"L2: Pooling {size} {QUEUED} times, strides 2 and 4, bfloat16, {direction}"
     )
-    assert_equal(pool, shape, torch.bfloat16, device)
+    assert_equal(pool, "average", shape, torch.bfloat16, device)
     clip, slopes = workload(shape, torch.bfloat16, device)
     if pool is planned:
         benchmark.extra_info["target"] = "copies' bandwidth: 70%"
 
     def queue() -> None:
         for _ in range(QUEUED):
-            run(pool, clip, slopes)
+            run(pool, "average", clip, slopes)
 
     benchmark.pedantic(to_the_end(queue), rounds=5, warmup_rounds=1)
     if benchmark.enabled:
