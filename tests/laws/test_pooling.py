@@ -197,8 +197,10 @@ def pool_one_frame(frame: Tensor, stride: int, mode: Mode, edge: str) -> Tensor:
 
 
 @pytest.mark.parametrize("cell", range(16))
-def test_a_maximum_does_not_hide_nan(cell: int) -> None:
-    tokens = torch.arange(16.0).index_fill(0, torch.tensor([cell]), torch.nan)
+@pytest.mark.parametrize("beside", [0.0, torch.inf])
+def test_a_maximum_does_not_hide_nan(cell: int, beside: float) -> None:
+    tokens = torch.arange(16.0) + beside
+    tokens[cell] = torch.nan
     found = pool_frames(tokens.view(1, 4, 4, 1), [2], mode="max").values[:, 0]
     expected = F.max_pool2d(tokens.view(1, 4, 4), 2).flatten()
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
