@@ -20,6 +20,8 @@ def sum_bags(rows: Tensor, entries: Tensor, starts: Tensor, weights: Tensor) -> 
     Returns:
         ``(bags, channels)`` in the dtype of ``rows``.
     """
+    if not rows.shape[1]:
+        return rows.new_empty(len(starts), 0)
     if rows.is_cuda:
         from fastslow._gpu_bags import sum_bags_on_gpu  # noqa: PLC0415
 

@@ -28,15 +28,15 @@ def window_maxima(tokens: Tensor, plan: PoolPlan) -> Tensor:
     Returns:
         ``(windows, channels)``.
     """
-    if torch.is_grad_enabled() and tokens.requires_grad:
+    # What torch.func differentiates may say that it needs no gradient.
+    transforms = torch._C._are_functorch_transforms_active
+    if torch.is_grad_enabled() and (tokens.requires_grad or transforms()):
         maxima: Tensor
         maxima, _ = _Maxima.apply(tokens, plan)  # type: ignore[no-untyped-call]
         return maxima
     windows = _windows(plan)
-    found = tokens.new_empty(len(windows.order), tokens.shape[1])
-    for size, here, entries in _runs(windows, tokens):
-        found[here] = _cells(tokens, windows.cells[entries], size).amax(1)
-    return found.index_select(0, windows.places)
+    found = [rows.amax(1) for rows in _pieces(tokens, windows)]
+    return torch.cat([tokens[:0], *found]).index_select(0, windows.places)
 
 
 class _Maxima(torch.autograd.Function):
@@ -45,16 +45,18 @@ class _Maxima(torch.autograd.Function):
     @staticmethod
     def forward(tokens: Tensor, plan: PoolPlan) -> tuple[Tensor, Tensor]:
         windows = _windows(plan)
-        found = tokens.new_empty(len(windows.order), tokens.shape[1])
-        largest = max((size for size, _ in windows.sizes), default=1)
-        narrow = torch.int8 if largest < 128 else torch.int32
-        winners = torch.empty_like(found, dtype=narrow)
-        for size, here, entries in _runs(windows, tokens):
-            rows = _cells(tokens, windows.cells[entries], size)
-            best = torch.amax(rows, 1, out=found[here])
-            is_best = (rows < best[:, None]).logical_not_()  # as a NaN is
-            torch.amax(is_best * _countdown(size, winners), 1, out=winners[here])
-        return found.index_select(0, windows.places), winners
+        found = [tokens[:0]]
+        winners = [tokens[:0].to(_narrow(windows))]
+        for rows in _pieces(tokens, windows):
+            best = rows.amax(1)
+            is_best = rows == best[:, None]
+            if not _may_look(rows) or best.isnan().any():
+                is_best = is_best.logical_or_(rows.isnan())
+            # Of a countdown, the first best cell has the most.
+            left = is_best * _countdown(rows.shape[1], winners[0])
+            found.append(best)
+            winners.append(left.amax(1))
+        return torch.cat(found).index_select(0, windows.places), torch.cat(winners)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -96,11 +98,11 @@ class _Routes(torch.autograd.Function):
         if is_transposed:
             return _give(rows, winners, plan)
         windows = _windows(plan)
-        found = rows.new_empty(winners.shape)
+        found = [rows[:0]]
         for size, here, entries in _runs(windows, rows):
-            cells = windows.cells[entries].unflatten(0, (-1, size))
-            found[here] = rows.gather(0, cells.gather(1, size - winners[here].long()))
-        return found.index_select(0, windows.places)
+            cells = windows.cells[entries].view(-1, size)
+            found.append(rows.gather(0, cells.gather(1, size - winners[here].long())))
+        return torch.cat(found).index_select(0, windows.places)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -141,20 +143,37 @@ def _give(rows: Tensor, winners: Tensor, plan: PoolPlan) -> Tensor:
     """Add up what each cell is given by the windows that it has won."""
     windows = _windows(plan)
     rows = rows.index_select(0, windows.order)
-    given = rows.new_empty(len(windows.cells), rows.shape[1])
-    nothing = rows.new_zeros(())
-    for size, here, entries in _runs(windows, rows):
+    nothing, given = rows.new_zeros(()), [rows[:0]]
+    for size, here, _ in _runs(windows, rows):
         has_won = winners[here, None] == _countdown(size, winners)
-        part = given[entries].unflatten(0, (-1, size))
-        torch.where(has_won, rows[here, None], nothing, out=part)
+        part = torch.where(has_won, rows[here, None], nothing)
+        given.append(part.reshape(-1 if part.numel() else 0, rows.shape[1]))
     ones = torch.ones_like(windows.entries, dtype=torch.float64)
-    return sum_bags(given, windows.entries, plan.cell_starts, ones)
+    return sum_bags(torch.cat(given), windows.entries, plan.cell_starts, ones)
 
 
 def _windows(plan: PoolPlan) -> WindowsBySize:
     """Give the windows of a plan of maxima."""
     assert plan.by_size is not None
     return plan.by_size
+
+
+def _narrow(windows: WindowsBySize) -> torch.dtype:
+    """Choose the type that holds as many as the largest window has cells."""
+    largest = windows.sizes[-1][0] if windows.sizes else 0
+    return torch.int8 if largest < 128 else torch.int32
+
+
+def _pieces(tokens: Tensor, windows: WindowsBySize) -> Iterator[Tensor]:
+    """Read the cells of windows of one size: ``(windows, size, channels)`` a piece."""
+    for size, here, entries in _runs(windows, tokens):
+        cells = tokens.index_select(0, windows.cells[entries])
+        yield cells.view(here.stop - here.start, size, tokens.shape[1])
+
+
+def _may_look(rows: Tensor) -> bool:
+    """Tell whether what is done may depend on values, or on what a cache holds."""
+    return rows.is_cpu and not torch.compiler.is_compiling()
 
 
 def _runs(windows: WindowsBySize, rows: Tensor) -> Iterator[tuple[int, slice, slice]]:
@@ -166,7 +185,7 @@ def _runs(windows: WindowsBySize, rows: Tensor) -> Iterator[tuple[int, slice, sl
     first = entry = 0
     for size, count in windows.sizes:
         room = PIECE_BYTES // max(size * rows.shape[1] * rows.itemsize, 1)
-        most = max(room, 1) if rows.is_cpu else count
+        most = max(room, 1) if _may_look(rows) else count
         for start in range(0, count, most):
             taken = min(most, count - start)
             yield (
@@ -175,12 +194,6 @@ def _runs(windows: WindowsBySize, rows: Tensor) -> Iterator[tuple[int, slice, sl
                 slice(entry, entry + taken * size),
             )
             first, entry = first + taken, entry + taken * size
-
-
-def _cells(tokens: Tensor, cells: Tensor, size: int) -> Tensor:
-    """Read the cells of windows: ``(windows, size, channels)``."""
-    rows: Tensor = tokens.index_select(0, cells).unflatten(0, (-1, size))
-    return rows
 
 
 def _countdown(size: int, like: Tensor) -> Tensor:

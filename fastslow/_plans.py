@@ -45,10 +45,9 @@ def to_device(plan: P, device: torch.device | str) -> P:
         >>> to_device(plan, "meta").cells.device
         device(type='meta')
     """
-    if not _holds_tensors(plan):
+    if not _can_move(plan):
         raise TypeError(
-            f"plan is a {type(plan).__name__}; it must be a dataclass of tensors, or a "
-            "tensor"
+            f"plan is a {type(plan).__name__}; it must be a dataclass, or a tensor"
         )
     moved: P = _moved(plan, torch.device(device))
     return moved
@@ -58,18 +57,15 @@ def _moved(plan: Any, device: torch.device) -> Any:
     """Move a tensor, or those of a dataclass."""
     if isinstance(plan, Tensor):
         return plan.to(device, non_blocking=device.type != "cpu")
-    fields = {
-        field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)
-    }
     moved = {
-        name: _moved(value, device)
-        for name, value in fields.items()
-        if _holds_tensors(value)
+        field.name: _moved(value, device)
+        for field in dataclasses.fields(plan)
+        if _can_move(value := getattr(plan, field.name))
     }
     return dataclasses.replace(plan, **moved)
 
 
-def _holds_tensors(value: object) -> bool:
-    """Tell whether a value is a tensor or a dataclass of them."""
+def _can_move(value: object) -> bool:
+    """Tell whether a value is a tensor or a dataclass."""
     is_dataclass = dataclasses.is_dataclass(value) and not isinstance(value, type)
     return is_dataclass or isinstance(value, Tensor)

@@ -1,7 +1,7 @@
 """What is asked of arguments where nothing checks annotations."""
 
 from collections.abc import Iterable, Sequence
-from numbers import Integral
+from operator import index
 
 from torch import Tensor
 
@@ -14,11 +14,17 @@ def check_axes(name: str, tensor: Tensor, *axes: str) -> None:
         raise ValueError(f"{name} has shape {found}; it must be ({', '.join(axes)})")
 
 
-def check_whole(name: str, values: Sequence[int]) -> None:
+def check_whole(name: str, values: Iterable[int]) -> None:
     """Raise unless all values are whole numbers, from 0 on."""
-    are_whole = all(issubclass(kind, Integral) for kind in {*map(type, values)})
-    if not are_whole or min(values, default=0) < 0:
-        raise ValueError(f"{name} is {values}; it must hold whole numbers, from 0 on")
+    for number, value in enumerate(values):
+        try:
+            is_whole = index(value) >= 0
+        except TypeError:
+            is_whole = False
+        if not is_whole:
+            raise ValueError(
+                f"{name}[{number}] is {value}; it must be a whole number, from 0 on"
+            )
 
 
 def check_flags(name: str, flags: Iterable[bool]) -> None:

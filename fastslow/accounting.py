@@ -179,7 +179,7 @@ def frame_causal_pairs(run_lengths: Sequence[int]) -> int:
         Pairs of one head of one layer, without a window.
 
     Raises:
-        ValueError: If a length is negative.
+        ValueError: If a length is no whole number from 0 on.
 
     Laws:
         matches_visible_pairs: summed over samples, equals ``visible_pairs`` of a
@@ -197,8 +197,8 @@ def frame_causal_pairs(run_lengths: Sequence[int]) -> int:
         >>> frame_causal_pairs([1, 2, 1])
         11
     """
+    check_whole("run_lengths", run_lengths)
     runs = list(map(index, run_lengths))  # which do not overflow, of arrays too
-    check_whole("run_lengths", runs)
     return sum(n * end for n, end in zip(runs, accumulate(runs), strict=True))
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from fastslow._once import once_differentiable
+from fastslow._shapes import check_axes
 from fastslow.ragged import (
     Ragged,
     lengths_from_cu_seqlens,
@@ -154,7 +155,7 @@ def change_weights(
         A weight between 0 and 2 for each token, without gradient, in float32 or wider.
 
     Raises:
-        ValueError: If the two differ in shape.
+        ValueError: If the two differ in shape, or have other axes.
 
     Laws:
         still: features that only change in scale weigh nothing: ``change_weights(x, c *
@@ -167,6 +168,7 @@ def change_weights(
         >>> change_weights(torch.eye(2), torch.tensor([[3.0, 0.0], [1.0, 0.0]]))
         tensor([0., 1.])
     """
+    check_axes("copies", copies, "tokens", "dim")
     if copies.shape != targets.shape:
         raise ValueError(
             f"copies has shape {tuple(copies.shape)} but targets has "
@@ -256,11 +258,11 @@ def _slopes(
 def _changes(copies: Tensor, targets: Tensor) -> Tensor:
     """Give the cosine distance of every token, from 0 to 2."""
     wide = torch.promote_types(copies.dtype, torch.float32)
-    change = copies.new_empty(len(copies), dtype=wide)
+    changes = [copies.new_empty(0, dtype=wide)]
     for rows in _runs(len(copies)):
         pair = copies[rows].to(wide), targets[rows].to(wide)
-        change[rows] = _distances(*pair, "cosine")
-    return change.clamp(0, 2)
+        changes.append(_distances(*pair, "cosine"))
+    return torch.cat(changes).clamp(0, 2)
 
 
 def _runs(tokens: int) -> list[slice]:
@@ -292,7 +294,7 @@ def _for_device(
     function: Callable[..., Tensor], rows: Tensor, *settings: Any
 ) -> Callable[..., Tensor]:
     """Compile a pass for a GPU; no row, and one, would each be compiled anew."""
-    if rows.is_cuda and len(rows) > 1:
+    if rows.is_cuda and len(rows) > 1 and not torch.compiler.is_compiling():
         return _compiled(function, *settings)
     return lambda *tensors: function(*tensors, *settings)
 

@@ -22,7 +22,13 @@ from fastslow.frames import (
     frame_windows,
 )
 from fastslow.grids import Edge, window_bounds
-from fastslow.ragged import lengths_from_cu_seqlens, pack_ragged, select_ragged
+from fastslow.ragged import (
+    Ragged,
+    cu_seqlens_from_lengths,
+    lengths_from_cu_seqlens,
+    pack_ragged,
+    select_ragged,
+)
 
 Mode = Literal["average", "max", "area", "bilinear"]
 
@@ -38,8 +44,7 @@ class WindowsBySize:
         order: Windows in that order.
         places: Place of each window in it.
         cells: Cells of the windows in that order.
-        entries: Entries of ``cells`` that are cell 0, then those that are cell 1, and
-            so on.
+        entries: Where ``cells`` names cell 0, then where it names cell 1, and so on.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -55,7 +60,7 @@ class PoolPlan:
 
     A *cell* is a token before pooling, a *window* the cells that become one token.
     Both directions are stored as bags end to end, so that forward and backward are
-    one gather each, whatever mixture of strides and grids the plan holds.
+    gathers, whatever mixture of strides and grids the plan holds.
 
     Attributes:
         cells: Cells of window 0, then those of window 1, and so on.
@@ -239,15 +244,24 @@ def _sort_windows(cells: Tensor, window_sizes: Tensor, back: Tensor) -> WindowsB
         back: Entries of ``cells`` that are cell 0, then those that are cell 1, ...
     """
     order = window_sizes.argsort(stable=True)
-    moved = window_sizes.repeat_interleave(window_sizes).argsort(stable=True)
     sizes, counts = window_sizes[order].unique_consecutive(return_counts=True)
+    entries = torch.arange(len(cells), device="cpu")
+    bags = Ragged(values=entries, cu_seqlens=cu_seqlens_from_lengths(window_sizes))
+    moved = select_ragged(bags, order).values
     return WindowsBySize(
         sizes=tuple(zip(sizes.tolist(), counts.tolist(), strict=True)),
         order=order,
-        places=order.argsort(),
+        places=_inverse(order),
         cells=cells[moved],
-        entries=moved.argsort()[back],
+        entries=_inverse(moved)[back],
     )
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """Give the place of each item in an order of all."""
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device="cpu")
+    return places
 
 
 @dataclass(frozen=True, kw_only=True)

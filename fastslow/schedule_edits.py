@@ -84,8 +84,8 @@ def keep_tokens(
             f"keep has {len(keep)} frames but the schedule has {len(schedule.frames)}; "
             "each needs one entry"
         )
-    for mask in keep:
-        check_flags("keep", () if mask is None else mask)
+    for number, mask in enumerate(keep):
+        check_flags(f"keep[{number}]", () if mask is None else mask)
     return replace(
         schedule,
         frames=tuple(

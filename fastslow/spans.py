@@ -60,8 +60,8 @@ class VideoSpan:
                 f"{frames} frames, from 0 on and never falling"
             )
         check_whole("times", self.times)
-        for text in self.between:
-            check_whole("between", text)
+        for number, text in enumerate(self.between):
+            check_whole(f"between[{number}]", text)
         if self.between and len(self.between) != pooled - 1:
             raise ValueError(
                 f"between holds {len(self.between)} texts but the schedule keeps "

@@ -65,6 +65,8 @@ def main() -> None:
         if options.config is not None:
             config = load_config(options.config, config)
         config = replace(config, data_path=options.data)
+        if options.unusable is not None:
+            options.unusable.parent.mkdir(parents=True, exist_ok=True)
         family = family_of(model_config(config.model_name_or_path))
         settings = clip_settings(config, family, torch.device("cuda"))
         with TemporaryDirectory() as folder:

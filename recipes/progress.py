@@ -74,6 +74,7 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
     )
     broadcast_from_main(lambda: _refuse_other_run(state, folder, run), run.world)
     run.quarantine.add(BadSample(**sample) for sample in state["quarantine"])
+    broadcast_from_main(run.quarantine.check, run.world)
     stream = state["stream"]
     progress = Progress(
         step=state["step"],

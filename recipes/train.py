@@ -80,16 +80,16 @@ def run_recipe(preset: Config) -> None:
             sys.exit(f"error: {error}")
         sys.stdout.write(f"{text}\n")
         sys.exit(not is_possible)
-    with refusals_in_words():
-        main(config)
+    main(config)
 
 
 def main(config: Config) -> None:
     """Plan, build, shard, train, save, export, and ask the held-out questions."""
     stop = StopSignal()
     with process_group() as world, only_run(config.output_dir, world):
-        run = prepare(config, world)
-        progress, passed_over = resume(run)
+        with refusals_in_words():
+            run = prepare(config, world)
+            progress, passed_over = resume(run)
         broadcast_from_main(lambda: keep_record(run, progress), world)
         with RunLog(
             output_dir=config.output_dir,
@@ -116,9 +116,17 @@ def prepare(config: Config, world: World) -> Run:
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     data = broadcast_from_main(lambda: plan_data(config, world), world)
     check_same_on_ranks(data.summary(), world)
+    quarantine = Quarantine(
+        config.output_dir,
+        num_samples=len(data.train) + len(data.held_out) + len(data.bad),
+        max_share=config.max_bad_share,
+        world=world,
+    )
+    quarantine.add(data.bad)
+    broadcast_from_main(quarantine.check, world)
     model = build_model(config, data, world)
     seed_generators(config.seed + world.rank)
-    run = Run(
+    return Run(
         config=config,
         data=data,
         model=model,
@@ -127,16 +135,9 @@ def prepare(config: Config, world: World) -> Run:
             weight_decay=config.weight_decay,
             fused=world.device.type == "cuda",
         ),
-        quarantine=Quarantine(
-            config.output_dir,
-            num_samples=len(data.train) + len(data.held_out) + len(data.bad),
-            max_share=config.max_bad_share,
-            world=world,
-        ),
+        quarantine=quarantine,
         world=world,
     )
-    run.quarantine.add(data.bad)
-    return run
 
 
 def checkpoint_saver(run: Run, log: RunLog) -> CheckpointSaver:

@@ -164,14 +164,19 @@ def _tower(
     seen = any(
         _trains(part) for name, part in tower.named_children() if "embed" in name
     )
+    after = list[bool]()
     for number, block in enumerate(tower.blocks):
         full = number in getattr(tower, "fullatt_block_indexes", (number,))
         pairs = whole if full else windowed
         work, seen = _block(block, rows=patches, pairs=pairs, before=seen)
         flops += work
+        after.append(seen)
+    mergers = [tower.merger, *getattr(tower, "deepstack_merger_list", ())]
+    behind = [-1, *getattr(tower, "deepstack_visual_indexes", ())]
     features = list[bool]()
-    for merger in (tower.merger, *getattr(tower, "deepstack_merger_list", ())):
-        work, trains = _block(merger, rows=patches // merge**2, before=seen)
+    for merger, number in zip(mergers, behind, strict=True):
+        rows = patches // merge**2
+        work, trains = _block(merger, rows=rows, before=after[number])
         flops += work
         features.append(trains)
     return flops, features

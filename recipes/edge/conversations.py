@@ -172,10 +172,12 @@ def _media(row: dict[str, object], kind: Kind) -> Iterator[Media]:
 
 def _parse_turns(row: dict[str, object]) -> list[Turn]:
     """Read the turns of a row in either layout and check their order."""
-    layouts = [name for name in _LAYOUTS if row.get(name) not in (None, [])]
-    if len(layouts) != 1:
-        found = "both" if layouts else "no conversation"
-        raise RowError(f"the row has {found}; it needs {' or '.join(_LAYOUTS)}")
+    layouts = [name for name in _LAYOUTS if row.get(name) not in (None, "", [])]
+    if len(layouts) > 1:
+        raise RowError(f"the row has {' and '.join(layouts)}; it may have one of them")
+    if not layouts:
+        known = " or ".join(_LAYOUTS)
+        raise RowError(f"the row has no conversation; it needs {known}")
     (layout,) = layouts
     items = row[layout]
     if not isinstance(items, list):

@@ -30,8 +30,8 @@ class MainRankError(RuntimeError):
     """The main rank failed where all ranks need its result.
 
     Attributes:
-        refusal: Its words alone, where it refused what it was given: a setting, a file,
-            a folder. None where something went wrong.
+        refusal: Its words alone, where it failed with an ``OSError`` or ``ValueError``:
+            what is refused, or cannot be read, raises these.
     """
 
     def __init__(self, words: str, refusal: str | None = None) -> None:
@@ -202,13 +202,13 @@ def broadcast_from_main(make: Callable[[], _T], world: World) -> _T:
             box[0] = make()
         except Exception as error:
             failure = error
-            is_refusal = isinstance(error, OSError | ValueError)
-            box[1:] = f"{type(error).__name__}: {error}", str(error) * is_refusal
+            box[1] = f"{type(error).__name__}: {error}"
+            box[2] = str(error) if isinstance(error, OSError | ValueError) else None
     dist.broadcast_object_list(box, src=0, group=world.group)
     result, reason, refusal = box
     if reason is not None:
         words = f"the main rank failed with {reason}; every rank needs its result"
-        raise MainRankError(words, refusal or None) from failure
+        raise MainRankError(words, refusal) from failure
     answer: _T = result
     return answer
 
@@ -217,7 +217,8 @@ def broadcast_from_main(make: Callable[[], _T], world: World) -> _T:
 def refusals_in_words() -> Iterator[None]:
     """End the process with one sentence where the main rank refuses what it is given.
 
-    The main rank says it, the others end without a word.
+    The main rank says it, the others end without a word. For what comes before the
+    work; what fails later is worth its traceback.
     """
     try:
         yield

@@ -52,27 +52,30 @@ class Quarantine:
             found: The samples that this rank could not use.
 
         Raises:
-            ValueError: On every rank, as ``add`` does.
+            ValueError: On every rank, as ``check`` does.
         """
         self.add(chain.from_iterable(gather_from_ranks(list(found), self._world)))
+        self.check()
 
     def add(self, bad: Iterable[BadSample]) -> None:
         """Leave samples out; a sample that already is counts once, as it was reported.
 
         Args:
             bad: The samples, the same on every rank.
-
-        Raises:
-            ValueError: If too large a share of all samples is left out.
         """
         for sample in bad:
             self._samples.setdefault(sample.source, sample)
         if self._world.is_main:
             self._list_new()
-        try:
-            refuse_too_many([*self], self._num_samples, self._max_share)
-        except ValueError as error:
-            raise ValueError(f"{error} ({self._path} names them all)") from error
+
+    def check(self) -> None:
+        """Refuse to leave out so much.
+
+        Raises:
+            ValueError: If too large a share of all samples is left out.
+        """
+        named = f" ({self._path} names them all)"
+        refuse_too_many([*self], self._num_samples, self._max_share, named)
 
     def _list_new(self) -> None:
         """List what is not listed yet, after the last line that is whole."""
@@ -94,7 +97,7 @@ class Quarantine:
 
 
 def refuse_too_many(
-    bad: Sequence[BadSample], num_samples: int, max_share: float
+    bad: Sequence[BadSample], num_samples: int, max_share: float, named: str = ""
 ) -> None:
     """Refuse data of which too much cannot be used.
 
@@ -102,6 +105,7 @@ def refuse_too_many(
         bad: The samples that cannot.
         num_samples: All samples.
         max_share: Largest share of them that may be unusable, 0 to 1.
+        named: Where all are named.
 
     Raises:
         ValueError: If more are.
@@ -110,7 +114,7 @@ def refuse_too_many(
         raise ValueError(
             f"{len(bad)} of {num_samples} samples cannot be used, more than the share "
             f"of {max_share} that max_bad_share allows; the first is "
-            f"{bad[0].sample_id}: {bad[0].reason}"
+            f"{bad[0].sample_id}: {bad[0].reason}{named}"
         )
 
 

@@ -13,8 +13,8 @@ STOPPED = 128 + signal.SIGTERM
 class StopSignal:
     """Notes SIGTERM and Ctrl-C instead of dying of them, so that a run can save first.
 
-    A second Ctrl-C ends a process at once, but not under ``torchrun``, which hands on
-    the first, so that it comes twice.
+    A second Ctrl-C ends a process at once, but not under ``torchrun``: where all
+    processes are signalled, a rank may hear of the first one twice.
 
     A rank whose ``torchrun`` is gone is to stop as well: nobody would hear of its end,
     and the same command, given again, would find it still at work. A process that is

@@ -13,7 +13,7 @@
 # started again and joins the others. Ranks go on from the last checkpoint, so at most the
 # steps since then are done twice. All nodes need one file system and the same environment.
 #
-# SIGTERM is passed on. The ranks save and end, within GRACE seconds (600 by default), and
+# SIGTERM is passed on, Ctrl-C reaches them anyway. The ranks save and end, within GRACE seconds (600 by default), and
 # node.sh ends with 143, starting nothing again. The same line goes on from there.
 set -uo pipefail
 : "${NODES:?number of nodes}" "${HEAD:?name:port of the node where ranks meet}"
@@ -29,6 +29,7 @@ stop() {
     [[ $agent ]] && kill -TERM "$agent" 2>/dev/null
 }
 trap stop TERM
+trap is_asked=1 INT
 
 for ((attempt = 0; attempt <= restarts; attempt++)); do
     torchrun \

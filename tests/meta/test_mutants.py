@@ -135,8 +135,8 @@ MUTANTS = [
     ),
     Mutant(
         "_maxima",
-        "(rows < best[:, None])",
-        "(rows <= best[:, None])",
+        "rows == best[:, None]",
+        "rows >= best[:, None] - 1",
         "pooling.py -k pool_tokens__routes",
     ),
     Mutant(
@@ -147,7 +147,7 @@ MUTANTS = [
     ),
     Mutant(
         "pool_plans",
-        "entries=moved.argsort()[back]",
+        "entries=_inverse(moved)[back]",
         "entries=moved[back]",
         "pooling.py -k pool_tokens__routes",
     ),

@@ -32,6 +32,7 @@ from fastslow import (
     visible_intervals,
 )
 from fastslow.losses import Distance, _compiled, _slopes, _weighted_sum
+from fastslow.pool_plans import Mode
 from fastslow.testing import strategies as fst
 
 pytestmark = [
@@ -48,14 +49,14 @@ needs_compiler = pytest.mark.skipif(
 )
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=needs_compiler)]
 
-PLANS = [
-    plan_pooling([((5, 3), schedule_from_strides([2, 1, 4]))]),
-    plan_pooling(
-        [((4, 4), repeat_strides(2, (1, 3))), ((2, 7), repeat_strides(1, (2,)))]
-    ),
-    plan_pooling([((3, 3), select_frames(repeat_strides(2, (2,)), [1, 1]))]),
+CLIPS = [
+    [((5, 3), schedule_from_strides([2, 1, 4]))],
+    [((4, 4), repeat_strides(2, (1, 3))), ((2, 7), repeat_strides(1, (2,)))],
+    [((3, 3), select_frames(repeat_strides(2, (2,)), [1, 1]))],
 ]
-"""Plans of different sizes: the second turns axes dynamic, the third uses that."""
+"""Clips of different sizes: the second turns axes dynamic, the third uses that."""
+
+PLANS = [plan_pooling(clips) for clips in CLIPS]
 
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -79,11 +80,14 @@ def assert_all_near(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> Non
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_pool_tokens(compiled: Compile) -> None:
+@pytest.mark.parametrize("mode", ["average", "max"])
+def test_pool_tokens(compiled: Compile, mode: Mode) -> None:
+    plans = [plan_pooling(clips, mode=mode) for clips in CLIPS]
+
     def forward_and_backward(
         pool: Callable[..., Ragged], number: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        plan = PLANS[number]
+        plan = plans[number]
         cells = values(len(plan.cell_starts), 4, seed=number).requires_grad_()
         pooled = pool(cells, plan)
         weights = values(*pooled.values.shape, seed=number + 9)
@@ -91,7 +95,7 @@ def test_pool_tokens(compiled: Compile) -> None:
         return pooled.values, pooled.cu_seqlens, gradient
 
     fast = compiled(pool_tokens)
-    for number in range(len(PLANS)):
+    for number in range(len(plans)):
         expected = forward_and_backward(pool_tokens, number)
         assert_all_near(forward_and_backward(fast, number), expected)
 

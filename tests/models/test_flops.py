@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -60,6 +60,12 @@ def merger(model: FastSlowQwen2VL) -> None:
     model.backbone.model.visual.merger.requires_grad_(True)
 
 
+def last_block(model: FastSlowQwen2VL) -> None:
+    """Train the end of the tower, behind what deeper mergers read."""
+    model.requires_grad_(False)
+    model.backbone.model.visual.blocks[-1].requires_grad_(True)
+
+
 def deeper_mergers(model: FastSlowQwen2VL) -> None:
     """Train what layers behind the first take, where there is such a thing."""
     model.requires_grad_(False)
@@ -88,6 +94,7 @@ TRAINED = [
     embeddings,
     merger,
     deeper_mergers,
+    last_block,
     adapters,
     FastSlowQwen2VL.freeze_tower,
     FastSlowQwen2VL.train_tower,
@@ -127,6 +134,10 @@ def frames_of(plan: RowPlan, window: int | None) -> tuple[int, int]:
     return whole, windowed
 
 
+def any_trains(part: nn.Module) -> bool:
+    return any(each.requires_grad for each in part.parameters())
+
+
 def tower_attention(model: FastSlowQwen2VL, plan: RowPlan) -> int:
     """Count the tower's attention layer by layer, from its blocks."""
     tower = model.backbone.model.visual
@@ -138,11 +149,12 @@ def tower_attention(model: FastSlowQwen2VL, plan: RowPlan) -> int:
         for number in range(len(tower.blocks))
     ]
     width = tower.blocks[0].attn.qkv.in_features
-    trains = tower.blocks[0].attn.qkv.weight.requires_grad
-    flops = sum(
-        attention_flops(each, num_heads=1, head_dim=width, backward=trains)
-        for each in pairs
-    )
+    embeds = [part for name, part in tower.named_children() if "embed" in name]
+    flops, trains = 0, any(map(any_trains, embeds))
+    for block, each in zip(tower.blocks, pairs, strict=True):
+        trains = trains or any_trains(block.norm1) or any_trains(block.attn.qkv)
+        flops += attention_flops(each, num_heads=1, head_dim=width, backward=trains)
+        trains = trains or any_trains(block)
     if model.target_tower is not None:
         flops += sum(attention_flops(n, num_heads=1, head_dim=width) for n in pairs)
     return flops

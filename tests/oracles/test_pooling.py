@@ -233,3 +233,64 @@ def test_gradients_of_many_windows_are_rounded_once(dtype: torch.dtype) -> None:
         pool_tokens(tokens, plan).values.sum().backward()
         assert tokens.grad is not None
         assert tokens.grad.tolist() == [[torch.tensor(windows).to(dtype).item()] * 3]
+
+
+TIES = plan_bags(
+    torch.tensor([0, 1, 1, 2]),
+    torch.tensor([2, 2]),
+    torch.tensor([0, 2], dtype=torch.int32),
+    None,
+    num_cells=3,
+)
+"""Two windows that share a cell, and take maxima."""
+
+
+def maxima(tokens: Tensor) -> Tensor:
+    return pool_tokens(tokens, TIES).values
+
+
+def test_equal_cells_are_told_apart_however_a_batch_is_differentiated() -> None:
+    tokens = torch.ones(2, 3, 1)
+    expected = torch.tensor([[1.0], [1.0], [0.0]]).expand(2, 3, 1)
+    batched = torch.vmap(maxima)
+    leaf = tokens.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(batched(leaf).sum(), leaf)
+    assert torch.equal(grad, expected)
+    inside = torch.vmap(torch.func.grad(lambda x: maxima(x).sum()))(tokens)
+    assert torch.equal(inside, expected)
+    outside = torch.func.grad(lambda x: batched(x).sum())(tokens)
+    assert torch.equal(outside, expected)
+    leaf = tokens[0].clone().requires_grad_()
+    (rows,) = torch.autograd.grad(
+        maxima(leaf), leaf, torch.eye(2)[..., None], is_grads_batched=True
+    )
+    assert torch.equal(rows, torch.eye(3)[:2, :, None])
+
+
+def test_the_gradient_of_nan_goes_where_it_is() -> None:
+    tokens = torch.tensor([[1.0], [torch.nan], [2.0]], requires_grad=True)
+    expected = tokens.detach().clone().requires_grad_()
+    maxima(tokens).sum().backward()
+    F.max_pool1d(expected.mT, 2, stride=1).sum().backward()
+    assert torch.equal(tokens.grad, expected.grad)
+
+
+@pytest.mark.parametrize("mode", ["average", "max"])
+def test_tokens_without_channels_have_a_gradient(mode: Mode) -> None:
+    tokens = torch.ones(2, 3, 4, 0, requires_grad=True)
+    pooled = pool_frames(tokens, [2, 3], mode=mode).values
+    assert pooled.shape == (6, 0)
+    pooled.sum().backward()
+    assert tokens.grad is not None
+    assert tokens.grad.shape == (2, 3, 4, 0)
+
+
+@pytest.mark.parametrize("cells", [127, 128, 300])
+def test_the_last_of_many_cells_wins(cells: int) -> None:
+    size = torch.tensor([cells])
+    bounds = torch.tensor([0, 1], dtype=torch.int32)
+    plan = plan_bags(torch.arange(cells), size, bounds, None, num_cells=cells)
+    tokens = torch.arange(float(cells))[:, None].requires_grad_()
+    pool_tokens(tokens, plan).values.backward()
+    assert tokens.grad is not None
+    assert tokens.grad.nonzero()[:, 0].tolist() == [cells - 1]

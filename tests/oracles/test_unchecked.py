@@ -63,6 +63,9 @@ def test_lists_tensors_and_numbers_give_what_tuples_and_flags_give() -> None:
         layout = build_layout(
             [[VideoSpan(grid=[4, 4], schedule=grids)]], video_token_id=9
         )
+        text = TextSpan(token_ids=tuple(torch.arange(3)))
+        times = video_positions((1, 1), strides, times=torch.tensor([0, 2, 5]))
+        assert times[0].tolist() == [0, 2, 5]
         targets = plan_next_frame(layout).targets
         assert sorted(targets.cells.tolist()) == list(range(16, 32))
 
@@ -210,20 +213,20 @@ def test_slips_that_would_give_another_clip_are_named() -> None:
         {
             "two_level_schedule([0.1, 0.9])": "is_slow[0] is 0.1; it must be true or "
             "false",
-            "keep_tokens(repeat_strides(1, (1,)), [[True, 0.2]])": "keep[1] is 0.2; it "
-            "must be true or false",
-            "TextSpan(token_ids=(9, 1.5))": "token_ids is (9, 1.5); it must hold whole "
-            "numbers, from 0 on",
-            "TextSpan(token_ids=(9, -1))": "token_ids is (9, -1); it must hold whole "
-            "numbers, from 0 on",
+            "keep_tokens(repeat_strides(1, (1,)), [[True, 0.2]])": "keep[0][1] is 0.2; "
+            "it must be true or false",
+            "TextSpan(token_ids=(9, 1.5))": "token_ids[1] is 1.5; it must be a whole "
+            "number, from 0 on",
+            "TextSpan(token_ids=(9, -1))": "token_ids[1] is -1; it must be a whole "
+            "number, from 0 on",
             f"VideoSpan({clip}, times=(0, 0.5))": (
-                "times is (0, 0.5); it must hold whole numbers, from 0 on"
+                "times[1] is 0.5; it must be a whole number, from 0 on"
             ),
             f"VideoSpan({clip}, between=((0.5,),))": (
-                "between is (0.5,); it must hold whole numbers, from 0 on"
+                "between[0][0] is 0.5; it must be a whole number, from 0 on"
             ),
             "video_positions((1, 1), repeat_strides(2, (1,)), times=[0.0, 0.5])": (
-                "times is [0.0, 0.5]; it must hold whole numbers, from 0 on"
+                "times[0] is 0.0; it must be a whole number, from 0 on"
             ),
             "tokens_per_frame((8, 2, 2), repeat_strides(1, (1,)))": (
                 "grid is (8, 2, 2); it must hold a height and a width"
@@ -234,8 +237,8 @@ def test_slips_that_would_give_another_clip_are_named() -> None:
             "plan_pooling([((8, 2, 2), repeat_strides(1, (1,)))])": (
                 "grid is (8, 2, 2); it must hold a height and a width"
             ),
-            "frame_causal_pairs([-1, 3])": "run_lengths is [-1, 3]; it must hold whole "
-            "numbers, from 0 on",
+            "frame_causal_pairs([-1, 3])": "run_lengths[0] is -1; it must be a whole "
+            "number, from 0 on",
         }
     )
 

@@ -177,7 +177,9 @@ BAD_ROWS = {
     "the row has no conversation; it needs conversations or messages": row(
         conversations=[]
     ),
-    "the row has both; it needs conversations or messages": row(messages=[HUMAN]),
+    "the row has conversations and messages; it may have one of them": row(
+        messages=[HUMAN]
+    ),
     "conversations is a string; it must be a list of turns": row(conversations="hi"),
     "turn 2 is a string; it must be an object": row(conversations=[HUMAN, "hi"]),
     "turn 2 has from 'robot'; it must be one of human, user, gpt, assistant, "

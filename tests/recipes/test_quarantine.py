@@ -32,9 +32,10 @@ def test_samples_are_named_once(tmp_path: Path) -> None:
 def test_too_large_a_share_ends_the_run(tmp_path: Path) -> None:
     with process_group() as world:
         quarantine = Quarantine(tmp_path, num_samples=4, max_share=0.25, world=world)
-        quarantine.add([bad("a")])
+        quarantine.share([bad("a")])
+        quarantine.check()
         with pytest.raises(ValueError) as error:
-            quarantine.add([bad("b")])
+            quarantine.share([bad("b")])
     file = tmp_path / "quarantine.jsonl"
     assert str(error.value) == (
         "2 of 4 samples cannot be used, more than the share of 0.25 that max_bad_share "
