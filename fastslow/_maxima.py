@@ -49,9 +49,9 @@ class _Maxima(torch.autograd.Function):
         winners = [tokens[:0].to(_narrow(windows))]
         for rows in _pieces(tokens, windows):
             best = rows.amax(1)
-            is_best = rows == best[:, None]
-            if not _may_look(rows) or best.isnan().any():
-                is_best = is_best.logical_or_(rows.isnan())
+            # Beside a NaN all that is finite counts as below; a NaN never does.
+            least = best.masked_fill(best.isnan(), torch.inf)
+            is_best = (rows < least[:, None]).logical_not_()
             # Of a countdown, the first best cell has the most.
             left = is_best * _countdown(rows.shape[1], winners[0])
             found.append(best)
@@ -171,21 +171,17 @@ def _pieces(tokens: Tensor, windows: WindowsBySize) -> Iterator[Tensor]:
         yield cells.view(here.stop - here.start, size, tokens.shape[1])
 
 
-def _may_look(rows: Tensor) -> bool:
-    """Tell whether what is done may depend on values, or on what a cache holds."""
-    return rows.is_cpu and not torch.compiler.is_compiling()
-
-
 def _runs(windows: WindowsBySize, rows: Tensor) -> Iterator[tuple[int, slice, slice]]:
     """Cut windows into runs of one size, on a CPU of what its cache holds.
 
     Yields:
         Cells of each window, the windows, and their entries in ``windows.cells``.
     """
+    in_pieces = rows.is_cpu and not torch.compiler.is_compiling()
     first = entry = 0
     for size, count in windows.sizes:
         room = PIECE_BYTES // max(size * rows.shape[1] * rows.itemsize, 1)
-        most = max(room, 1) if _may_look(rows) else count
+        most = max(room, 1) if in_pieces else count
         for start in range(0, count, most):
             taken = min(most, count - start)
             yield (

@@ -135,8 +135,8 @@ MUTANTS = [
     ),
     Mutant(
         "_maxima",
-        "rows == best[:, None]",
-        "rows >= best[:, None] - 1",
+        "rows < least[:, None]",
+        "rows <= least[:, None]",
         "pooling.py -k pool_tokens__routes",
     ),
     Mutant(
