@@ -144,10 +144,10 @@ def _give(rows: Tensor, winners: Tensor, plan: PoolPlan) -> Tensor:
     windows = _windows(plan)
     rows = rows.index_select(0, windows.order)
     nothing, given = rows.new_zeros(()), [rows[:0]]
-    for size, here, _ in _runs(windows, rows):
+    for size, here, entries in _runs(windows, rows):
         has_won = winners[here, None] == _countdown(size, winners)
         part = torch.where(has_won, rows[here, None], nothing)
-        given.append(part.reshape(-1 if part.numel() else 0, rows.shape[1]))
+        given.append(part.reshape(entries.stop - entries.start, rows.shape[1]))
     ones = torch.ones_like(windows.entries, dtype=torch.float64)
     return sum_bags(torch.cat(given), windows.entries, plan.cell_starts, ones)
 

@@ -5,8 +5,10 @@ over and over. What is built is first compared with what ``create_block_mask`` b
 for a short row.
 """
 
+from collections import deque
 from collections.abc import Callable
 from functools import cache
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from fastslow import (
 )
 
 DOCUMENTS = 8
+WINDOW = 32
 FORMS = ("plain", "window", "kept")
 TABLES = [
     f"{f}{s}_{t}"
@@ -55,7 +58,7 @@ def plan(row: Row, form: str) -> KeyIntervals:
         return visible_intervals(ranks, segments)
     is_kept = (frames < 0) | (frames % 4 == 0) if form == "kept" else None
     return visible_intervals(
-        ranks, segments, frame_ids=frames, window=32, is_kept=is_kept
+        ranks, segments, frame_ids=frames, window=WINDOW, is_kept=is_kept
     )
 
 
@@ -192,13 +195,47 @@ def test_m3(
     benchmark.pedantic(to_the_end(build), args=(intervals,), rounds=20, warmup_rounds=2)
 
 
+def visible_keys(row: Row, form: str) -> list[Tensor]:
+    """Give first and last key of each query, and where kept keys of it begin."""
+    found = plan(row, form)
+    kept = [] if found.kept is None else [found.kept.start]
+    return [found.start, found.stop, *kept]
+
+
+def run_by_run(row: Row, form: str) -> list[Tensor]:
+    """Go through the frames and words of every document in turn, in plain Python."""
+    bounds: list[list[int]] = [[], [], []]
+    tokens = zip(*(column.tolist() for column in row), strict=True)
+    document, begins, end = -1, 0, 0
+    marks = deque[tuple[int, int]]()  # clocks of the window, and where each begins
+    for (_, segment, frame), run in groupby(tokens):
+        start, end = end, end + sum(1 for _ in run)
+        if segment != document:
+            document, begins, marks = segment, start, deque([(0, start)])
+        if frame >= 0:
+            marks.append((frame + 1, start))
+        while form != "plain" and marks[0][0] <= marks[-1][0] - WINDOW:
+            marks.popleft()
+        for bound, value in zip(bounds, (marks[0][1], end, begins), strict=True):
+            bound.extend([value] * (end - start))
+    wanted = bounds if form == "kept" else bounds[:2]
+    return [torch.tensor(bound, dtype=torch.int32) for bound in wanted]
+
+
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("way", [visible_keys, run_by_run])
 def test_visible_intervals(
     benchmark: BenchmarkFixture,
     device: torch.device,
     to_the_end: Callable[[Any], Any],
     form: str,
+    way: Callable[[Row, str], list[Tensor]],
 ) -> None:
     benchmark.group = f"M2: Visible intervals of 1,048,576 packed tokens, {form}"
+    few = packed_row(2**14, torch.device("cpu"))
+    for ours, theirs in zip(
+        visible_keys(few, form), run_by_run(few, form), strict=True
+    ):
+        assert torch.equal(ours, theirs)
     args = (packed_row(2**20, device), form)
-    benchmark.pedantic(to_the_end(plan), args=args, rounds=5, warmup_rounds=1)
+    benchmark.pedantic(to_the_end(way), args=args, rounds=5, warmup_rounds=1)

@@ -146,6 +146,20 @@ def in_windows(lengths: list[int], capacity: int, bins: int) -> Bins:
     return drawn
 
 
+def chunk_by_chunk(lengths: list[int], capacity: int, bins: int) -> Bins:
+    """Shuffle, and pack 1,000 items after 1,000: what a buffer in a loader does."""
+    order = list(range(len(lengths)))
+    Random(0).shuffle(order)
+    drawn = list[list[int]]()
+    for first in range(0, len(order), 1_000):
+        chunk = order[first : first + 1_000]
+        packed = best_fit_by_bisection([lengths[item] for item in chunk], capacity)
+        drawn += [[chunk[place] for place in each] for each in packed]
+        if len(drawn) >= bins:
+            break
+    return drawn[:bins]
+
+
 PACKERS = [best_fit_decreasing, first_fit_decreasing, next_fit]
 ITEM_BY_ITEM = [best_fit_by_bisection, best_fit_by_tree]
 
@@ -201,14 +215,17 @@ def test_pack_uniform(
 
 
 @pytest.mark.parametrize("kind", ["long-tailed", "uniform"])
-def test_stream(benchmark: BenchmarkFixture, kind: str) -> None:
+@pytest.mark.parametrize("draw", [in_windows, chunk_by_chunk])
+def test_stream(
+    benchmark: BenchmarkFixture, kind: str, draw: Callable[[list[int], int, int], Bins]
+) -> None:
     benchmark.group = f"P1: 5,000 bins of a stream of 1,000,000 items, {kind}"
     long_tailed = kind == "long-tailed"
     lengths = (
         workload(1_000_000).lengths if long_tailed else uniform(0.05, 0.5, 1_000_000)
     )
     in_windows(lengths, CAPACITY, 1)  # shuffles the pass
-    bins = benchmark.pedantic(in_windows, args=(lengths, CAPACITY, 5_000), rounds=1)
+    bins = benchmark.pedantic(draw, args=(lengths, CAPACITY, 5_000), rounds=1)
     benchmark.extra_info["fill"] = fill(lengths, bins, CAPACITY)
     if benchmark.enabled:
         rate = sum(map(len, bins)) / benchmark.stats["min"]
