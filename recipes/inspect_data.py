@@ -124,7 +124,8 @@ def find_sample(
     for sample in bad:
         if sample.sample_id == sample_id:
             raise ValueError(f"sample {sample_id!r} cannot be used: {sample.reason}")
-    raise ValueError(f"no sample has the id {sample_id!r}")
+    known = ", ".join(repr(each) for each in ids[:3])
+    raise ValueError(f"no sample has the id {sample_id!r}; ids are like {known}")
 
 
 def _contents(planned: PlannedSamples) -> list[tuple[str, str]]:

@@ -126,7 +126,9 @@ def test_a_drawing_says_how_each_frame_is_pooled(
 
 def test_a_sample_that_is_not_there(data: Path, inspect: Inspect) -> None:
     _, status = inspect(data, "--show", "lost")
-    assert status == "error: no sample has the id 'lost'"
+    assert status == (
+        "error: no sample has the id 'lost'; ids are like '00000', '00001', '00002'"
+    )
 
 
 def test_a_sample_that_cannot_be_used_says_why(data: Path, inspect: Inspect) -> None:
