@@ -7,6 +7,9 @@ from fastslow._typing import Grid
 Edge = Literal["ceil", "floor", "error"]
 """Cells that fill no whole window are kept, dropped or refused."""
 
+Mode = Literal["average", "max", "area", "bilinear"]
+"""How the cells of a window become one token."""
+
 
 def temporal_patches(num_video_frames: int, *, temporal_patch_size: int = 2) -> int:
     """Count the frames that a vision tower makes of a clip's raw frames.

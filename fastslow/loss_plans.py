@@ -1,6 +1,5 @@
 """Where predictions are read, and what they are held against: integers alone."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, get_args
@@ -14,12 +13,24 @@ from fastslow.frames import (
     Bounds,
     FrameSchedule,
     PooledFrame,
+    frame_kinds,
     frame_windows,
     tokens_per_frame,
 )
 from fastslow.layouts import IGNORED_LABEL, TokenLayout
-from fastslow.pool_plans import PoolPlan, plan_bags, plan_pooling
-from fastslow.ragged import cu_seqlens_from_lengths
+from fastslow.pool_plans import (
+    PlacedFrames,
+    PoolPlan,
+    place_frames,
+    plan_bags,
+    plan_placed_frames,
+)
+from fastslow.ragged import (
+    cu_seqlens_from_lengths,
+    lengths_from_cu_seqlens,
+    pack_ragged,
+    select_ragged,
+)
 from fastslow.spans import VideoSpan
 
 Pairing = Literal["source_grid", "common_grid", "frame_mean"]
@@ -100,8 +111,9 @@ def plan_next_frame(
         known = ", ".join(get_args(Pairing))
         raise ValueError(f"pairing is {pairing!r}; it must be one of {known}")
     sources = [(clip, _frames_with_next(clip.schedule)) for clip in layout.clips]
-    own = plan_pooling([(clip.grid, _chosen(clip, read)) for clip, read in sources])
-    ahead = plan_pooling([(clip.grid, _moved(clip, read)) for clip, read in sources])
+    here = [place_frames(clip.grid, clip.schedule, read) for clip, read in sources]
+    own = plan_placed_frames(here, "average")
+    ahead = plan_placed_frames([_moved_on(frames) for frames in here], "average")
     groups, cu_groups = _group_windows(sources, pairing)
     return NextFramePlan(
         rows=_rows_of(layout, sources),
@@ -173,24 +185,18 @@ def _frames_with_next(schedule: FrameSchedule) -> list[int]:
     ]
 
 
-def _chosen(clip: VideoSpan, numbers: Sequence[int]) -> FrameSchedule:
-    """Give the schedule of some pooled frames alone."""
-    frames = tuple(clip.schedule.frames[number] for number in numbers)
-    return replace(clip.schedule, frames=frames)
-
-
-def _moved(clip: VideoSpan, numbers: Sequence[int]) -> FrameSchedule:
-    """Move each of some pooled frames to what comes right after it."""
-    schedule, last = _chosen(clip, numbers), clip.schedule.num_frames
-    frames = tuple(
-        replace(
-            frame,
-            start=frame.stop,
-            stop=min(2 * frame.stop - frame.start, last),
-        )
-        for frame in schedule.frames
-    )
-    return replace(schedule, frames=frames)
+def _moved_on(here: PlacedFrames) -> PlacedFrames:
+    """Move each pooled frame to what comes right after it."""
+    kinds, kind_of, starts = list(here.kinds), list[int](), list[int]()
+    for number, start in zip(here.kind_of, here.starts, strict=True):
+        stop = start + kinds[number].stop
+        left = here.schedule.num_frames - stop
+        is_whole = kinds[number].stop <= left
+        kind_of.append(number if is_whole else len(kinds))
+        if not is_whole:
+            kinds.append(replace(kinds[number], stop=left))
+        starts.append(stop)
+    return replace(here, kinds=kinds, kind_of=kind_of, starts=starts)
 
 
 def _rows_of(layout: TokenLayout, sources: _Sources) -> Tensor:
@@ -211,24 +217,26 @@ def _group_windows(sources: _Sources, pairing: Pairing) -> tuple[Tensor, Tensor]
         One number per token, counted through all frames; and the cumulative number of
         such windows, frame by frame.
     """
-    groups, counts, known = [integers([])], [0], dict[object, Tensor]()
+    known = dict[tuple[object, ...], int]()
+    parts, number_of = [integers([])], list[int]()
     for clip, numbers in sources:
-        edge = clip.schedule.edge
-        starts = {f.start: f for f in reversed(clip.schedule.frames)}
-        for frame in _chosen(clip, numbers).frames:
-            following = starts.get(frame.stop, frame)
-            kinds = (
-                (f.stride, f.grid, f.keep if f is frame else None)
-                for f in (frame, following)
-            )
-            key = (*clip.grid, edge, *kinds)
+        frames, edge = clip.schedule.frames, clip.schedule.edge
+        kinds, kind_of = frame_kinds(clip.schedule)
+        starts = {f.start: n for n, f in reversed(list(enumerate(frames)))}
+        for number in numbers:
+            following = starts.get(frames[number].stop, number)
+            pair = kinds[kind_of[number]], kinds[kind_of[following]]
+            key = (*clip.grid, edge, *pair)
             if key not in known:
-                known[key] = _frame_groups(clip, frame, following, pairing)
-            counts.append(int(known[key].max()) + 1)
-            groups.append(known[key])
-    cu_groups = cu_seqlens_from_lengths(integers(counts[1:]))
-    first = cu_groups[:-1].repeat_interleave(integers([len(g) for g in groups[1:]]))
-    return torch.cat(groups) + first, cu_groups
+                known[key] = len(parts)
+                parts.append(_frame_groups(clip, *pair, pairing))
+            number_of.append(known[key])
+    of_frames = integers(number_of)
+    groups = select_ragged(pack_ragged(parts), of_frames)
+    counts = integers([int(part.max()) + 1 if len(part) else 0 for part in parts])
+    cu_groups = cu_seqlens_from_lengths(counts[of_frames])
+    lengths = lengths_from_cu_seqlens(groups.cu_seqlens)
+    return groups.values + cu_groups[:-1].repeat_interleave(lengths), cu_groups
 
 
 def _frame_groups(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float64, Int, Int32
@@ -12,16 +12,10 @@ from torch import Tensor
 
 from fastslow._plans import integers
 from fastslow._shapes import check_grid
+from fastslow._taps import Taps, frame_taps
 from fastslow._typing import Grid
-from fastslow.frames import (
-    Bounds,
-    FrameSchedule,
-    PooledFrame,
-    encoded_grids,
-    frame_kinds,
-    frame_windows,
-)
-from fastslow.grids import Edge, window_bounds
+from fastslow.frames import FrameSchedule, PooledFrame, encoded_grids, frame_kinds
+from fastslow.grids import Edge, Mode
 from fastslow.ragged import (
     Ragged,
     cu_seqlens_from_lengths,
@@ -29,8 +23,6 @@ from fastslow.ragged import (
     pack_ragged,
     select_ragged,
 )
-
-Mode = Literal["average", "max", "area", "bilinear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,30 +128,75 @@ def plan_pooling(
     if mode not in get_args(Mode):
         known = ", ".join(get_args(Mode))
         raise ValueError(f"mode is {mode!r}; it must be one of {known}")
+    return plan_placed_frames(
+        [
+            place_frames(grid, schedule, range(len(schedule.frames)))
+            for grid, schedule in clips
+        ],
+        mode,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedFrames:
+    """Pooled frames of a clip, told by what they do and where they begin.
+
+    Attributes:
+        grid: Grid of the clip, in tokens.
+        schedule: The clip's schedule.
+        kinds: Frames that begin at 0, see ``frame_kinds``.
+        kind_of: Number of each pooled frame's kind.
+        starts: First frame of the clip that each reads.
+    """
+
+    grid: Grid
+    schedule: FrameSchedule
+    kinds: Sequence[PooledFrame]
+    kind_of: Sequence[int]
+    starts: Sequence[int]
+
+
+def place_frames(
+    grid: Grid, schedule: FrameSchedule, numbers: Sequence[int]
+) -> PlacedFrames:
+    """Give the pooled frames of a clip that are numbered, each where it is."""
+    kinds, kind_of = frame_kinds(schedule)
+    return PlacedFrames(
+        grid=grid,
+        schedule=schedule,
+        kinds=kinds,
+        kind_of=[kind_of[number] for number in numbers],
+        starts=[schedule.frames[number].start for number in numbers],
+    )
+
+
+def plan_placed_frames(clips: Sequence[PlacedFrames], mode: Mode) -> PoolPlan:
+    """Plan the pooling of some frames of each clip, see ``plan_pooling``."""
     numbers = dict[tuple[Grid, tuple[Grid, ...], Edge, PooledFrame], int]()
     kind_of_frame: list[int] = []
     first_cells: list[int] = []
     num_cells = 0
-    for sides, schedule in clips:
-        check_grid(sides)
-        grid = sides[0], sides[1]
-        kinds, kind_of = frame_kinds(schedule)
-        grids = encoded_grids(grid, schedule)
-        starts = list(accumulate(map(prod, grids), initial=num_cells))
-        for frame, kind in zip(schedule.frames, kind_of, strict=True):
-            key = (grid, grids[frame.start : frame.stop], schedule.edge, kinds[kind])
+    for clip in clips:
+        check_grid(clip.grid)
+        grid = clip.grid[0], clip.grid[1]
+        grids = encoded_grids(grid, clip.schedule)
+        begins = list(accumulate(map(prod, grids), initial=num_cells))
+        for number, start in zip(clip.kind_of, clip.starts, strict=True):
+            kind = clip.kinds[number]
+            key = (grid, grids[start : start + kind.stop], clip.schedule.edge, kind)
             kind_of_frame.append(numbers.setdefault(key, len(numbers)))
-            first_cells.append(starts[frame.start])
-        num_cells = starts[-1]
-    bags = [_frame_bags(*key, mode) for key in numbers]
-    bags.append(_Bags(cells=integers([]), sizes=integers([]), shares=_shares([])))
+            first_cells.append(begins[start])
+        num_cells = begins[-1]
+    taps = [frame_taps(*key, mode) for key in numbers]
+    none = integers([])
+    taps.append(Taps(cells=none, sizes=none, shares=none.double()))
     frames = integers(kind_of_frame)
     cells, sizes, shares = (
         select_ragged(pack_ragged(parts), frames)
         for parts in (
-            [bag.cells for bag in bags],
-            [bag.sizes for bag in bags],
-            [bag.shares for bag in bags],
+            [tap.cells for tap in taps],
+            [tap.sizes for tap in taps],
+            [tap.shares for tap in taps],
         )
     )
     first_cell = torch.repeat_interleave(
@@ -262,82 +299,3 @@ def _inverse(order: Tensor) -> Tensor:
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order), device="cpu")
     return places
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Bags:
-    """Cells, window sizes and shares of one kind of frame, counted from its start."""
-
-    cells: Tensor
-    sizes: Tensor
-    shares: Tensor
-
-
-def _frame_bags(
-    grid: Grid, grids: Sequence[Grid], edge: Edge, frame: PooledFrame, mode: Mode
-) -> _Bags:
-    """Write out the windows of a frame that begins at cell 0."""
-    sides = frame_windows(grid, frame, edge)
-    windows, cells, shares = [], [], []
-    first = 0
-    for encoded in grids:
-        (row_window, row, row_share), (column_window, column, column_share) = (
-            _side_taps(side, _on_coarser(bounds, whole // side), mode)
-            for side, whole, bounds in zip(encoded, grid, sides, strict=True)
-        )
-        windows.append(row_window[:, None] * len(sides[1]) + column_window)
-        cells.append(first + row[:, None] * encoded[1] + column)
-        shares.append(row_share[:, None] * column_share / len(grids))
-        first += prod(encoded)
-    window, cell, share = (
-        torch.cat([part.flatten() for part in parts])
-        for parts in (windows, cells, shares)
-    )
-    entries = window.argsort(stable=True)
-    if frame.keep is not None:
-        keep = torch.tensor(frame.keep, dtype=torch.bool, device="cpu")
-        entries = entries[keep[window[entries]]]
-    return _Bags(
-        cells=cell[entries],
-        sizes=torch.unique_consecutive(window[entries], return_counts=True)[1],
-        shares=share[entries],
-    )
-
-
-def _on_coarser(bounds: Bounds, scale: int) -> Bounds:
-    """Give the cells of a coarser side that reach into each window."""
-    return tuple((start // scale, -(-stop // scale)) for start, stop in bounds)
-
-
-def _side_taps(
-    side: int, bounds: Sequence[tuple[int, int]], mode: Mode
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Give window, cell and share of every cell that a window of one side reads."""
-    if mode == "bilinear":
-        taps = [_linear_taps(i, len(bounds), side) for i in range(len(bounds))]
-    else:
-        if mode == "area":
-            bounds = window_bounds(side, count=len(bounds))
-        taps = [
-            [(cell, 1 / (stop - start)) for cell in range(start, stop)]
-            for start, stop in bounds
-        ]
-    window, cell, share = zip(
-        *((i, *tap) for i, window in enumerate(taps) for tap in window), strict=True
-    )
-    return integers(window), integers(cell), _shares(share)
-
-
-def _linear_taps(window: int, windows: int, side: int) -> list[tuple[int, float]]:
-    """Interpolate at the centre of a window, on cells that are 1 apart."""
-    twice = max((2 * window + 1) * side - windows, 0)
-    first, rest = divmod(twice, 2 * windows)
-    if not rest or first + 1 == side:
-        return [(first, 1.0)]
-    share = rest / (2 * windows)
-    return [(first, 1 - share), (first + 1, share)]
-
-
-def _shares(values: Sequence[float]) -> Tensor:
-    """Make a tensor of shares, of an empty sequence too."""
-    return torch.tensor(values, dtype=torch.float64, device="cpu")

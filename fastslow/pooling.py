@@ -12,8 +12,8 @@ from fastslow._bags import sum_bags
 from fastslow._maxima import window_maxima
 from fastslow._plans import to_device
 from fastslow._shapes import check_axes
-from fastslow.grids import Edge
-from fastslow.pool_plans import Mode, PoolPlan, plan_pooling
+from fastslow.grids import Edge, Mode
+from fastslow.pool_plans import PoolPlan, plan_pooling
 from fastslow.ragged import Ragged
 from fastslow.schedules import schedule_from_strides
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastslow.grids import Mode
 from fastslow.layouts import Attention
 from fastslow.losses import Distance
-from fastslow.pool_plans import Mode
 from recipes.edge.parallel import Parallel
 from recipes.edge.settings import (
     check_known,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastslow._typing import Grid
 from fastslow.frames import encoded_grids
+from fastslow.grids import Mode
 from fastslow.layouts import (
     Attention,
     FrameWindow,
@@ -24,7 +25,7 @@ from fastslow.loss_plans import (
     plan_next_frame,
 )
 from fastslow.masks import KeyIntervals
-from fastslow.pool_plans import Mode, PoolPlan, plan_pooling
+from fastslow.pool_plans import PoolPlan, plan_pooling
 from fastslow.positions import AfterVideo
 from fastslow.qwen2_vl.families import Family
 from fastslow.qwen2_vl.tower import TowerPlan, plan_tower

@@ -97,17 +97,10 @@ def plan_tower(
     """
     grids = [(t, h * merge_size, w * merge_size) for t, (h, w) in runs]
     positions = [torch.empty(0, 2, dtype=torch.long, device="cpu")]
-    for frames, height, width in grids:
-        sides = [torch.arange(side, device="cpu") for side in (height, width)]
-        plane = torch.stack(torch.meshgrid(*sides, indexing="ij"))
-        positions.append(
-            rearrange(
-                plane.expand(frames, -1, -1, -1),
-                "t c (h m) (w n) -> (t h w m n) c",
-                m=merge_size,
-                n=merge_size,
-            )
-        )
+    positions += [
+        _frame_positions(height, width, merge_size).repeat(frames, 1)
+        for frames, height, width in grids
+    ]
     sizes = [height * width for frames, height, width in grids for _ in range(frames)]
     plan = TowerPlan(
         position_ids=torch.cat(positions),
@@ -115,6 +108,14 @@ def plan_tower(
         max_seqlen=max(sizes, default=0),
     )
     return plan if window is None else _add_windows(plan, runs, merge_size, window)
+
+
+@cache
+def _frame_positions(height: int, width: int, merge_size: int) -> Tensor:
+    """Give row and column of one frame's patches, merged token by merged token."""
+    sides = [torch.arange(side, device="cpu") for side in (height, width)]
+    plane = torch.stack(torch.meshgrid(*sides, indexing="ij"))
+    return rearrange(plane, "c (h m) (w n) -> (h w m n) c", m=merge_size, n=merge_size)
 
 
 def _add_windows(

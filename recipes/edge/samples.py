@@ -19,8 +19,8 @@ from fastslow import (
     merged_stride,
     scale_fast_frames,
 )
+from fastslow.grids import Mode
 from fastslow.layouts import Attention
-from fastslow.pool_plans import Mode
 from fastslow.qwen2_vl import (
     Family,
     clip_grid,

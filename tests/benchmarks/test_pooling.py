@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastslow import PoolPlan, plan_pooling, pool_tokens, schedule_from_strides
 from fastslow._plans import to_device
-from fastslow.pool_plans import Mode
+from fastslow.grids import Mode
 
 QUEUED = 10
 SHAPES = [(64, 12, 12, 3584), (64, 24, 24, 1024)]

@@ -21,7 +21,7 @@ from fastslow import (
     schedule_from_grids,
     to_device,
 )
-from fastslow.pool_plans import Mode
+from fastslow.grids import Mode
 from fastslow.qwen2_vl import (
     FastSlowQwen2VL,
     RowPlan,

@@ -25,7 +25,7 @@ from fastslow import (
     repeat_strides,
     schedule_from_grids,
 )
-from fastslow.pool_plans import Mode
+from fastslow.grids import Mode
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
 

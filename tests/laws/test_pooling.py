@@ -24,7 +24,7 @@ from fastslow import (
     select_frames,
     unpack_ragged,
 )
-from fastslow.pool_plans import Mode
+from fastslow.grids import Mode
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
 

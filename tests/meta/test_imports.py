@@ -87,6 +87,8 @@ ROOMS: dict[str, set[str]] = {
     **dict.fromkeys(INTEGERS - SHARED, SHARED),
     **dict.fromkeys(SCHEDULES - INTEGERS, SCHEDULES),
     **dict.fromkeys(PARTS - SCHEDULES, SCHEDULES),
+    "fastslow._taps": SCHEDULES,
+    "fastslow.pool_plans": SCHEDULES | {"fastslow._taps"},
     "fastslow._bags": {"fastslow._gpu_bags"},
     "fastslow._maxima": {"fastslow._bags", "fastslow.pool_plans"},
     "fastslow.pooling": SCHEDULES

@@ -86,7 +86,7 @@ MUTANTS = [
         "ragged.py -k select_ragged__",
     ),
     Mutant(
-        "pool_plans",
+        "_taps",
         "twice = max((2 * window + 1) * side - windows, 0)",
         "twice = max(2 * window * side - windows, 0)",
         "pooling.py -k pool_frames__matches_torch",
@@ -104,13 +104,13 @@ MUTANTS = [
         "pooling.py -k pool_tokens__adjoint",
     ),
     Mutant(
-        "pool_plans",
+        "_taps",
         "(start // scale, -(-stop // scale))",
         "(start // scale, stop // scale + 1)",
         "pool_plans.py -k plan_pooling__matches_reference",
     ),
     Mutant(
-        "pool_plans",
+        "_taps",
         "first += prod(encoded)",
         "first += prod(grid)",
         "pool_plans.py -k plan_pooling__matches_reference",
@@ -171,8 +171,8 @@ MUTANTS = [
     ),
     Mutant(
         "loss_plans",
-        "            start=frame.stop,\n",
-        "            start=frame.start,\n",
+        "starts.append(stop)",
+        "starts.append(start)",
         "loss_plans.py -k plan_next_frame__unseen",
     ),
     Mutant(

@@ -31,8 +31,8 @@ from fastslow import (
     select_frames,
     visible_intervals,
 )
+from fastslow.grids import Mode
 from fastslow.losses import Distance, _compiled, _slopes, _weighted_sum
-from fastslow.pool_plans import Mode
 from fastslow.testing import strategies as fst
 
 pytestmark = [

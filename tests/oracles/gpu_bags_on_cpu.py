@@ -22,7 +22,7 @@ from fastslow import (
     schedule_from_strides,
     two_level_schedule,
 )
-from fastslow.pool_plans import Mode
+from fastslow.grids import Mode
 
 CLIPS = [
     ((3, 4), schedule_from_strides([2, 1, 3], edge="floor")),  # cells that none reads

@@ -21,7 +21,8 @@ from fastslow import (
     select_frames,
     unpack_ragged,
 )
-from fastslow.pool_plans import Mode, plan_bags
+from fastslow.grids import Mode
+from fastslow.pool_plans import plan_bags
 from fastslow.testing import strategies as fst
 
 STRIDES = [1, 2, 3, 4, 8, 13, 40]
