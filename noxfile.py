@@ -99,7 +99,7 @@ def links(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure and end with one table; ``-- --results docs/benchmarks`` writes it."""
-    session.install("-e", ".[dev]")
+    session.install("-e", ".[dev]", "numba")  # compiles a way that others go
     quick = ["--jaxtyping-packages=", "--benchmark-quiet"]
     # Else the kernel gives memory page by page, which hides what is measured.
     huge_pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

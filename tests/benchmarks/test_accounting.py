@@ -6,6 +6,10 @@ of the varlen form, and for the one call of a block-sparse kernel. The time is t
 counting the latter, beside counting them in what ``create_block_mask`` builds.
 """
 
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
+
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -13,15 +17,21 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from fastslow import (
     KeyIntervals,
+    Span,
+    TextSpan,
+    VideoSpan,
+    count_tokens,
     interval_block_mask,
     interval_mask,
     live_tiles,
+    repeat_strides,
     slice_ranges,
     tile_efficiency,
     varlen_plan,
     visible_intervals,
     visible_pairs,
 )
+from fastslow.qwen2_vl import RowPlan, plan_row
 
 TILE = 128
 CLIPS = {
@@ -127,3 +137,45 @@ def test_plans(benchmark: BenchmarkFixture, plan: object) -> None:
     ranks = torch.arange(len(sizes)).repeat_interleave(sizes)[:102_400]
     intervals = visible_intervals(ranks)
     benchmark.pedantic(plan, args=(intervals,), rounds=5, warmup_rounds=1)
+
+
+def row_of_clips(frames: int = 64, clips: int = 320) -> list[list[Span]]:
+    """Give samples of a clip between two texts; every fourth frame keeps all tokens."""
+    schedule = repeat_strides(frames, (1, 3, 3, 3))
+    question, answer = TextSpan(token_ids=(1,) * 20), TextSpan(token_ids=(2,) * 44)
+    return [
+        [question, VideoSpan(grid=(12, 12), schedule=schedule), answer]
+        for _ in range(clips)
+    ]
+
+
+def whole_row(samples: list[list[Span]]) -> RowPlan:
+    return plan_row(samples, video_token_id=9)
+
+
+def tensors_of(plan: object) -> Iterator[torch.Tensor]:
+    """Give every tensor of a plan."""
+    if isinstance(plan, torch.Tensor):
+        yield plan
+    elif is_dataclass(plan):
+        for field in fields(plan):
+            yield from tensors_of(getattr(plan, field.name))
+
+
+def its_numbers_copied(samples: list[list[Span]]) -> list[torch.Tensor]:
+    return [each.clone() for each in known_plan()]
+
+
+@cache
+def known_plan() -> list[torch.Tensor]:
+    return list(tensors_of(whole_row(row_of_clips())))
+
+
+@pytest.mark.parametrize("way", [whole_row, its_numbers_copied])
+def test_long_row(benchmark: BenchmarkFixture, way: object) -> None:
+    samples = row_of_clips()
+    tokens = sum(map(count_tokens, samples))
+    benchmark.group = f"The whole plan of a row of {tokens:,} tokens"
+    if way is whole_row:
+        benchmark.extra_info["MiB"] = sum(t.nbytes for t in known_plan()) // 2**20
+    benchmark.pedantic(way, args=(samples,), rounds=5, warmup_rounds=2)

@@ -162,6 +162,7 @@ def test_pooling(
     benchmark: BenchmarkFixture,
     device: torch.device,
     to_the_end: Callable[[Any], Any],
+    peak_bytes: Callable[[Callable[[], object]], int],
     mode: Mode,
     shape: Shape,
     dtype: torch.dtype,
@@ -179,9 +180,13 @@ def test_pooling(
     if pool in targets and not (mode == "max" and pool is copy):
         benchmark.extra_info["target"] = targets[pool]
     is_slow = run is both_ways and pool in {frame_by_frame, whole_clip_twice}
+    args = (pool, mode, *workload(shape, dtype, device))
+    if run is both_ways:
+        peak = peak_bytes(lambda: run(*args))
+        benchmark.extra_info["peak over clip"] = peak / args[2].nbytes
     benchmark.pedantic(
         to_the_end(run),
-        args=(pool, mode, *workload(shape, dtype, device)),
+        args=args,
         rounds=1 if is_slow else 20 if run is forward else 8,
         warmup_rounds=0 if is_slow else 1,
     )
