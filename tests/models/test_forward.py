@@ -1,0 +1,175 @@
+"""Rare rows, frozen towers and settings of the forward pass."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastslow import IGNORED_LABEL, VideoSpan, next_frame_loss, schedule_from_strides
+from tests.models.samples import (
+    MIXED,
+    STILL,
+    TALK,
+    UNTRAINED,
+    Lay,
+    MakeBackbone,
+    MakeModel,
+    MakePatches,
+    ReadEveryRow,
+    assert_all_near,
+    assert_near,
+    step_sums,
+)
+
+
+def test_a_clip_of_one_frame_predicts_nothing(
+    make_model: MakeModel, lay: Lay, make_patches: MakePatches
+) -> None:
+    model, plan = make_model(), lay([STILL])
+    output = model(make_patches(plan), plan)
+    assert output.predictions.shape == output.copies.shape == (0, 16)
+    following, frames = next_frame_loss(output.predictions, output.targets)
+    assert following == 0
+    assert frames == 0
+    (output.language_loss + following).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        head = name.startswith("next_frame_head")
+        assert parameter.grad.any() == (not head), name
+
+
+def test_a_row_without_trained_text_still_predicts_frames(
+    make_model: MakeModel, lay: Lay, make_patches: MakePatches
+) -> None:
+    model, plan = make_model(), lay([UNTRAINED])
+    language, tokens, following, frames = step_sums(model, make_patches(plan), plan)
+    assert (language, tokens, frames) == (0, 0, 2)
+    (language + following).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_freeze_tower_trains_all_but_the_vision_blocks(
+    make_model: MakeModel, lay: Lay, make_patches: MakePatches
+) -> None:
+    free, frozen = make_model(), make_model()
+    frozen.freeze_tower()
+    tower = "backbone.model.visual."
+    fixed = {
+        name
+        for name, _ in free.named_parameters()
+        if name.startswith((tower + "patch_embed", tower + "blocks"))
+    }
+    assert len(fixed) == 25
+    trained = {name for name, p in frozen.named_parameters() if p.requires_grad}
+    assert trained == {name for name, _ in free.named_parameters()} - fixed
+
+    plan = lay(MIXED)
+    patches = make_patches(plan)
+    for model in (free, frozen):
+        language, _, following, _ = step_sums(model, patches, plan)
+        (language + following).backward()
+    expected = dict(free.named_parameters())
+    for name, parameter in frozen.named_parameters():
+        if name in fixed:
+            assert parameter.grad is None
+        else:
+            assert_near(parameter.grad, expected[name].grad)
+
+
+def test_training_keeps_no_cache(
+    make_model: MakeModel, lay: Lay, make_patches: MakePatches
+) -> None:
+    model, plan = make_model(), lay([TALK])
+    outputs = list[str]()
+    model.backbone.model.language_model.register_forward_hook(
+        lambda module, arguments, output: outputs.extend(output.keys())
+    )
+    model.train()(make_patches(plan), plan)
+    assert outputs == ["last_hidden_state"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrow_models_take_the_patches_of_the_preprocessor(
+    make_model: MakeModel, lay: Lay, make_patches: MakePatches, dtype: torch.dtype
+) -> None:
+    wide, plan = make_model(), lay(MIXED)
+    patches = make_patches(plan).float()
+    narrow = make_model().to(dtype)
+    output, expected = (
+        model(patches, plan, return_logits=True) for model in (narrow, wide)
+    )
+    assert output.logits.dtype == output.targets.values.dtype == dtype
+    tolerance = 1e-3 if dtype == torch.float32 else 0.2
+    torch.testing.assert_close(
+        output.logits.double(), expected.logits, rtol=tolerance, atol=tolerance
+    )
+    loss, _ = next_frame_loss(output.predictions, output.targets)
+    assert loss.dtype == torch.float32
+    assert output.language_loss.dtype == torch.float32
+    (output.language_loss + loss).backward()
+    assert all(p.grad.isfinite().all() for p in narrow.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
+def test_gradient_checkpointing_changes_nothing(
+    make_model: MakeModel, lay: Lay, make_patches: MakePatches
+) -> None:
+    plan = lay(MIXED)
+    patches = make_patches(plan)
+    found = []
+    for checkpointing in (False, True):
+        model = make_model().train()
+        if checkpointing:
+            model.backbone.gradient_checkpointing_enable()
+        language, _, following, _ = step_sums(model, patches, plan)
+        (language + following).backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    assert_all_near(*found)
+
+
+def test_only_labelled_rows_meet_the_vocabulary(
+    make_model: MakeModel,
+    lay: Lay,
+    make_patches: MakePatches,
+    read_every_row: ReadEveryRow,
+) -> None:
+    model, plan = make_model(), lay(MIXED, padding=14)
+    patches = make_patches(plan)
+    labels, segments = plan.layout.labels, plan.layout.segment_ids
+    rows = [
+        row
+        for row in range(len(labels) - 1)
+        if labels[row + 1] != IGNORED_LABEL and segments[row] == segments[row + 1]
+    ]
+    assert 0 < len(rows) < (labels != IGNORED_LABEL).sum()
+    output = model(patches, plan, return_logits=True)
+    every = model(patches, read_every_row(plan), return_logits=True).logits
+    assert_near(output.logits, every[rows])
+    expected = F.cross_entropy(output.logits, plan.labels.targets, reduction="sum")
+    assert_near(output.language_loss, expected)
+    assert model(patches, plan).logits is None
+    assert torch.equal(plan.labels.targets, labels[[row + 1 for row in rows]])
+
+
+def test_what_stands_in_the_patch_embedding_is_what_embeds(
+    make_model: MakeModel,
+    make_backbone: MakeBackbone,
+    lay: Lay,
+    make_patches: MakePatches,
+) -> None:
+    peft = pytest.importorskip("peft")
+    plan = lay([[VideoSpan(grid=(2, 3), schedule=schedule_from_strides((1, 2)))]])
+    patches = make_patches(plan)
+    features = []
+    for backbone in (make_model().backbone, make_backbone()):
+        visual = backbone.model.visual
+        settings = peft.LoraConfig(r=2, target_modules=["patch_embed.proj"])
+        peft.inject_adapter_in_model(settings, visual)
+        generator = torch.Generator().manual_seed(0)
+        for name, weight in visual.named_parameters():
+            if "lora" in name:
+                torch.nn.init.normal_(weight, generator=generator)
+        features.append(visual.patch_embed(patches))
+    assert_near(*features)
