@@ -41,6 +41,9 @@ from recipes.edge.settings import read_settings, write_settings
 RECIPE = Path(__file__).with_name("qwen2vl_tiny.py")
 """What is started; a settings file names every setting, so any recipe would do."""
 
+RESULT_DEPENDS_ON = {"max_steps", "data_path", "eval_data_path"}
+"""What a run may go on with, but a result must not be taken over with."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
@@ -165,7 +168,7 @@ def refuse_other_run(config: Config, ranks: int) -> None:
                 f"{ranks}; a step has rows of each rank, so they must agree"
             )
     try:
-        refuse_other_settings(config, free=FREE_TO_CHANGE - {"max_steps"})
+        refuse_other_settings(config, free=FREE_TO_CHANGE - RESULT_DEPENDS_ON)
     except ValueError as error:
         raise ValueError(f"{config.output_dir}: {error}") from error
 

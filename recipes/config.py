@@ -206,6 +206,8 @@ BOUNDS = {
 FREE_TO_CHANGE = frozenset(
     {
         "output_dir",
+        "data_path",
+        "eval_data_path",
         "max_steps",
         "save_steps",
         "save_total_limit",
@@ -222,7 +224,8 @@ FREE_TO_CHANGE = frozenset(
         "assumed_mfu",
     }
 )
-"""Settings that may differ when a run goes on from a checkpoint, by dotted names."""
+"""Settings that may differ when a run goes on from a checkpoint, by dotted names. Data
+may have moved; that they are the same samples is checked by what they say."""
 
 NESTED = "autoregressive_config"
 """Key under which settings of the method may stand as well."""

@@ -48,18 +48,22 @@ class Data:
     bad: list[BadSample]
     chance: float
 
+    def order(self) -> dict[str, str]:
+        """Sum up which samples there are, in which order: the same for a whole run."""
+        used = {"train": self.train, "held_out": self.held_out}
+        return {name: samples.fingerprint for name, samples in used.items()}
+
     def summary(self) -> dict[str, Any]:
         """Count and sum up the samples, as this rank reads them from disk.
 
-        ``order`` is which samples there are and how long they are; ``contents`` is all
-        that is known of them: names, texts, and the headers of the clips, not what the
-        clips show.
+        ``contents`` is all that is known of them: names, texts, and where the clips are
+        and their headers, not what the clips show.
         """
         used = {"train": self.train, "held_out": self.held_out}
         return {
             name: {
                 "samples": len(samples),
-                "order": samples.fingerprint,
+                "order": self.order()[name],
                 "contents": samples.index.digest(),
             }
             for name, samples in used.items()

@@ -73,7 +73,9 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
         folder, model=run.model, optimizer=run.optimizer, world=run.world
     )
     broadcast_from_main(lambda: _refuse_other_run(state, folder, run), run.world)
-    run.quarantine.add(BadSample(**sample) for sample in state["quarantine"])
+    if state["settings"]["data_path"] == run.config.data_path:
+        # Elsewhere its samples have other names, and are found anew.
+        run.quarantine.add(BadSample(**sample) for sample in state["quarantine"])
     broadcast_from_main(run.quarantine.check, run.world)
     stream = state["stream"]
     progress = Progress(
@@ -88,10 +90,11 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
 def _refuse_other_run(state: dict[str, Any], folder: Path, run: Run) -> None:
     """Refuse to go on from the checkpoint of another run, or of a later step."""
     check_same_settings(state["settings"], run.config, free=FREE_TO_CHANGE)
-    if state["data"] != run.data.train.fingerprint:
+    if state["data"] != run.data.order():
         raise ValueError(
-            f"the samples differ from those that {folder} was trained on; a run goes "
-            "on with the data that it began with"
+            f"the samples differ from those that {folder} was trained on, in names, "
+            "texts, lengths or order; a run goes on with the data that it began with, "
+            "wherever they lie"
         )
     if state["rows_per_step"] % run.world.size:
         raise ValueError(
@@ -109,7 +112,7 @@ def state_beside_tensors(run: Run, progress: Progress) -> dict[str, Any]:
     """Gather what a checkpoint needs beside tensors and random states."""
     return {
         "settings": settings_as_json(run.config),
-        "data": run.data.train.fingerprint,
+        "data": run.data.order(),
         "rows_per_step": progress.rows_per_step,
         "stream": dataclasses.asdict(progress.stream),
         "skipped": dataclasses.asdict(progress.skipped),

@@ -35,6 +35,7 @@ class PlannedSamples:
         lengths: Tokens of each of these.
         pairs: Pairs of a query and a key that it may read, of each.
         patches: Patches that enter the tower, of each.
+        digests: What each says, summed up: its name and its texts.
         groups: Number of the archive that each is in; None where archives stay on disk.
         archives: The archives, by number; files of their own are in none, named "".
         settings: How clips become tokens.
@@ -47,6 +48,7 @@ class PlannedSamples:
     lengths: tuple[int, ...] = ()
     pairs: tuple[int, ...] = ()
     patches: tuple[int, ...] = ()
+    digests: tuple[str, ...] = ()
     groups: tuple[int, ...] | None = None
     archives: tuple[str, ...] = ()
     settings: ClipSettings
@@ -78,10 +80,8 @@ class PlannedSamples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sum up which samples there are, in which order and how long."""
-        ids = self.index.sample_ids()
-        known = [ids[number] for number in self.numbers], self.lengths
-        return hashlib.sha256(repr(known).encode()).hexdigest()
+        """Sum up which samples there are, in which order, wherever they lie."""
+        return _digest((self.digests, self.lengths))
 
 
 def plan_samples(
@@ -128,6 +128,7 @@ def plan_samples(
         lengths=tuple(size.tokens for size in sizes.values()),
         pairs=tuple(size.pairs for size in sizes.values()),
         patches=tuple(size.patches for size in sizes.values()),
+        digests=tuple(size.digest for size in sizes.values()),
         groups=None if store.most is None else groups,
         archives=tuple(archives),
     )
@@ -135,11 +136,12 @@ def plan_samples(
 
 
 class _Size(NamedTuple):
-    """How large a sample is, and its first clip's archive."""
+    """How large a sample is, what it says, and its first clip's archive."""
 
     tokens: int
     pairs: int
     patches: int
+    digest: str
     archive: str
 
 
@@ -156,12 +158,14 @@ class _Sizes(Dataset[_Size | BadSample]):
         settings = self._samples.settings
         try:
             planned = self._samples[number]
-            clip = next(iter(planned.sample.clips), None)
+            sample = planned.sample
+            clip = next(iter(sample.clips), None)
             return _Size(
                 tokens=planned.num_tokens,
                 pairs=_count_pairs(planned, settings.attention),
                 patches=settings.family.geometry.merge_size**2
                 * tower_tokens(planned.spans),
+                digest=_digest((sample.sample_id, sample.turns))[:16],
                 archive=clip.source if clip is not None and clip.name else "",
             )
         except ValueError as error:
@@ -175,6 +179,11 @@ def _count_pairs(planned: PlannedSample, attention: Attention) -> int:
         clips = (clip.span for clip in planned.clips)
         runs += (n for c in clips for n in tokens_per_frame(c.grid, c.schedule))
     return frame_causal_pairs([*runs, *[1] * (planned.num_tokens - sum(runs))])
+
+
+def _digest(known: object) -> str:
+    """Sum up what is written of a thing."""
+    return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
 def unusable(sample: Sample, error: Exception) -> BadSample:

@@ -538,10 +538,11 @@ def test_more_ranks_or_fewer_take_the_same_rows_in_the_same_steps(
 
 def test_the_fingerprint_tells_data_apart(planned: PlannedSamples) -> None:
     assert planned.fingerprint == replace(planned).fingerprint
-    fewer = replace(planned, numbers=planned.numbers[1:], lengths=planned.lengths[1:])
+    fewer = replace(planned, digests=planned.digests[1:], lengths=planned.lengths[1:])
     longer = replace(planned, lengths=(9, *planned.lengths[1:]))
-    prints = {each.fingerprint for each in (planned, fewer, longer)}
-    assert len(prints) == 3
+    other = replace(planned, digests=("other", *planned.digests[1:]))
+    prints = {each.fingerprint for each in (planned, fewer, longer, other)}
+    assert len(prints) == 4
 
 
 def test_options_reach_torch(planned: PlannedSamples) -> None:

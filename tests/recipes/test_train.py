@@ -332,9 +332,33 @@ def test_a_run_goes_on_with_its_data(clips: Path, tmp_path: Path) -> None:
     shutil.copytree(clips / "videos", tmp_path / "videos")
     data = write_jsonl(tmp_path / "data.jsonl", rows)
     train(tmp_path / "run", data, max_steps=1)
-    write_jsonl(data, rows[:-1])
-    with pytest.raises(SystemExit, match=r"the samples differ from those that .*-1"):
-        train(tmp_path / "run", data)
+    other = [*rows[:-1], rows[-1] | {"id": "other"}]
+    for changed in (rows[:-1], rows[::-1], other):
+        write_jsonl(data, changed)
+        message = r"the samples differ from those that .*-1"
+        with pytest.raises(SystemExit, match=message):
+            train(tmp_path / "run", data)
+
+
+def test_data_may_move_while_a_run_lasts(clips: Path, tmp_path: Path) -> None:
+    rows = rows_of(clips)
+    (tmp_path / "before").mkdir()
+    shutil.copytree(clips / "videos", tmp_path / "before" / "videos")
+    (tmp_path / "before" / rows[0]["video"]).write_bytes(b"no video")
+    data = write_jsonl(tmp_path / "before" / "data.jsonl", rows)
+    held_out = {"eval_data_path": str(data), "max_bad_share": 0.2}
+    train(tmp_path / "run", data, max_steps=1, **held_out)
+
+    (tmp_path / "before").rename(tmp_path / "after")
+    data = tmp_path / "after" / "data.jsonl"
+    held_out["eval_data_path"] = str(data)
+    train(tmp_path / "run", data, max_steps=2, **held_out)
+    first, _, second, _ = metrics(tmp_path / "run")
+    assert (first["step"], second["step"]) == (1, 2)
+    settings = (tmp_path / "run" / "settings.yaml").read_text()
+    assert f"data_path: {data}" in settings
+    (bad,) = (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
+    assert str(tmp_path / "after") in bad
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:
