@@ -60,9 +60,8 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
         Where the run stands, and a sentence for each checkpoint that is damaged.
 
     Raises:
-        ValueError: If all checkpoints are damaged.
-        MainRankError: If the run began with other settings or data, its end is past, or
-            the ranks cannot share the rows of a step.
+        MainRankError: If all checkpoints are damaged, the run began with other settings
+            or data, its end is past, or the ranks cannot share the rows of a step.
     """
     config = run.config
     folder, passed_over = good_checkpoint(config.output_dir, run.world)

@@ -44,7 +44,7 @@ def good_checkpoint(output_dir: Path, world: World) -> tuple[Path | None, list[s
         passed over, newest first.
 
     Raises:
-        ValueError: If there are checkpoints and all are damaged.
+        MainRankError: If there are checkpoints and all are damaged.
     """
     broadcast_from_main(lambda: _remove_leftovers(output_dir), world)
     known = broadcast_from_main(lambda: list_checkpoints(output_dir), world)
@@ -58,12 +58,7 @@ def good_checkpoint(output_dir: Path, world: World) -> tuple[Path | None, list[s
                 for damaged, words in damages.items()
             ]
         damages[folder] = damage
-    if damages:
-        reasons = "; ".join(f"{folder.name}: {it}" for folder, it in damages.items())
-        raise ValueError(
-            f"no checkpoint in {output_dir} is whole ({reasons}); remove them to begin "
-            "anew"
-        )
+    broadcast_from_main(lambda: _refuse_damaged(output_dir, damages), world)
     return None, []
 
 
@@ -78,6 +73,16 @@ def remove_old_checkpoints(output_dir: Path, *, keep: int) -> None:
         removed = folder.with_name(f".{folder.name}.removed")
         folder.rename(removed)
         shutil.rmtree(removed)
+
+
+def _refuse_damaged(output_dir: Path, damages: Mapping[Path, str]) -> None:
+    """Refuse a folder in which every checkpoint is damaged."""
+    if damages:
+        reasons = "; ".join(f"{folder.name}: {it}" for folder, it in damages.items())
+        raise ValueError(
+            f"no checkpoint in {output_dir} is whole ({reasons}); remove them to begin "
+            "anew"
+        )
 
 
 def _remove_leftovers(output_dir: Path) -> None:

@@ -5,7 +5,7 @@ import gc
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -257,13 +257,18 @@ def check_same_on_ranks(values: Mapping[str, Any], world: World) -> None:
         world: The ranks.
 
     Raises:
-        ValueError: On every rank, with the same words, if a value differs.
+        MainRankError: On every rank, with the same words, if a value differs.
 
     Example:
         >>> with process_group() as world:
         ...     check_same_on_ranks({"seed": 0}, world)
     """
     ranks = gather_from_ranks(dict(values), world)
+    broadcast_from_main(lambda: _refuse_differences(ranks), world)
+
+
+def _refuse_differences(ranks: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse values that are not the same on all ranks."""
     for name, first in ranks[0].items():
         for rank, others in enumerate(ranks):
             if others.get(name) != first:

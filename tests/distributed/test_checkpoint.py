@@ -33,7 +33,7 @@ from recipes.edge.checkpoint_folders import (
     remove_old_checkpoints,
 )
 from recipes.edge.checkpoint_saver import CheckpointSaver
-from recipes.edge.distributed import World, process_group
+from recipes.edge.distributed import MainRankError, World, process_group
 
 STATE = {"position": 7, "buffer": [[3, 0.1], []], "settings": {"name": "tiny"}}
 
@@ -498,12 +498,13 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert good_checkpoint(tmp_path, world) == (good, [])
     aside.rename(newest)
     shutil.rmtree(good)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(MainRankError) as caught:
         good_checkpoint(tmp_path, world)
+    assert caught.value.refusal is not None
     assert re.fullmatch(
         rf"no checkpoint in {tmp_path} is whole \(checkpoint-2: {said}\); "
         "remove them to begin anew",
-        str(caught.value),
+        caught.value.refusal,
     )
     assert newest.exists()
 
