@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from operator import index
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -12,6 +13,13 @@ def check_axes(name: str, tensor: Tensor, *axes: str) -> None:
     lengths = dict(zip(axes, found, strict=False))
     if found != tuple(lengths.get(axis) for axis in axes):
         raise ValueError(f"{name} has shape {found}; it must be ({', '.join(axes)})")
+
+
+def check_word(name: str, word: str, words: Any) -> None:
+    """Raise unless a word is one of those of a Literal."""
+    if word not in get_args(words):
+        known = ", ".join(get_args(words))
+        raise ValueError(f"{name} is {word!r}; it must be one of {known}")
 
 
 def check_whole(name: str, values: Iterable[int]) -> None:

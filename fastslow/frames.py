@@ -1,9 +1,8 @@
 """What a schedule is made of: the pooled frames of a clip, counted and written down."""
 
 from dataclasses import dataclass
-from typing import get_args
 
-from fastslow._shapes import check_grid
+from fastslow._shapes import check_grid, check_word
 from fastslow._typing import Grid
 from fastslow.grids import Edge, window_bounds
 
@@ -81,9 +80,7 @@ class FrameSchedule:
                 f"a pooled frame reads up to frame {last} but the clip has "
                 f"{self.num_frames}"
             )
-        if self.edge not in get_args(Edge):
-            known = ", ".join(get_args(Edge))
-            raise ValueError(f"edge is {self.edge!r}; it must be one of {known}")
+        check_word("edge", self.edge, Edge)
         if self.scales is not None and len(self.scales) != self.num_frames:
             raise ValueError(
                 f"scales has {len(self.scales)} entries but the clip has "

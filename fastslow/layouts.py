@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fastslow._plans import integers
+from fastslow._shapes import check_word
 from fastslow.frames import tokens_per_frame
 from fastslow.masks import KeyIntervals, visible_intervals
 from fastslow.positions import AfterVideo, after_video, video_positions
@@ -137,13 +138,8 @@ def build_layout(
         >>> layout.causal_ranks.tolist(), layout.frame_ids.tolist()
         ([0, 1, 1, 1, 1, 2], [-1, 0, 0, 0, 0, 1])
     """
-    for name, word, words in (
-        ("attention", attention, get_args(Attention)),
-        ("after_video_rule", after_video_rule, get_args(AfterVideo)),
-    ):
-        if word not in words:
-            known = ", ".join(words)
-            raise ValueError(f"{name} is {word!r}; it must be one of {known}")
+    check_word("attention", attention, Attention)
+    check_word("after_video_rule", after_video_rule, AfterVideo)
     parts = [
         _lay_sample(sample, segment, video_token_id, attention, after_video_rule)
         for segment, sample in enumerate(samples)
@@ -157,13 +153,13 @@ def build_layout(
             f"length is {length} but the samples have {tokens} tokens; a row holds all "
             "of them"
         )
-    rows = _FIELDS_PADDED_WITH.keys()
-    joined = {name: torch.cat([getattr(p, name) for p in parts], -1) for name in rows}
-    padded = {
-        name: pad(joined[name], (0, padding), value=fill)
+    joined = {
+        name: pad(
+            torch.cat([getattr(p, name) for p in parts], -1), (0, padding), value=fill
+        )
         for name, fill in _FIELDS_PADDED_WITH.items()
     }
-    return TokenLayout(**padded, clips=sum((part.clips for part in parts), ()))
+    return TokenLayout(**joined, clips=sum((part.clips for part in parts), ()))
 
 
 def visible_keys(
@@ -219,11 +215,7 @@ def visible_keys(
 
 def _kept(layout: TokenLayout, window: FrameWindow) -> Tensor | None:
     """Mark the tokens that never expire; None if there is no such kind."""
-    if window.keep_text not in get_args(KeptText):
-        known = ", ".join(get_args(KeptText))
-        raise ValueError(
-            f"keep_text is {window.keep_text!r}; it must be one of {known}"
-        )
+    check_word("keep_text", window.keep_text, KeptText)
     if window.keep_text == "none" and not window.keep_slow:
         return None
     is_video, segments = layout.frame_ids >= 0, layout.segment_ids

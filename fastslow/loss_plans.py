@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Int, Int32
 from torch import Tensor
 
 from fastslow._plans import integers
+from fastslow._shapes import check_word
 from fastslow.frames import (
     Bounds,
     FrameSchedule,
@@ -56,6 +57,11 @@ class NextFramePlan:
     targets: PoolPlan
     copies: PoolPlan
     cu_videos: Int32[Tensor, " clip_bounds"]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that predict: the count of ``next_frame_loss`` by frame."""
+        return len(self.targets.cu_seqlens) - 1
 
 
 def plan_next_frame(
@@ -107,9 +113,7 @@ def plan_next_frame(
         >>> plan.rows.tolist(), plan.targets.cells.tolist()
         ([0, 1, 2, 3, 4], [4, 5, 6, 7, 8, 9, 10, 11])
     """
-    if pairing not in get_args(Pairing):
-        known = ", ".join(get_args(Pairing))
-        raise ValueError(f"pairing is {pairing!r}; it must be one of {known}")
+    check_word("pairing", pairing, Pairing)
     sources = [(clip, _frames_with_next(clip.schedule)) for clip in layout.clips]
     here = [place_frames(clip.grid, clip.schedule, read) for clip, read in sources]
     own = plan_placed_frames(here, "average")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from inspect import unwrap
 from types import FunctionType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from fastslow._once import once_differentiable
-from fastslow._shapes import check_axes
+from fastslow._shapes import check_axes, check_word
 from fastslow.ragged import (
     Ragged,
     lengths_from_cu_seqlens,
@@ -117,9 +117,7 @@ def next_frame_loss(
             f"predictions has shape {tuple(predictions.shape)} but targets has "
             f"{tuple(goal.shape)}; each predicted token needs its target"
         )
-    if distance not in get_args(Distance):
-        known = ", ".join(get_args(Distance))
-        raise ValueError(f"distance is {distance!r}; it must be one of {known}")
+    check_word("distance", distance, Distance)
     wide = torch.promote_types(predictions.dtype, torch.float32)
     factors, count = _token_factors(targets, reduction, cu_videos, wide)
     if weights is not None:
@@ -186,9 +184,7 @@ def _token_factors(
     ones = torch.ones(tokens, dtype=dtype, device=targets.values.device)
     if reduction == "token":
         return ones, tokens
-    if reduction not in get_args(Reduction):
-        known = ", ".join(get_args(Reduction))
-        raise ValueError(f"reduction is {reduction!r}; it must be one of {known}")
+    check_word("reduction", reduction, Reduction)
     frames = len(targets.cu_seqlens) - 1
     shares = lengths_from_cu_seqlens(targets.cu_seqlens).to(dtype).reciprocal()
     count = frames

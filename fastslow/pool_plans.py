@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
-from typing import get_args
 
 import torch
 from jaxtyping import Float64, Int, Int32
 from torch import Tensor
 
 from fastslow._plans import integers
-from fastslow._shapes import check_grid
+from fastslow._shapes import check_grid, check_word
 from fastslow._taps import Taps, frame_taps
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, PooledFrame, encoded_grids, frame_kinds
@@ -125,9 +124,7 @@ def plan_pooling(
         Zhang et al., "LLaVA-NeXT-Video" and its code: ``bilinear`` with ``ceil`` edges,
         ``average`` and ``max`` with ``floor`` edges.
     """
-    if mode not in get_args(Mode):
-        known = ", ".join(get_args(Mode))
-        raise ValueError(f"mode is {mode!r}; it must be one of {known}")
+    check_word("mode", mode, Mode)
     return plan_placed_frames(
         [
             place_frames(grid, schedule, range(len(schedule.frames)))

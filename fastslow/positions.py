@@ -5,14 +5,14 @@ all three at once; a video token stands where its frame and window are.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from fastslow._plans import integers
-from fastslow._shapes import check_whole
+from fastslow._shapes import check_whole, check_word
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, PooledFrame, frame_kinds, frame_windows
 from fastslow.grids import Edge
@@ -118,9 +118,7 @@ def after_video(grid: Grid, num_frames: int, *, rule: AfterVideo = "all_axes") -
         >>> after_video((4, 6), 8), after_video((4, 6), 8, rule="spatial_axes")
         (8, 6)
     """
-    if rule not in get_args(AfterVideo):
-        known = ", ".join(get_args(AfterVideo))
-        raise ValueError(f"rule is {rule!r}; it must be one of {known}")
+    check_word("rule", rule, AfterVideo)
     return max(*grid, num_frames) if rule == "all_axes" else max(grid)
 
 

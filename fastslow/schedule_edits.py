@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import index
-from typing import Literal, get_args
+from typing import Literal
 
-from fastslow._shapes import check_flags
+from fastslow._shapes import check_flags, check_word
 from fastslow.frames import FrameSchedule
 
 Order = Literal["stream", "time"]
@@ -179,9 +179,7 @@ def merge_streams(
         Xu et al., "SlowFast-LLaVA" (arXiv:2407.15841), section 3: a slow stream of few
         frames before a fast stream of all.
     """
-    if order not in get_args(Order):
-        known = ", ".join(get_args(Order))
-        raise ValueError(f"order is {order!r}; it must be one of {known}")
+    check_word("order", order, Order)
     cut = [s for s in streams if any(frame.stride for frame in s.frames)] or streams
     edges = {stream.edge for stream in cut}
     clips = {(stream.num_frames, stream.scales) for stream in streams}

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from importlib import import_module
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -13,14 +12,13 @@ from typing import Any
 from recipes.config import Config, with_settings
 from recipes.edge.settings import check_known, check_mapping, settings_as_json
 from recipes.edge.values import convert, nearest
+from recipes.qwen2vl_2b import QWEN2VL_2B
+from recipes.qwen2vl_7b import QWEN2VL_7B
+from recipes.qwen2vl_72b import QWEN2VL_72B
+from recipes.qwen2vl_tiny import TINY
 
-PRESETS = {
-    "tiny": ("recipes.qwen2vl_tiny", "TINY"),
-    "2b": ("recipes.qwen2vl_2b", "QWEN2VL_2B"),
-    "7b": ("recipes.qwen2vl_7b", "QWEN2VL_7B"),
-    "72b": ("recipes.qwen2vl_72b", "QWEN2VL_72B"),
-}
-"""Where the settings of each recipe are."""
+PRESETS = {"tiny": TINY, "2b": QWEN2VL_2B, "7b": QWEN2VL_7B, "72b": QWEN2VL_72B}
+"""Settings of each recipe, by the name that ``base`` calls it."""
 
 LAST_SHARE = 0.1
 """Share of a run's steps, at its end, over which losses are averaged."""
@@ -245,9 +243,7 @@ def _base(base: Any) -> Config:
             f"preset is {name!r}; the nearest known one is {nearest(name, PRESETS)!r}"
         )
     _refuse_own("base", settings)
-    module, constant = PRESETS[name]
-    preset: Config = getattr(import_module(module), constant)
-    return with_settings(preset, settings)
+    return with_settings(PRESETS[name], settings)
 
 
 def _axis(where: str, axis: Any) -> tuple[str, list[dict[str, Any]]]:

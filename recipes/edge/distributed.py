@@ -92,37 +92,33 @@ def process_group() -> Iterator[World]:
         ...     (world.rank, world.size, world.is_main)
         (0, 1, True)
     """
+    # A group that a reference cycle keeps past the interpreter's end (a mesh, a sharded
+    # model, a traceback) leaves gloo's threads running, which aborts.
+    atexit.register(gc.collect)
     if "RANK" in os.environ:
         store, rank, size = next(rendezvous("env://"))
     else:
         store, rank, size = dist.HashStore(), 0, 1  # type: ignore[attr-defined]
-    try:
-        with shared_failures(store, rank) as tell:
-            try:
-                device = _join(store, rank, size)
-                yield World(
-                    rank=rank,
-                    size=size,
-                    device=device,
-                    mesh=init_device_mesh(
-                        device.type, (size,), mesh_dim_names=("data",)
-                    ),
-                    group=group_of_hosts(),
-                )
-            except BaseException as error:
-                if isinstance(error, Exception):
-                    tell(error)
-                group = dist.group.WORLD
-                if group is not None and dist.get_backend() == "nccl":
-                    group.abort()
-                raise
-            finally:
-                if dist.is_initialized():
-                    dist.destroy_process_group()
-    finally:
-        # A group that a reference cycle keeps past the interpreter's end (a mesh, a
-        # sharded model, a traceback) leaves gloo's threads running, which aborts.
-        atexit.register(gc.collect)
+    with shared_failures(store, rank) as tell:
+        try:
+            device = _join(store, rank, size)
+            yield World(
+                rank=rank,
+                size=size,
+                device=device,
+                mesh=init_device_mesh(device.type, (size,), mesh_dim_names=("data",)),
+                group=group_of_hosts(),
+            )
+        except BaseException as error:
+            if isinstance(error, Exception):
+                tell(error)
+            group = dist.group.WORLD
+            if group is not None and dist.get_backend() == "nccl":
+                group.abort()
+            raise
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
 
 def group_of_hosts() -> dist.ProcessGroup:

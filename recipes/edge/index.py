@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -176,14 +177,16 @@ def _conversations(file: Path) -> Iterator[tuple[str, Conversation | BadSample]]
         try:
             yield source, parse_row(row, default)
         except RowError as error:
-            try:
-                sample_id = row_id(row, default)
-            except RowError:
-                sample_id = default
-            yield (
-                source,
-                BadSample(sample_id=sample_id, source=source, reason=str(error)),
-            )
+            sample_id = _id_or(row, default)
+            bad = BadSample(sample_id=sample_id, source=source, reason=str(error))
+            yield source, bad
+
+
+def _id_or(row: object, default: str) -> str:
+    """Give the id of a row that cannot be used; the default where the id is why."""
+    with suppress(RowError):
+        return row_id(row, default)
+    return default
 
 
 def _join(

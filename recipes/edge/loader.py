@@ -302,7 +302,7 @@ def count_rows(rows: Sequence[Row]) -> dict[str, float]:
     """
     return {
         "labels": sum(len(row.plan.labels.rows) for row in rows),
-        "pairs": sum(len(row.plan.next_frame.targets.cu_seqlens) - 1 for row in rows),
+        "pairs": sum(row.plan.next_frame.num_frames for row in rows),
         "tokens": sum(row.num_tokens for row in rows),
         "frames": sum(row.num_frames for row in rows),
         "clips": sum(row.num_clips for row in rows),

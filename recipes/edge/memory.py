@@ -137,8 +137,7 @@ def step_bytes(
         everything else, the row's patches and plan among it.
     """
     meta = torch.device("meta")
-    pixels = model.family.geometry
-    width = 3 * pixels.temporal_patch_size * pixels.patch_size**2
+    width = model.family.geometry.patch_pixels
     count = int(plan.grid_thw.prod(1).sum())
     births = _Births()
     with (

@@ -1,6 +1,5 @@
 """Whether two runs are the same run, bit for bit."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recipes.edge.checkpoint_folders import list_checkpoints
+from recipes.edge.manifests import entry_of
 from recipes.edge.metrics import CLOCKED
 
 
@@ -82,9 +82,7 @@ def _checkpoint(run: Path) -> dict[str, Any]:
         raise ValueError(f"{run} has no checkpoint; a run saves one at its end")
     sums = dict[str, Any]()
     for path in sorted(folders[-1].glob("*.distcp")):
-        with path.open("rb") as file:
-            name = f"{folders[-1].name}/{path.name}"
-            sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        sums[f"{folders[-1].name}/{path.name}"] = entry_of(path)
     return sums
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -45,12 +45,12 @@ class PlannedSamples:
 
     index: SampleIndex
     numbers: tuple[int, ...]
-    lengths: tuple[int, ...] = ()
-    pairs: tuple[int, ...] = ()
-    patches: tuple[int, ...] = ()
-    digests: tuple[str, ...] = ()
-    groups: tuple[int, ...] | None = None
-    archives: tuple[str, ...] = ()
+    lengths: tuple[int, ...]
+    pairs: tuple[int, ...]
+    patches: tuple[int, ...]
+    digests: tuple[str, ...]
+    groups: tuple[int, ...] | None
+    archives: tuple[str, ...]
     settings: ClipSettings
     tokenizer: PreTrainedTokenizerBase
     store: ArchiveStore
@@ -104,16 +104,11 @@ def plan_samples(
     Returns:
         The samples that can be used, and those that cannot, each with its reason.
     """
-    every = PlannedSamples(
-        index=index,
-        numbers=tuple(range(len(index))),
-        settings=settings,
-        tokenizer=tokenizer,
-        store=store,
-    )
     sizes, bad = dict[int, _Size](), list[BadSample]()
     workers = num_workers if len(index) > FEW else 0
-    found = DataLoader(_Sizes(every), batch_size=None, num_workers=workers)
+    found = DataLoader(
+        _Sizes(index, settings, tokenizer), batch_size=None, num_workers=workers
+    )
     for number, entry in enumerate(found):
         if isinstance(entry, BadSample):
             bad.append(entry)
@@ -122,8 +117,8 @@ def plan_samples(
     archives = dict.fromkeys(size.archive for size in sizes.values())
     number_of = {archive: number for number, archive in enumerate(archives)}
     groups = tuple(number_of[size.archive] for size in sizes.values())
-    usable = replace(
-        every,
+    usable = PlannedSamples(
+        index=index,
         numbers=tuple(sizes),
         lengths=tuple(size.tokens for size in sizes.values()),
         pairs=tuple(size.pairs for size in sizes.values()),
@@ -131,6 +126,9 @@ def plan_samples(
         digests=tuple(size.digest for size in sizes.values()),
         groups=None if store.most is None else groups,
         archives=tuple(archives),
+        settings=settings,
+        tokenizer=tokenizer,
+        store=store,
     )
     return usable, bad
 
@@ -148,17 +146,21 @@ class _Size(NamedTuple):
 class _Sizes(Dataset[_Size | BadSample]):
     """The size of each sample, or why it has none."""
 
-    def __init__(self, samples: PlannedSamples) -> None:
-        self._samples = samples
+    def __init__(
+        self,
+        index: SampleIndex,
+        settings: ClipSettings,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self._index, self._settings, self._tokenizer = index, settings, tokenizer
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._index)
 
     def __getitem__(self, number: int) -> _Size | BadSample:
-        settings = self._samples.settings
+        sample, settings = self._index[number], self._settings
         try:
-            planned = self._samples[number]
-            sample = planned.sample
+            planned = plan_sample(sample, settings, self._tokenizer)
             clip = next(iter(sample.clips), None)
             return _Size(
                 tokens=planned.num_tokens,
@@ -169,7 +171,7 @@ class _Sizes(Dataset[_Size | BadSample]):
                 archive=clip.source if clip is not None and clip.name else "",
             )
         except ValueError as error:
-            return unusable(self._samples.index[number], error)
+            return unusable(sample, error)
 
 
 def _count_pairs(planned: PlannedSample, attention: Attention) -> int:

@@ -82,6 +82,40 @@ def train_tokenizer(
     )
 
 
+def tiny_config(*, vocabulary_size: int, video_token_id: int) -> Qwen2VLConfig:
+    """Describe the model that ``tiny_backbone`` builds."""
+    return Qwen2VLConfig(
+        text_config={
+            "vocab_size": vocabulary_size,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "initializer_range": 0.08,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [4, 6, 6],
+            },
+            "bos_token_id": None,
+            "eos_token_id": SPECIAL_TOKENS.index(END_OF_TURN),
+        },
+        vision_config={
+            "depth": 2,
+            "embed_dim": 64,
+            "hidden_size": 128,
+            "num_heads": 4,
+            "mlp_ratio": 2,
+            "initializer_range": 0.08,
+        },
+        video_token_id=video_token_id,
+        image_token_id=SPECIAL_TOKENS.index("<|image_pad|>"),
+        vision_start_token_id=SPECIAL_TOKENS.index("<|vision_start|>"),
+        vision_end_token_id=SPECIAL_TOKENS.index("<|vision_end|>"),
+    )
+
+
 def tiny_backbone(
     *, vocabulary_size: int, video_token_id: int
 ) -> Qwen2VLForConditionalGeneration:
@@ -100,34 +134,5 @@ def tiny_backbone(
         A model of 0.6 million parameters in float32.
     """
     return Qwen2VLForConditionalGeneration(
-        Qwen2VLConfig(
-            text_config={
-                "vocab_size": vocabulary_size,
-                "hidden_size": 128,
-                "intermediate_size": 256,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "initializer_range": 0.08,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 10_000.0,
-                    "mrope_section": [4, 6, 6],
-                },
-                "bos_token_id": None,
-                "eos_token_id": SPECIAL_TOKENS.index(END_OF_TURN),
-            },
-            vision_config={
-                "depth": 2,
-                "embed_dim": 64,
-                "hidden_size": 128,
-                "num_heads": 4,
-                "mlp_ratio": 2,
-                "initializer_range": 0.08,
-            },
-            video_token_id=video_token_id,
-            image_token_id=SPECIAL_TOKENS.index("<|image_pad|>"),
-            vision_start_token_id=SPECIAL_TOKENS.index("<|vision_start|>"),
-            vision_end_token_id=SPECIAL_TOKENS.index("<|vision_end|>"),
-        )
+        tiny_config(vocabulary_size=vocabulary_size, video_token_id=video_token_id)
     )

@@ -234,7 +234,7 @@ def build(
 def backward(model: FastSlowQwen2VL, parts: tuple[Row, ...]) -> Tensor:
     """Add up the gradients of the loss over some rows; give the loss."""
     labels = sum(len(part.plan.labels.rows) for part in parts)
-    pairs = sum(len(part.plan.next_frame.targets.cu_seqlens) - 1 for part in parts)
+    pairs = sum(part.plan.next_frame.num_frames for part in parts)
     total = torch.zeros((), device=parts[0].patches.device)
     for part in parts:
         output = model(part.patches, part.on_device)

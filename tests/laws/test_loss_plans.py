@@ -143,7 +143,7 @@ def test_plan_next_frame__same_shape(
     assert torch.equal(plan.targets.cu_seqlens, plan.copies.cu_seqlens)
     assert torch.equal(plan.targets.cu_seqlens, plan.predictions.cu_seqlens)
     assert len(plan.predictions.cell_starts) == len(plan.rows)
-    assert plan.cu_videos[-1] == len(plan.targets.cu_seqlens) - 1
+    assert plan.cu_videos[-1] == plan.num_frames == len(plan.targets.cu_seqlens) - 1
     assert len(plan.targets.cell_starts) == len(times_of_cells(layout))
     if pairing == "frame_mean":
         assert (lengths_from_cu_seqlens(plan.targets.cu_seqlens) == 1).all()

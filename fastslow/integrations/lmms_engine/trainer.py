@@ -138,7 +138,7 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
         counts = self._sum_over_ranks(
             [
                 sum(len(plan.labels.rows) for plan in plans),
-                sum(len(plan.next_frame.targets.cu_seqlens) - 1 for plan in plans),
+                sum(plan.next_frame.num_frames for plan in plans),
             ]
         )
         labels, pairs = (max(count, 1) for count in counts)
