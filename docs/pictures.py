@@ -25,9 +25,9 @@ def pictures() -> dict[str, str]:
     clip = build_schedule(8, slow_stride=2, fast_stride=4)
     spread = build_schedule(8, strategy="uniform", slow_ratio=0.25)
     return {
-        "schedule.svg": schedule_svg(clip, (8, 8)),
+        "schedule.svg": schedule_svg((8, 8), clip),
         "mask.svg": mask_svg(one_sample(clip)),
-        "edges.svg": schedule_svg(spread, (13, 23)),
+        "edges.svg": schedule_svg((13, 23), spread),
         "packed_row.svg": layout_svg(two_samples()),
         "packed_mask.svg": mask_svg(two_samples()),
     }

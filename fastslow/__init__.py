@@ -38,7 +38,6 @@ from fastslow.frames import (
     PooledFrame,
     describe_schedule,
     encoded_grids,
-    frame_kinds,
     frame_windows,
     tokens_per_frame,
 )
@@ -153,7 +152,6 @@ __all__ = [
     "frame_causal_block_mask",
     "frame_causal_mask",
     "frame_causal_pairs",
-    "frame_kinds",
     "frame_windows",
     "imbalance",
     "imbalance_bound",

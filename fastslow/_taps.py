@@ -26,7 +26,7 @@ def frame_taps(
     grid: Grid, grids: Sequence[Grid], edge: Edge, frame: PooledFrame, mode: Mode
 ) -> Taps:
     """Write out the windows of a frame that begins at cell 0."""
-    sides = frame_windows(grid, frame, edge)
+    sides = frame_windows(grid, frame, edge=edge)
     windows, cells, shares = [], [], []
     first = 0
     for encoded in grids:

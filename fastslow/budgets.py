@@ -96,7 +96,7 @@ def schedule_for_budget(
     Example:
         >>> from fastslow import describe_schedule
         >>> schedule = schedule_for_budget(8, (16, 16), 400)
-        >>> print(describe_schedule(schedule, (16, 16)))
+        >>> print(describe_schedule((16, 16), schedule))
         SSS.SSS.  8 frames, 392 tokens
         >>> sorted(set(schedule.strides))
         [2, 8]

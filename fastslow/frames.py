@@ -117,7 +117,7 @@ class FrameSchedule:
 
 
 def frame_windows(
-    grid: Grid, frame: PooledFrame, edge: Edge = "ceil"
+    grid: Grid, frame: PooledFrame, *, edge: Edge = "ceil"
 ) -> tuple[Bounds, Bounds]:
     """Give the windows of a pooled frame along the height and along the width.
 
@@ -278,17 +278,17 @@ def tokens_per_frame(grid: Grid, schedule: FrameSchedule) -> tuple[int, ...]:
     kinds, kind_of = frame_kinds(schedule)
     counts = []
     for kind in kinds:
-        height, width = frame_windows(grid, kind, schedule.edge)
+        height, width = frame_windows(grid, kind, edge=schedule.edge)
         counts.append(sum(kind.keep) if kind.keep else len(height) * len(width))
     return tuple(counts[kind] for kind in kind_of)
 
 
-def describe_schedule(schedule: FrameSchedule, grid: Grid) -> str:
+def describe_schedule(grid: Grid, schedule: FrameSchedule) -> str:
     """Say in one line what a schedule makes of a clip.
 
     Args:
-        schedule: The clip's schedule.
         grid: Height and width of every frame before pooling, in tokens.
+        schedule: The clip's schedule.
 
     Returns:
         One letter a frame, ``S`` for slow, then the number of frames and of tokens.
@@ -303,7 +303,7 @@ def describe_schedule(schedule: FrameSchedule, grid: Grid) -> str:
     Example:
         >>> from fastslow import build_schedule
         >>> schedule = build_schedule(7, slow_ratio=1 / 3, slow_stride=2, fast_stride=4)
-        >>> print(describe_schedule(schedule, (16, 16)))
+        >>> print(describe_schedule((16, 16), schedule))
         S..S..S  7 frames, 256 tokens
     """
     return f"{schedule}, {sum(tokens_per_frame(grid, schedule))} tokens"

@@ -257,7 +257,7 @@ def _lay_sample(
             place += len(span.token_ids)
         else:
             frames = span.schedule.num_frames
-            extent = after_video(span.grid, span.duration, rule=after_video_rule)
+            extent = after_video(span.grid, span.time_extent, rule=after_video_rule)
             columns = _video_columns(span, place, frame, video_token_id)
             if span.between:
                 columns = _set_apart(span, columns, place, extent)

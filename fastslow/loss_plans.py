@@ -247,8 +247,8 @@ def _frame_groups(
     clip: VideoSpan, frame: PooledFrame, following: PooledFrame, pairing: Pairing
 ) -> Tensor:
     """Number the windows that one frame is compared on, for each of its tokens."""
-    own = frame_windows(clip.grid, frame, clip.schedule.edge)
-    after = frame_windows(clip.grid, following, clip.schedule.edge)
+    own = frame_windows(clip.grid, frame, edge=clip.schedule.edge)
+    after = frame_windows(clip.grid, following, edge=clip.schedule.edge)
     height, width = (
         _side_groups(*sides, pairing) for sides in zip(own, after, strict=True)
     )

@@ -68,14 +68,14 @@ def render_mask(mask_mod: MaskMod, num_tokens: int) -> str:
     return "\n".join("".join("#" if seen else "." for seen in row) for row in rows)
 
 
-def schedule_svg(schedule: FrameSchedule, grid: Grid) -> str:
+def schedule_svg(grid: Grid, schedule: FrameSchedule) -> str:
     """Draw the frames of a clip, each cut into the windows that become its tokens.
 
     Under each frame stands how many tokens it keeps.
 
     Args:
-        schedule: How the frames are pooled, in cells of ``grid``.
         grid: Height and width of every frame before pooling, in tokens.
+        schedule: How the frames are pooled, in cells of ``grid``.
 
     Returns:
         An SVG document.
@@ -91,7 +91,7 @@ def schedule_svg(schedule: FrameSchedule, grid: Grid) -> str:
 
     Example:
         >>> from fastslow import build_schedule
-        >>> schedule_svg(build_schedule(3), (8, 8)).count('class="window"')
+        >>> schedule_svg((8, 8), build_schedule(3)).count('class="window"')
         9
     """
     height, width = grid
@@ -104,7 +104,7 @@ def schedule_svg(schedule: FrameSchedule, grid: Grid) -> str:
     body = [_text(_MARGIN, _MARGIN + _LINE - 5, caption)]
     for t, frame in enumerate(schedule.frames):
         kind, left = "slow" if frame.is_slow else "fast", _MARGIN + t * step
-        rows, columns = frame_windows(grid, frame, schedule.edge)
+        rows, columns = frame_windows(grid, frame, edge=schedule.edge)
         places = product(rows, columns)
         windows = (
             _rect("window", x, y, right, below)

@@ -124,7 +124,7 @@ def after_video(grid: Grid, num_frames: int, *, rule: AfterVideo = "all_axes") -
 
 def _frame_plane(grid: Grid, frame: PooledFrame, edge: Edge) -> Tensor:
     """Give height and width of the centre of every window that a frame keeps."""
-    sides = frame_windows(grid, frame, edge)
+    sides = frame_windows(grid, frame, edge=edge)
     plane = torch.cartesian_prod(
         *(integers([_middle(*window) for window in side]) for side in sides)
     )

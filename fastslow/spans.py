@@ -69,7 +69,7 @@ class VideoSpan:
             )
 
     @property
-    def duration(self) -> int:
+    def time_extent(self) -> int:
         """Positions in time that the clip, or a frame set apart, takes up."""
         return self.times[-1] + 1 if self.times else self.schedule.num_frames
 

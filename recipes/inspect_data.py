@@ -142,7 +142,7 @@ def _contents(planned: PlannedSamples) -> list[tuple[str, str]]:
             if clip.kind == "video":
                 seconds.append(clip.info.length)
     schedules = [
-        describe_schedule(clip.span.schedule, clip.span.grid)
+        describe_schedule(clip.span.grid, clip.span.schedule)
         for clip in planned[0].clips
     ]
     capacity = planned.settings.capacity

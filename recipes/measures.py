@@ -36,7 +36,7 @@ def describe(run: Run, progress: Progress) -> str:
     data, world = run.data, run.world
     clips = [span for span in data.train[0].spans if isinstance(span, VideoSpan)]
     shown = "".join(
-        f"first clip {describe_schedule(clip.schedule, clip.grid)}, "
+        f"first clip {describe_schedule(clip.grid, clip.schedule)}, "
         f"{clip.schedule.num_frames * prod(clip.grid)} before pooling\n"
         for clip in clips[:1]
     )

@@ -13,6 +13,7 @@ from itertools import islice
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
+from transformers import Qwen2VLForConditionalGeneration
 
 from fastslow import next_frame_loss, to_device
 from fastslow.qwen2_vl import FastSlowQwen2VL, step_cost
@@ -48,7 +49,7 @@ from recipes.edge.quarantine import Quarantine
 from recipes.edge.random_states import seed_generators
 from recipes.edge.settings import settings_as_json, write_settings
 from recipes.edge.stopping import STOPPED, StopSignal
-from recipes.edge.tiny import VIDEO_TOKEN, tiny_backbone
+from recipes.edge.tiny import tiny_config
 from recipes.edge.weights import build_meta_model, load_pretrained, materialize
 from recipes.measures import (
     TERMS,
@@ -224,12 +225,9 @@ def row_stream(run: Run, progress: Progress) -> Iterator[Row]:
 def build_model(config: Config, data: Data, world: World) -> FastSlowQwen2VL:
     """Build the model, shard it, and give it its weights."""
     if data.checkpoint is None:
-        vocabulary = data.train.tokenizer.get_vocab()
         torch.manual_seed(config.seed)
-        backbone = tiny_backbone(
-            vocabulary_size=len(vocabulary), video_token_id=vocabulary[VIDEO_TOKEN]
-        )
-        model = FastSlowQwen2VL(backbone).to(world.device)
+        shape = tiny_config(len(data.train.tokenizer))
+        model = FastSlowQwen2VL(Qwen2VLForConditionalGeneration(shape)).to(world.device)
     else:
         model = build_meta_model(data.checkpoint)
     if not config.loss_weight:

@@ -27,25 +27,25 @@ for t in range(16):
 print("raw frames    ", *clip.shape)
 
 geometry = VisionGeometry(max_pixels=224 * 224, min_pixels=112 * 112)
-grid_thw = clip_grid(16, 240, 320, geometry)  # known before a pixel is decoded
+frames, (height, width) = clip_grid(16, 240, 320, geometry)  # no pixel is needed
 patches = patchify_clip(clip, geometry)
-print("grid of patches", *grid_thw)
+print("grid of tokens", frames, height, width)
 print("patches       ", *patches.shape)
 
 # The tower of Qwen2-VL, small and with random weights.
 torch.manual_seed(0)
 size = Qwen2VLVisionConfig(depth=1, embed_dim=32, num_heads=2, hidden_size=64)
 tower = Qwen2VisionTransformerPretrainedModel(size)
-seen = tower(normalize_patches(patches, geometry), torch.tensor([grid_thw]))
+grid_thw = torch.tensor([[frames, 2 * height, 2 * width]])  # in patches
+seen = tower(normalize_patches(patches, geometry), grid_thw)
 tokens = seen.pooler_output
 print("merged tokens ", *tokens.shape)
 
-frames, height, width = grid_thw[0], grid_thw[1] // 2, grid_thw[2] // 2
 schedule = build_schedule(frames, slow_stride=2, fast_stride=4)
 pooled = pool_tokens(tokens, plan_pooling([((height, width), schedule)]))
 print("pooled tokens ", *pooled.values.shape)
 print("of the frames ", *pooled.cu_seqlens.diff().tolist())
-print(describe_schedule(schedule, (height, width)))
+print(describe_schedule((height, width), schedule))
 
-picture = schedule_svg(schedule, (height, width))
+picture = schedule_svg((height, width), schedule)
 Path(__file__).with_suffix(".svg").write_text(picture)

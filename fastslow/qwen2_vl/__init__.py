@@ -16,6 +16,7 @@ from fastslow.qwen2_vl.preprocess import (
     smart_resize,
 )
 from fastslow.qwen2_vl.timing import (
+    VIDEO_TOKEN,
     PlacedClip,
     frame_times,
     place_clip,
@@ -32,6 +33,7 @@ from fastslow.qwen2_vl.tower import (
 __all__ = [
     "ATTENTION_NAME",
     "TOWER_ATTENTION_NAME",
+    "VIDEO_TOKEN",
     "Family",
     "FastSlowOutput",
     "FastSlowQwen2VL",

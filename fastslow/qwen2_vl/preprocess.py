@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
+from fastslow._typing import Grid
 from fastslow.grids import temporal_patches
 from fastslow.schedules import repeat_strides
 from fastslow.spans import VideoSpan
@@ -50,6 +51,11 @@ class VisionGeometry:
     def patch_pixels(self) -> int:
         """Numbers of a patch, that is its pixels in three colours in all its frames."""
         return 3 * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def token_side(self) -> int:
+        """Side of a merged token, in pixels."""
+        return self.patch_size * self.merge_size
 
 
 def smart_resize(
@@ -108,8 +114,8 @@ def smart_resize(
 
 def clip_grid(
     num_video_frames: int, height: int, width: int, geometry: VisionGeometry
-) -> tuple[int, int, int]:
-    """Give the patch grid of a clip from its metadata, before a pixel is decoded.
+) -> tuple[int, Grid]:
+    """Give the token grid of a clip from its metadata, before a pixel is decoded.
 
     Args:
         num_video_frames: Raw frames that are sampled from the clip, at least 1.
@@ -118,30 +124,32 @@ def clip_grid(
         geometry: How pixels become patches.
 
     Returns:
-        ``(frames, height, width)`` in patches, before merging, as ``grid_thw``.
+        Frames of the tower, and height and width of each in merged tokens, which is
+        what schedules and spans take.
 
     Raises:
         ValueError: As ``smart_resize`` and ``temporal_patches`` do.
 
     Laws:
-        matches_patchify: the product is the number of patches of ``patchify_clip``: ``t
-            * h * w == len(patchify_clip(frames))``
+        matches_patchify: the product is the number of merged tokens of
+            ``patchify_clip``: ``t * h * w * merge_size ** 2 ==
+            len(patchify_clip(frames))``
 
     Example:
         >>> clip_grid(16, 448, 448, VisionGeometry())
-        (8, 32, 32)
+        (8, (16, 16))
     """
     new_height, new_width = smart_resize(
         height,
         width,
-        factor=geometry.patch_size * geometry.merge_size * geometry.grid_multiple,
+        factor=geometry.token_side * geometry.grid_multiple,
         min_pixels=geometry.min_pixels,
         max_pixels=geometry.max_pixels,
     )
     frames = temporal_patches(
         num_video_frames, temporal_patch_size=geometry.temporal_patch_size
     )
-    return frames, new_height // geometry.patch_size, new_width // geometry.patch_size
+    return frames, (new_height // geometry.token_side, new_width // geometry.token_side)
 
 
 def patchify_clip(
@@ -184,7 +192,7 @@ def patchify_clip(
             "uint8 (frames, 3, height, width)"
         )
     height, width = frames.shape[2:]
-    num_frames, *grid = clip_grid(len(frames), height, width, geometry)
+    num_frames, grid = clip_grid(len(frames), height, width, geometry)
     scales = (1,) * num_frames if scales is None else scales
     if len(scales) != num_frames or any(geometry.grid_multiple % s for s in scales):
         raise ValueError(
@@ -197,7 +205,7 @@ def patchify_clip(
     parts, first = [], 0
     for scale, run in groupby(scales):
         end = first + len(list(run)) * geometry.temporal_patch_size
-        size = [side * geometry.patch_size // scale for side in grid]
+        size = [side * geometry.token_side // scale for side in grid]
         parts.append(_patchify(frames[first:end], size, geometry))
         first = end
     return torch.cat(parts) if len(parts) > 1 else parts[0]  # one is not copied

@@ -16,6 +16,9 @@ from fastslow.spans import VideoSpan
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 """What stands around a clip, or around each frame of a clip that tells its times."""
 
+VIDEO_TOKEN = "<|video_pad|>"
+"""What stands for a video token; its id is ``video_token_id``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedClip:

@@ -215,7 +215,7 @@ def _first_clip(samples: Sequence[Sample]) -> str:
     if clip is None:
         return "none, text alone"
     before = clip.schedule.num_frames * prod(clip.grid)
-    return f"{describe_schedule(clip.schedule, clip.grid)}, {before:,} unpooled"
+    return f"{describe_schedule(clip.grid, clip.schedule)}, {before:,} unpooled"
 
 
 def _pack(lengths: Sequence[int], config: Config) -> list[tuple[int, ...]]:

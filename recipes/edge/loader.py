@@ -25,6 +25,7 @@ from fastslow import (
     stream_order,
 )
 from fastslow.qwen2_vl import (
+    VIDEO_TOKEN,
     RowPlan,
     blank_clip,
     patchify_clip,
@@ -42,7 +43,6 @@ from recipes.edge.samples import (
     tower_tokens,
 )
 from recipes.edge.stopping import STOPPING
-from recipes.edge.tiny import VIDEO_TOKEN
 from recipes.edge.video import decode_frames
 
 ROW_MULTIPLE = 128

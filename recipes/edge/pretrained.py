@@ -15,8 +15,7 @@ from transformers import (
 )
 
 from fastslow import TextSpan
-from fastslow.qwen2_vl import encode_conversation, family_of
-from recipes.edge.tiny import VIDEO_TOKEN
+from fastslow.qwen2_vl import VIDEO_TOKEN, encode_conversation, family_of
 
 _T = TypeVar("_T")
 

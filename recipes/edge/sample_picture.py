@@ -90,7 +90,7 @@ def _pooling(frame: PooledFrame, span: VideoSpan) -> str:
     """Give the stride of a pooled frame where its windows are square, else its grid."""
     if frame.stride is not None and frame.stride[0] == frame.stride[1]:
         return f"stride {frame.stride[0]}"
-    height, width = frame_windows(span.grid, frame, span.schedule.edge)
+    height, width = frame_windows(span.grid, frame, edge=span.schedule.edge)
     return f"grid {len(height)} x {len(width)}"
 
 

@@ -15,7 +15,6 @@ from fastslow import (
     VideoSpan,
     count_tokens,
     encoded_grids,
-    merged_grid,
     merged_stride,
     scale_fast_frames,
 )
@@ -126,7 +125,7 @@ def plan_sample(
         seconds = clip.info.seconds_at(indices)
         size = clip.info.height, clip.info.width
         if clip.kind == "image":
-            place = place_image(_size_in_tokens(1, size, settings)[1])
+            place = place_image(clip_grid(1, *size, settings.family.geometry)[1])
         else:
             grid, schedule = schedule_clip(len(indices), size, settings)
             place = place_clip(
@@ -204,9 +203,9 @@ def schedule_clip(
     Returns:
         Merged grid of a frame, and the schedule.
     """
-    frames, grid = _size_in_tokens(num_frames, size, settings)
-    merge_size = settings.family.geometry.merge_size
-    stride = merged_stride(settings.slow_stride, merge_size=merge_size)
+    geometry = settings.family.geometry
+    frames, grid = clip_grid(num_frames, *size, geometry)
+    stride = merged_stride(settings.slow_stride, merge_size=geometry.merge_size)
     schedule = schedule_frames(
         frames,
         grid=grid,
@@ -218,15 +217,6 @@ def schedule_clip(
     if settings.fast_scale > 1:
         schedule = scale_fast_frames(schedule, settings.fast_scale)
     return grid, schedule
-
-
-def _size_in_tokens(
-    num_frames: int, size: tuple[int, int], settings: ClipSettings
-) -> tuple[int, Grid]:
-    """Give the frames of a clip, and height and width of each in merged tokens."""
-    geometry = settings.family.geometry
-    frames, height, width = clip_grid(num_frames, *size, geometry)
-    return frames, merged_grid((height, width), merge_size=geometry.merge_size)
 
 
 def tower_tokens(spans: Sequence[Span]) -> int:

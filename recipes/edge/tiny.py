@@ -4,14 +4,11 @@ from collections.abc import Iterable
 from itertools import chain
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    PreTrainedTokenizerFast,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-)
+from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
+
+from fastslow.qwen2_vl import VIDEO_TOKEN
 
 END_OF_TURN = "<|im_end|>"
-VIDEO_TOKEN = "<|video_pad|>"
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -82,8 +79,16 @@ def train_tokenizer(
     )
 
 
-def tiny_config(*, vocabulary_size: int, video_token_id: int) -> Qwen2VLConfig:
-    """Describe the model that ``tiny_backbone`` builds."""
+def tiny_config(vocabulary_size: int) -> Qwen2VLConfig:
+    """Describe a Qwen2-VL of two layers in language model and tower each.
+
+    It has 0.6 million parameters. Its special tokens are those of ``train_tokenizer``.
+    Weights are drawn four times as wide as usual: with the usual width so small a model
+    does not learn.
+
+    Args:
+        vocabulary_size: Tokens of the tokenizer.
+    """
     return Qwen2VLConfig(
         text_config={
             "vocab_size": vocabulary_size,
@@ -109,30 +114,8 @@ def tiny_config(*, vocabulary_size: int, video_token_id: int) -> Qwen2VLConfig:
             "mlp_ratio": 2,
             "initializer_range": 0.08,
         },
-        video_token_id=video_token_id,
+        video_token_id=SPECIAL_TOKENS.index(VIDEO_TOKEN),
         image_token_id=SPECIAL_TOKENS.index("<|image_pad|>"),
         vision_start_token_id=SPECIAL_TOKENS.index("<|vision_start|>"),
         vision_end_token_id=SPECIAL_TOKENS.index("<|vision_end|>"),
-    )
-
-
-def tiny_backbone(
-    *, vocabulary_size: int, video_token_id: int
-) -> Qwen2VLForConditionalGeneration:
-    """Build Qwen2-VL with two layers in the language model and two in the tower.
-
-    Its special tokens are those of ``train_tokenizer``.
-
-    Weights are drawn from torch's random state, four times as wide as usual: with the
-    usual width so small a model does not learn.
-
-    Args:
-        vocabulary_size: Tokens of the tokenizer.
-        video_token_id: Its id for a video token.
-
-    Returns:
-        A model of 0.6 million parameters in float32.
-    """
-    return Qwen2VLForConditionalGeneration(
-        tiny_config(vocabulary_size=vocabulary_size, video_token_id=video_token_id)
     )

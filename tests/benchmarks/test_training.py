@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
+from transformers import Qwen2VLForConditionalGeneration
 
 from fastslow import (
     FrameSchedule,
@@ -62,7 +63,7 @@ from recipes.edge.optimization import SkippedSteps
 from recipes.edge.parallel import Parallel, parallelise
 from recipes.edge.published import model_config
 from recipes.edge.quarantine import Quarantine
-from recipes.edge.tiny import tiny_backbone
+from recipes.edge.tiny import tiny_config
 from recipes.edge.weights import materialize, meta_model
 from recipes.progress import Run
 from recipes.qwen2vl_2b import QWEN2VL_2B
@@ -205,7 +206,7 @@ def rows(
 
 def tiny(way: type[FastSlowQwen2VL]) -> FastSlowQwen2VL:
     torch.manual_seed(0)
-    return way(tiny_backbone(vocabulary_size=512, video_token_id=VIDEO_TOKEN_ID))
+    return way(Qwen2VLForConditionalGeneration(tiny_config(512)))
 
 
 def build(

@@ -21,7 +21,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import PreTrainedConfig, Qwen2VLConfig
+from transformers import (
+    PreTrainedConfig,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fastslow import TextSpan, VideoSpan, build_schedule, next_frame_loss
@@ -40,7 +44,7 @@ from recipes.edge.parallel import (
     choose_trained,
     parallelise,
 )
-from recipes.edge.tiny import tiny_backbone
+from recipes.edge.tiny import tiny_config
 from recipes.edge.weights import materialize, meta_model
 
 CASES = {
@@ -206,7 +210,7 @@ def local(tensor: Tensor) -> Tensor:
 def held(settings: Parallel, folder: Path) -> None:
     """Worker: take a step of AdamW, and note what rank 0 holds."""
     with process_group() as world:
-        backbone = tiny_backbone(vocabulary_size=WORDS, video_token_id=6)
+        backbone = Qwen2VLForConditionalGeneration(tiny_config(WORDS))
         model = FastSlowQwen2VL(backbone)
         parallelise(model, settings, world)
         trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -237,7 +241,7 @@ def test_shards_hold_what_was_foretold(
     words = json.dumps(asdict(settings)), str(tmp_path)
     log = tmp_path / "ranks.log"
     preloaded.run_ranks(2 * settings.replicate, __file__, *words, log=log)
-    backbone = tiny_backbone(vocabulary_size=WORDS, video_token_id=6)
+    backbone = Qwen2VLForConditionalGeneration(tiny_config(WORDS))
     model = meta_model(backbone.config)
     choose_trained(model, settings)
     assert json.loads((tmp_path / "held.json").read_text()) == list(

@@ -34,7 +34,7 @@ def stands_out(colours: dict[str, str], name: str, least: float) -> bool:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pictures_stand_out(scheme: str) -> None:
-    picture = schedule_svg(build_schedule(2, slow_stride=1, fast_stride=2), (4, 4))
+    picture = schedule_svg((4, 4), build_schedule(2, slow_stride=1, fast_stride=2))
     light, _, dark = picture.partition("@media (prefers-color-scheme: dark)")
     rule = r"\n *(\.?\w+) \{[^}]*fill: (#\w{6})"
     colours = dict(re.findall(rule, light))

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from transformers import Qwen2VLForConditionalGeneration
 
 from fastslow import (
     TextSpan,
@@ -34,7 +35,7 @@ from recipes.edge.checkpoint import load_checkpoint, take_snapshot, write_snapsh
 from recipes.edge.distributed import process_group
 from recipes.edge.optimization import clip_gradients
 from recipes.edge.parallel import Parallel, parallelise
-from recipes.edge.tiny import tiny_backbone
+from recipes.edge.tiny import tiny_config
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -67,7 +68,7 @@ def packed_row(length: int = 256) -> RowPlan:
 
 def model() -> FastSlowQwen2VL:
     torch.manual_seed(0)
-    backbone = tiny_backbone(vocabulary_size=64, video_token_id=VIDEO_TOKEN_ID)
+    backbone = Qwen2VLForConditionalGeneration(tiny_config(64))
     return FastSlowQwen2VL(backbone)
 
 

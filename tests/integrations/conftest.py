@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, Qwen2VLForConditionalGeneration
 
+from fastslow.qwen2_vl import VIDEO_TOKEN
 from recipes.edge.clips import make_clips
-from recipes.edge.tiny import VIDEO_TOKEN, tiny_backbone, train_tokenizer
+from recipes.edge.tiny import tiny_config, train_tokenizer
 
 QUESTION = "Which colour is it?"
 
@@ -42,10 +43,7 @@ def lmms_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (clips / "train.json").write_text(json.dumps(written))
     tokenizer = train_tokenizer([QUESTION, *answers], vocabulary_size=400)
     torch.manual_seed(0)
-    backbone = tiny_backbone(
-        vocabulary_size=len(tokenizer),
-        video_token_id=tokenizer.convert_tokens_to_ids(VIDEO_TOKEN),
-    )
+    backbone = Qwen2VLForConditionalGeneration(tiny_config(len(tokenizer)))
     backbone.save_pretrained(folder / "ckpt")
     Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(),

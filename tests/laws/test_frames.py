@@ -14,7 +14,6 @@ from fastslow import (
     build_schedule,
     describe_schedule,
     encoded_grids,
-    frame_kinds,
     frame_windows,
     keep_tokens,
     lengths_from_cu_seqlens,
@@ -24,6 +23,7 @@ from fastslow import (
     schedule_from_strides,
     tokens_per_frame,
 )
+from fastslow.frames import frame_kinds
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
 
@@ -40,7 +40,7 @@ dropped = PooledFrame(start=0, stop=2, stride=(2, 1), keep=(True, False, True))
 def test_frame_windows__matches_reference(clip: tuple[Grid, FrameSchedule]) -> None:
     grid, schedule = clip
     for frame in schedule.frames:
-        heights, widths = frame_windows(grid, frame, schedule.edge)
+        heights, widths = frame_windows(grid, frame, edge=schedule.edge)
         windows = [
             [(row, column) for row in range(*rows) for column in range(*columns)]
             for rows, columns in product(heights, widths)
@@ -98,7 +98,7 @@ def test_tokens_per_frame__matches_reference(clip: tuple[Grid, FrameSchedule]) -
 def test_describe_schedule__counts(clip: tuple[Grid, FrameSchedule]) -> None:
     grid, schedule = clip
     tokens = sum(reference.tokens_per_frame(grid, astuple(schedule)))
-    assert describe_schedule(schedule, grid) == f"{schedule}, {tokens} tokens"
+    assert describe_schedule(grid, schedule) == f"{schedule}, {tokens} tokens"
 
 
 @given(
@@ -253,7 +253,7 @@ def test_a_mask_has_one_entry_per_window() -> None:
         for call in (
             lambda grid: frame_windows(grid, schedule.frames[0]),
             lambda grid: tokens_per_frame(grid, schedule),
-            lambda grid: describe_schedule(schedule, grid),
+            lambda grid: describe_schedule(grid, schedule),
         ):
             with pytest.raises(ValueError) as error:
                 call(grid)

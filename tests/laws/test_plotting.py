@@ -111,7 +111,7 @@ def test_render_mask__round_trip(row: fst.Row) -> None:
 
 @given(fst.video_spans(max_side=6))
 def test_schedule_svg__one_window_per_token(clip: VideoSpan) -> None:
-    frames = boxes(schedule_svg(clip.schedule, clip.grid), "frame")
+    frames = boxes(schedule_svg(clip.grid, clip.schedule), "frame")
     assert [len(windows) for windows in frames] == reference.tokens_per_frame(
         clip.grid, astuple(clip.schedule)
     )
@@ -119,7 +119,7 @@ def test_schedule_svg__one_window_per_token(clip: VideoSpan) -> None:
 
 @given(fst.plain_schedules(), fst.grids())
 def test_schedule_svg__tiles(schedule: FrameSchedule, grid: Grid) -> None:
-    frames = boxes(schedule_svg(schedule, grid), "frame")
+    frames = boxes(schedule_svg(grid, schedule), "frame")
     for stride, windows in zip(schedule.strides, frames, strict=True):
         drawn = [
             [
@@ -199,7 +199,7 @@ def test_pictures_are_documents_of_their_own() -> None:
     for picture in (
         mask_svg(layout),
         layout_svg(layout),
-        schedule_svg(schedule, (2, 2)),
+        schedule_svg((2, 2), schedule),
     ):
         root = ElementTree.fromstring(picture)
         names = [child.tag.partition("}")[2] for child in root]
@@ -216,7 +216,7 @@ def test_render_mask_is_square() -> None:
 
 
 def test_a_schedule_tells_what_each_frame_is_and_keeps() -> None:
-    picture = schedule_svg(schedule_from_strides([1, 2, 2]), (2, 2))
+    picture = schedule_svg((2, 2), schedule_from_strides([1, 2, 2]))
     elements = list(ElementTree.fromstring(picture).iter())
     caption = "3 frames, 6 tokens, 12 before pooling"
     words = [element.text for element in elements if element.tag.endswith("}text")]

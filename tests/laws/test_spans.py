@@ -14,7 +14,7 @@ THREE_FRAMES: dict[str, Any] = {"grid": (2, 2), "schedule": repeat_strides(3, (1
 @given(fst.video_spans(placed=True))
 def test_a_clip_lasts_until_its_last_frame_has_begun(clip: VideoSpan) -> None:
     times = clip.times or range(clip.schedule.num_frames)
-    assert clip.duration == max(times) + 1
+    assert clip.time_extent == max(times) + 1
 
 
 @pytest.mark.parametrize("times", [(0, 1), (0, 1, 2, 3), (0, 2, 1), (-1, 0, 1)])

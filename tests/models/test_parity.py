@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
-from fastslow import Span, TextSpan, VideoSpan, merged_grid
+from fastslow import Span, TextSpan, VideoSpan
 from fastslow.qwen2_vl import (
     VisionGeometry,
     clip_grid,
@@ -110,8 +110,7 @@ def test_raw_frames_go_through_as_in_transformers(
         shape = (count, 3, height, width)
         frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         parts.append(patchify_clip(frames, geometry))
-        frame_count, *patch_grid = clip_grid(count, height, width, geometry)
-        grid = merged_grid((patch_grid[0], patch_grid[1]))
+        frame_count, grid = clip_grid(count, height, width, geometry)
         sample += [clip(grid, *(1,) * frame_count), text(6, 10)]
     patches = torch.cat(parts)
     plan = lay([sample], attention="causal", after_video_rule="spatial_axes")

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Qwen2VLConfig
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as pil
 
-from fastslow import count_tokens
+from fastslow import count_tokens, merged_grid
 from fastslow.qwen2_vl import (
     VisionGeometry,
     blank_clip,
@@ -148,13 +148,13 @@ def test_clip_grid__matches_patchify(
     count: int, height: int, width: int, geometry: VisionGeometry
 ) -> None:
     assume(max(height, width) <= 200 * min(height, width))
-    grid = clip_grid(count, height, width, geometry)
+    frame_count, grid = clip_grid(count, height, width, geometry)
     patches = patchify_clip(random_frames(count, height, width), geometry)
     pixels = 3 * geometry.temporal_patch_size * geometry.patch_size**2
-    assert patches.shape == (math.prod(grid), pixels)
+    tokens = frame_count * math.prod(grid)
+    assert patches.shape == (tokens * geometry.merge_size**2, pixels)
     assert patches.dtype == torch.uint8
-    assert grid[0] == math.ceil(count / geometry.temporal_patch_size)
-    assert grid[1] % geometry.merge_size == grid[2] % geometry.merge_size == 0
+    assert frame_count == math.ceil(count / geometry.temporal_patch_size)
 
 
 @pytest.mark.parametrize("size", [(56, 56), (84, 56), (28, 112)])
@@ -162,7 +162,7 @@ def test_patchify_clip__matches_transformers(size: tuple[int, int]) -> None:
     first, second = random_frames(2, *size)
     clip = torch.stack([first, first, second, second])
     images = [processed_image(frame, NO_LIMITS) for frame in (first, second)]
-    assert clip_grid(4, *size, NO_LIMITS) == (2, size[0] // 14, size[1] // 14)
+    assert clip_grid(4, *size, NO_LIMITS) == (2, (size[0] // 28, size[1] // 28))
     torch.testing.assert_close(
         pixel_values(clip, NO_LIMITS), torch.cat(images), rtol=1e-6, atol=1e-6
     )
@@ -172,8 +172,8 @@ def test_patchify_clip__matches_transformers(size: tuple[int, int]) -> None:
 def test_patchify_clip__scales(size: tuple[int, int]) -> None:
     frames, scales = random_frames(8, *size), (1, 2, 1, 2)
     geometry = VisionGeometry(min_pixels=1, max_pixels=112 * 112, grid_multiple=2)
-    _, *grid = clip_grid(8, *size, geometry)
-    sizes = [[14 * side // scale for side in grid] for scale in scales]
+    _, grid = clip_grid(8, *size, geometry)
+    sizes = [[28 * side // scale for side in grid] for scale in scales]
     parts = patchify_clip(frames, geometry, scales).split(
         [math.prod(pixels) // 14**2 for pixels in sizes]
     )
@@ -242,8 +242,9 @@ def test_clips_are_patched_as_videos(count: int, size: tuple[int, int]) -> None:
     frames = random_frames(count, *size)
     expected = processor(videos=[frames], return_tensors="pt", do_sample_frames=False)
     assert torch.equal(pixel_values(frames, RESIZED), expected["pixel_values_videos"])
-    grid = tuple(expected["video_grid_thw"][0].tolist())
-    assert clip_grid(count, *size, RESIZED) == grid
+    frame_count, height, width = expected["video_grid_thw"][0].tolist()
+    grid = merged_grid((height, width), merge_size=RESIZED.merge_size)
+    assert clip_grid(count, *size, RESIZED) == (frame_count, grid)
 
 
 def test_a_clip_without_frames_is_refused() -> None:

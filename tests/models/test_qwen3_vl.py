@@ -27,6 +27,7 @@ from fastslow import (
     temporal_patches,
 )
 from fastslow.qwen2_vl import (
+    VIDEO_TOKEN,
     Family,
     FastSlowQwen2VL,
     RowPlan,
@@ -38,7 +39,7 @@ from fastslow.qwen2_vl import (
 )
 from fastslow.qwen2_vl.model import Backbone
 from fastslow.testing import strategies as fst
-from recipes.edge.tiny import VIDEO_TOKEN, train_tokenizer
+from recipes.edge.tiny import train_tokenizer
 
 VIDEO_TOKEN_ID = 9
 START, END = "<|vision_start|>", "<|vision_end|>"

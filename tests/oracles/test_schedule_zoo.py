@@ -69,7 +69,7 @@ def test_llava_video_makes_every_third_frame_slow(
 def test_llava_video_has_as_many_slow_frames_as_its_code_makes() -> None:
     schedule = repeat_strides(64, (2, 4, 4))
     assert sum(schedule.is_slow) == 22
-    assert describe_schedule(repeat_strides(7, (2, 4, 4)), SIGLIP) == (
+    assert describe_schedule(SIGLIP, repeat_strides(7, (2, 4, 4))) == (
         "S..S..S  7 frames, 784 tokens"
     )
 

@@ -282,7 +282,8 @@ def test_what_a_model_cannot_take_is_refused() -> None:
         """
         from peft import LoraConfig, LoraModel
         from fastslow.qwen2_vl import *
-        from recipes.edge.tiny import tiny_backbone
+        from recipes.edge.tiny import tiny_config
+        from transformers import Qwen2VLForConditionalGeneration
 
         def refused(call, *given):
             try:
@@ -295,13 +296,13 @@ def test_what_a_model_cannot_take_is_refused() -> None:
             "frames is torch.float32 of shape (2, 3, 56, 56); it must be uint8 "
             "(frames, 3, height, width)"
         )
-        backbone = tiny_backbone(vocabulary_size=64, video_token_id=6)
+        backbone = Qwen2VLForConditionalGeneration(tiny_config(64))
         adapted = LoraModel(backbone, LoraConfig(target_modules=["q_proj"]), "one")
         assert refused(FastSlowQwen2VL, adapted) == (
             "backbone is a LoraModel; it must be transformers' own model, into which "
             "adapters are put once it is wrapped"
         )
-        backbone = tiny_backbone(vocabulary_size=64, video_token_id=6)
+        backbone = Qwen2VLForConditionalGeneration(tiny_config(64))
         model = FastSlowQwen2VL(backbone)
         clip, patches = blank_clip(model.family.geometry)
         plan = plan_row([[clip]], video_token_id=6, family=model.family)

@@ -9,7 +9,11 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    Qwen2VLForConditionalGeneration,
+)
 
 from fastslow import TextSpan
 from fastslow.qwen2_vl import FastSlowQwen2VL, generate_answers
@@ -29,8 +33,7 @@ from recipes.edge.pretrained import read_tokenizer
 from recipes.edge.sample_set import PlannedSamples, plan_samples
 from recipes.edge.tiny import (
     SPECIAL_TOKENS,
-    VIDEO_TOKEN,
-    tiny_backbone,
+    tiny_config,
     train_tokenizer,
 )
 from tests.recipes.test_loader import SETTINGS
@@ -57,9 +60,7 @@ def ask(
 
 def model_that_says(tokens: Sequence[int], *, after: int) -> Any:
     """Make a model in which each token is followed by the next of these."""
-    backbone = tiny_backbone(
-        vocabulary_size=300, video_token_id=SPECIAL_TOKENS.index(VIDEO_TOKEN)
-    )
+    backbone = Qwen2VLForConditionalGeneration(tiny_config(300))
     language_model = backbone.model.language_model
     with torch.no_grad():
         for layer in language_model.layers:

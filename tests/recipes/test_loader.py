@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fastslow import CostModel, StreamState, TextSpan, visible_pairs
 from fastslow.layouts import Attention
-from fastslow.qwen2_vl import Family, VisionGeometry
+from fastslow.qwen2_vl import VIDEO_TOKEN, Family, VisionGeometry
 from fastslow.testing import reference
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.clips import write_clip
@@ -32,7 +32,7 @@ from recipes.edge.samples import (
     plan_sample,
     time_instruction,
 )
-from recipes.edge.tiny import SPECIAL_TOKENS, VIDEO_TOKEN, train_tokenizer
+from recipes.edge.tiny import SPECIAL_TOKENS, train_tokenizer
 from recipes.edge.video import VideoInfo, probe_video, sample_frame_indices
 
 SETTINGS = ClipSettings(

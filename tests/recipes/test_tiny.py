@@ -4,12 +4,12 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 
+from fastslow.qwen2_vl import VIDEO_TOKEN
 from recipes.edge.tiny import (
     SPECIAL_TOKENS,
-    VIDEO_TOKEN,
-    tiny_backbone,
+    tiny_config,
     train_tokenizer,
 )
 
@@ -59,9 +59,8 @@ def test_a_turn_of_plain_text_is_a_turn_of_one_part() -> None:
 
 def test_the_model_knows_the_special_tokens_of_its_tokenizer() -> None:
     vocabulary = TOKENIZER.get_vocab()
-    model = tiny_backbone(
-        vocabulary_size=len(vocabulary), video_token_id=vocabulary[VIDEO_TOKEN]
-    )
+    model = Qwen2VLForConditionalGeneration(tiny_config(len(vocabulary)))
+    assert model.config.video_token_id == vocabulary[VIDEO_TOKEN]
     assert model.config.image_token_id == vocabulary["<|image_pad|>"]
     assert model.config.vision_start_token_id == vocabulary["<|vision_start|>"]
     assert model.config.vision_end_token_id == vocabulary["<|vision_end|>"]

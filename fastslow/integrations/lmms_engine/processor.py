@@ -14,9 +14,8 @@ from lmms_engine.mapping_func import (  # type: ignore[import-not-found]
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
-from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule
-from fastslow.grids import merged_grid, merged_stride
+from fastslow.grids import merged_stride
 from fastslow.integrations.lmms_engine.config import PROCESSOR
 from fastslow.integrations.lmms_engine.rows import PIXELS, SPANS, spans_to_bytes
 from fastslow.layouts import build_layout
@@ -150,7 +149,8 @@ class FastSlowProcessor:
                 "height, width)"
             )
         frames = frames.round().clamp(0, 255).to(torch.uint8)
-        count, grid = self._grid(frames)
+        height, width = frames.shape[2:]
+        count, grid = clip_grid(len(frames), height, width, self.family.geometry)
         clip = place_clip(
             grid,
             self._schedule(count),
@@ -165,7 +165,7 @@ class FastSlowProcessor:
         picture = image.convert("RGB")
         values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         frames = values.reshape(1, picture.height, picture.width, 3).movedim(3, 1)
-        _, grid = self._grid(frames)
+        _, grid = clip_grid(1, picture.height, picture.width, self.family.geometry)
         return place_image(grid), patchify_clip(frames, self.family.geometry)
 
     def _schedule(self, num_frames: int) -> FrameSchedule:
@@ -181,12 +181,6 @@ class FastSlowProcessor:
             slow_stride=stride,
             fast_stride=2 * stride,
         )
-
-    def _grid(self, frames: Tensor) -> tuple[int, Grid]:
-        """Give the frames of a clip, and their size in merged tokens."""
-        geometry, (height, width) = self.family.geometry, frames.shape[2:]
-        count, rows, columns = clip_grid(len(frames), height, width, geometry)
-        return count, merged_grid((rows, columns), merge_size=geometry.merge_size)
 
 
 def _write(

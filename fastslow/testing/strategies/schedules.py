@@ -199,7 +199,7 @@ def _drop_some(
     draw: Callable[..., Any], grid: Grid, frame: PooledFrame, edge: Edge
 ) -> PooledFrame:
     """Give the frame with a drawn mask of its tokens, or with all of them."""
-    height, width = frame_windows(grid, frame, edge)
+    height, width = frame_windows(grid, frame, edge=edge)
     windows = len(height) * len(width)
     masks = st.lists(st.booleans(), min_size=windows, max_size=windows)
     return replace(frame, keep=draw(st.none() | masks.filter(any).map(tuple)))

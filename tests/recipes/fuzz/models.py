@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from transformers import Qwen2VLForConditionalGeneration
 
 from recipes.edge.tiny import (
-    SPECIAL_TOKENS,
-    VIDEO_TOKEN,
-    tiny_backbone,
+    tiny_config,
     train_tokenizer,
 )
 from tests.recipes.fuzz.cases import (
@@ -47,8 +46,7 @@ def seed() -> Mapping[str, bytes]:
     """Write a tiny checkpoint with its tokenizer."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer((), vocabulary_size=300)
-    number = SPECIAL_TOKENS.index(VIDEO_TOKEN)
-    model = tiny_backbone(vocabulary_size=300, video_token_id=number)
+    model = Qwen2VLForConditionalGeneration(tiny_config(300))
     with TemporaryDirectory() as folder:
         model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
