@@ -175,12 +175,8 @@ def frame_kinds(
 
     Returns:
         The kinds, as frames that begin at 0, in order of first appearance; and the
-        number of each frame's kind.
-
-    Laws:
-        round_trip: moved to its time, its kind is the frame, slow or not:
-            ``kinds[kind_of[i]] moved by frames[i].start == frames[i]``
-        distinct: no two kinds are equal: ``len(set(kinds)) == len(kinds)``
+        number of each frame's kind. Moved to its time, a kind is the frame again, but
+        for whether it is slow.
 
     Example:
         >>> from fastslow import build_schedule

@@ -50,7 +50,7 @@ def test_frame_windows__matches_reference(clip: tuple[Grid, FrameSchedule]) -> N
 
 
 @given(any_schedule)
-def test_frame_kinds__round_trip(schedule: FrameSchedule) -> None:
+def test_moved_to_its_time_its_kind_is_the_frame(schedule: FrameSchedule) -> None:
     kinds, kind_of = frame_kinds(schedule)
     moved = tuple(
         replace(
@@ -66,7 +66,7 @@ def test_frame_kinds__round_trip(schedule: FrameSchedule) -> None:
 
 
 @given(any_schedule)
-def test_frame_kinds__distinct(schedule: FrameSchedule) -> None:
+def test_no_two_kinds_are_equal(schedule: FrameSchedule) -> None:
     kinds, kind_of = frame_kinds(schedule)
     assert len(set(kinds)) == len(kinds)
     assert list(dict.fromkeys(kind_of)) == list(range(len(kinds)))

@@ -65,7 +65,7 @@ MUTANTS = [
         "frames",
         "key = (span, frame.stride, frame.grid, frame.keep)",
         "key = (frame.stride, frame.grid, frame.keep)",
-        "frames.py -k frame_kinds__round_trip",
+        "frames.py -k its_kind_is_the_frame",
     ),
     Mutant(
         "positions",
