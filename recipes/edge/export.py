@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from fastslow.qwen2_vl import FastSlowQwen2VL
 from recipes.edge.distributed import World, broadcast_from_main
 from recipes.edge.publishing import make_partial, publish
+from recipes.edge.shards import on_mesh
 from recipes.edge.weight_names import (
     HEAD_PREFIX,
     bare_backbone,
@@ -111,9 +112,7 @@ def _gather(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert this rank's part, then give the whole tensor to every rank."""
     if not isinstance(tensor, DTensor):
         return tensor.to(dtype).contiguous()
-    # A part that is offloaded travels through the device that the ranks talk over.
-    part = tensor.to(device=tensor.device_mesh.device_type, dtype=dtype)
-    return cast(DTensor, part).full_tensor()
+    return cast(DTensor, on_mesh(tensor.to(dtype))).full_tensor()
 
 
 def _write_index(folder: Path, split: StateDictSplit) -> None:

@@ -1,11 +1,14 @@
 """Adapters of low rank in the language model, through ``peft``."""
 
+from typing import Any
+
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from torch.distributed.tensor import DTensor
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
-from recipes.edge.shards import copy_whole
+from recipes.edge.shards import copy_whole, local_part, on_mesh
 
 PROJECTIONS = (
     "q_proj",
@@ -84,9 +87,24 @@ def merge_adapters(model: FastSlowQwen2VL) -> None:
     """
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
-            layer.merge(safe_merge=False)
+            _merge(layer)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, layer.get_base_layer())
+
+
+def _merge(layer: LoraLayer) -> None:
+    """Add the product of a layer's adapter to its weight, as peft does.
+
+    peft multiplies where the parts are kept. Offloaded ones have to meet elsewhere.
+    """
+    weight: Any = layer.get_base_layer().weight
+    for name, scale in layer.scaling.items():
+        sides: Any = layer.lora_B[name], layer.lora_A[name]
+        wide, narrow = (on_mesh(side.weight) for side in sides)
+        change = scale * (wide @ narrow)
+        if isinstance(change, DTensor):
+            change = change.redistribute(placements=weight.placements)
+        local_part(weight).add_(local_part(change).to(weight.device))
 
 
 def checkpoint_name(name: str) -> str | None:

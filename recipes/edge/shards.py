@@ -9,6 +9,16 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def on_mesh(tensor: Tensor) -> Tensor:
+    """Give a tensor whose parts lie on the device over which the ranks talk.
+
+    Parts that are offloaded lie in host memory, which NCCL does not reach.
+    """
+    if isinstance(tensor, DTensor):
+        return tensor.to(tensor.device_mesh.device_type)
+    return tensor
+
+
 def copy_whole(target: Tensor, whole: Tensor) -> None:
     """Copy a tensor that every rank holds whole into one that may be sharded.
 
