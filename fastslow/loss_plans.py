@@ -60,7 +60,7 @@ class NextFramePlan:
 
     @property
     def num_frames(self) -> int:
-        """Frames that predict: the count of ``next_frame_loss`` by frame."""
+        """How many frames predict, which is what ``next_frame_loss`` counts by frame."""
         return len(self.targets.cu_seqlens) - 1
 
 

@@ -123,7 +123,8 @@ class Config:
     """Accepted without effect; the next-frame loss reads the last hidden states in
     the same forward pass, and no others are kept."""
     profile_step: int = 0
-    """Step of which each rank writes a profiler's trace; 0 for none."""
+    """Step of which each rank writes a profiler's trace; 0 for none. Its time is that
+    of a step that is watched."""
     seed: int = 0
     """Seeds weights, clips and the order of the samples."""
     dry_run: bool = False

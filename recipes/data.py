@@ -22,7 +22,7 @@ from recipes.edge.pretrained import read_config, read_tokenizer
 from recipes.edge.sample_set import PlannedSamples, plan_samples
 from recipes.edge.samples import ClipSettings
 from recipes.edge.tiny import train_tokenizer
-from recipes.edge.weights import find_weights
+from recipes.edge.weights import build_meta_model, find_weights
 
 CACHE = Path(HF_HOME) / "fastslow"
 """Where archives are unzipped and what is in them is written down, for all runs."""
@@ -75,6 +75,8 @@ def plan_data(config: Config, world: World) -> Data:
     config.output_dir.mkdir(parents=True, exist_ok=True)
     name = config.model_name_or_path
     checkpoint = None if name is None else find_weights(name)
+    if checkpoint is not None:
+        build_meta_model(checkpoint)  # weights that do not fit are refused at once
     paths = _data_paths(config)
     store = ArchiveStore(CACHE, most=config.archives_on_disk or None)
     bad = list[BadSample]()

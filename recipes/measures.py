@@ -1,6 +1,8 @@
 """The numbers of a run: what it begins with, and what each of its steps was."""
 
 import math
+from collections.abc import Iterator
+from itertools import islice
 from math import prod
 
 import torch
@@ -11,6 +13,7 @@ from fastslow.qwen2_vl import FastSlowOutput, step_flops
 from recipes.edge.devices import this_device
 from recipes.edge.distributed import World
 from recipes.edge.loader import Row, count_rows
+from recipes.edge.sample_set import PlannedSamples
 from recipes.progress import Progress, Run
 
 TERMS = (
@@ -31,14 +34,25 @@ mfu is FLOPs / (seconds x {0} ranks x {1.bf16_flops:.4g}, the bf16 peak of {1.na
 """How the utilisation is computed, of so many ranks on such devices."""
 
 
+LOOKED_AT = 1_000
+"""Samples among which a run looks for a clip to show."""
+
+
+def _clips(samples: PlannedSamples) -> Iterator[VideoSpan]:
+    """Give the clips of the first samples."""
+    for number in range(min(len(samples), LOOKED_AT)):
+        for span in samples[number].spans:
+            if isinstance(span, VideoSpan):
+                yield span
+
+
 def describe(run: Run, progress: Progress) -> str:
     """Say what will be trained, on what, and from where."""
     data, world = run.data, run.world
-    clips = [span for span in data.train[0].spans if isinstance(span, VideoSpan)]
     shown = "".join(
         f"first clip {describe_schedule(clip.grid, clip.schedule)}, "
         f"{clip.schedule.num_frames * prod(clip.grid)} before pooling\n"
-        for clip in clips[:1]
+        for clip in islice(_clips(data.train), 1)
     )
     weights = sum(weight.numel() for weight in run.model.parameters())
     done, rows = progress.step, progress.rows_per_step

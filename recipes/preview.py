@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from fastslow import Span, TextSpan
+from fastslow import Span, TextSpan, count_tokens
 from fastslow.qwen2_vl import family_of, place_clip
 from recipes.config import Config
 from recipes.data import CACHE, clip_settings, read_samples, refuse_empty
@@ -70,7 +70,11 @@ def preview(config: Config) -> tuple[str, bool]:
 
 
 def largest_sample(settings: ClipSettings) -> tuple[Span, ...]:
-    """Make up a sample whose clip is as long and as large as the settings allow."""
+    """Make up a sample whose clip is as long and as large as the settings allow.
+
+    Raises:
+        ValueError: If no row holds it.
+    """
     side = isqrt(settings.family.geometry.max_pixels)
     frames = settings.max_frames
     grid, schedule = schedule_clip(frames, (side, side), settings)
@@ -82,11 +86,19 @@ def largest_sample(settings: ClipSettings) -> tuple[Span, ...]:
         encode=_count_characters,
     )
     question, answer = MADE_UP_TEXT
-    return (
+    sample = (
         TextSpan(token_ids=(0,) * question),
         clip.span,
         TextSpan(token_ids=(0,) * answer, trained=True),
     )
+    tokens = count_tokens(sample)
+    if tokens > settings.capacity:
+        raise ValueError(
+            f"a sample with a clip of {frames} frames of {side} x {side} pixels has "
+            f"{tokens} tokens but tokens_per_row is {settings.capacity}; raise it, or "
+            "lower max_frames_num or max_pixels"
+        )
+    return sample
 
 
 def plan_dataset(

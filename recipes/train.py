@@ -39,10 +39,11 @@ from recipes.edge.optimization import (
     build_optimizer,
     clip_gradients,
     count_skipped,
+    refuse_to_skip_on,
     warmup_cosine,
 )
 from recipes.edge.output_lock import only_run
-from recipes.edge.parallel import all_reduce_once, parallelise
+from recipes.edge.parallel import all_reduce_once, check_copies, parallelise
 from recipes.edge.profiling import peak_memory, profiled
 from recipes.edge.provenance import code_versions, record_start
 from recipes.edge.quarantine import Quarantine
@@ -112,7 +113,7 @@ def main(config: Config) -> None:
 def prepare(config: Config, world: World) -> Run:
     """Plan the data, and build the model with its optimizer."""
     check_same_on_ranks(settings_as_json(config) | code_versions(), world)
-    broadcast_from_main(lambda: refuse_other_settings(config), world)
+    broadcast_from_main(lambda: refuse_impossible(config, world), world)
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     data = broadcast_from_main(lambda: plan_data(config, world), world)
@@ -139,6 +140,12 @@ def prepare(config: Config, world: World) -> Run:
         quarantine=quarantine,
         world=world,
     )
+
+
+def refuse_impossible(config: Config, world: World) -> None:
+    """Refuse settings that no run can have on these ranks, or that this one has not."""
+    refuse_other_settings(config)
+    check_copies(world.size, config.parallel.replicate)
 
 
 def checkpoint_saver(run: Run, log: RunLog) -> CheckpointSaver:
@@ -180,8 +187,9 @@ def train(
             run.quarantine.share(bad for row in rows for bad in row.bad)
         with profiled(config.output_dir, run.world, wanted=step == config.profile_step):
             losses, skipped = train_step(run, step, rows, counts, progress.skipped)
-        seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - started
         log.step(step, losses | throughput(run, counts, seconds))
+        refuse_to_skip_on(skipped, most_in_a_row=config.max_skipped_steps)
         progress = replace(progress, step=step, stream=rows[-1].state, skipped=skipped)
         is_last = step == config.max_steps
         saver.poll()
@@ -270,7 +278,7 @@ def train_step(
         (loss * world.size).backward()  # FSDP divides gradients by the number of ranks
         sums += torch.stack(losses).detach()
     norm = clip_gradients(model, config.max_grad_norm)
-    skipped = count_skipped(norm, skipped, most_in_a_row=config.max_skipped_steps)
+    skipped = count_skipped(norm, skipped)
     rate = set_learning_rate(run, step)
     if not skipped.in_a_row:
         run.optimizer.step()

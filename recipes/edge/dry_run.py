@@ -27,6 +27,7 @@ from fastslow.qwen2_vl import (
 from recipes.config import Config, with_settings
 from recipes.edge.devices import Device
 from recipes.edge.memory import Memory, estimate_memory
+from recipes.edge.parallel import check_copies
 from recipes.edge.samples import tower_tokens
 from recipes.edge.values import by_dotted_name
 from recipes.edge.weights import meta_model
@@ -102,11 +103,7 @@ def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
             "towers of the others read sizes from tensors that have no values here"
         )
     config, parallel = plan.config, plan.config.parallel
-    if config.num_gpus % parallel.replicate:
-        raise ValueError(
-            f"replicate is {parallel.replicate} but there are {config.num_gpus} "
-            "ranks; it must divide them"
-        )
+    check_copies(config.num_gpus, parallel.replicate)
     lengths = [count_tokens(sample) for sample in samples]
     bins = _pack(lengths, config)
     patches = [tower_tokens(sample) for sample in samples]

@@ -99,41 +99,45 @@ class SkippedSteps:
     total: int = 0
 
 
-def count_skipped(
-    norm: float, skipped: SkippedSteps, *, most_in_a_row: int
-) -> SkippedSteps:
-    """Decide whether to take a step, and stop a run that only skips.
+def count_skipped(norm: float, skipped: SkippedSteps) -> SkippedSteps:
+    """Decide whether to take a step.
 
     Every rank decides by the same norm, so all take the step or none does.
 
     Args:
         norm: What ``clip_gradients`` returned.
         skipped: What was skipped before this step.
-        most_in_a_row: Steps that may be skipped one after the other, at least 0.
 
     Returns:
         What is skipped with this step; it is to be taken if ``in_a_row`` is 0.
 
-    Raises:
-        FloatingPointError: If more than ``most_in_a_row`` are skipped one after the
-            other.
-
     Example:
-        >>> skipped = count_skipped(math.inf, SkippedSteps(), most_in_a_row=3)
+        >>> skipped = count_skipped(math.inf, SkippedSteps())
         >>> skipped
         SkippedSteps(in_a_row=1, total=1)
-        >>> count_skipped(0.5, skipped, most_in_a_row=3)
+        >>> count_skipped(0.5, skipped)
         SkippedSteps(in_a_row=0, total=1)
     """
     if math.isfinite(norm):
         return SkippedSteps(total=skipped.total)
-    now = SkippedSteps(in_a_row=skipped.in_a_row + 1, total=skipped.total + 1)
-    if now.in_a_row > most_in_a_row:
+    return SkippedSteps(in_a_row=skipped.in_a_row + 1, total=skipped.total + 1)
+
+
+def refuse_to_skip_on(skipped: SkippedSteps, *, most_in_a_row: int) -> None:
+    """Stop a run that only skips, once its last step is on record.
+
+    Args:
+        skipped: What was skipped so far.
+        most_in_a_row: Steps that may be skipped one after the other, at least 0.
+
+    Raises:
+        FloatingPointError: If more are.
+    """
+    if skipped.in_a_row > most_in_a_row:
         raise FloatingPointError(
-            f"the gradient norm is {norm} in {now.in_a_row} steps in a row; at most "
-            f"{most_in_a_row} may be skipped"
+            f"the gradients were not finite in {skipped.in_a_row} steps in a row; "
+            f"max_skipped_steps is {most_in_a_row}"
         )
-    return now
 
 
 def _sum_of_squares(gradients: Sequence[Tensor]) -> float:

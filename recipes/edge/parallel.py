@@ -214,11 +214,7 @@ def sharding_mesh(world: World, replicate: int) -> DeviceMesh:
     Raises:
         ValueError: If ``replicate`` does not divide the number of ranks.
     """
-    if world.size % replicate:
-        raise ValueError(
-            f"replicate is {replicate} but there are {world.size} ranks; it must "
-            "divide them"
-        )
+    check_copies(world.size, replicate)
     if replicate == 1:
         return world.mesh
     return init_device_mesh(
@@ -226,6 +222,22 @@ def sharding_mesh(world: World, replicate: int) -> DeviceMesh:
         (replicate, world.size // replicate),
         mesh_dim_names=("replicate", "shard"),
     )
+
+
+def check_copies(ranks: int, replicate: int) -> None:
+    """Refuse copies of a sharded model that do not all have as many ranks.
+
+    Args:
+        ranks: All ranks.
+        replicate: Copies of the model.
+
+    Raises:
+        ValueError: If ``replicate`` does not divide the number of ranks.
+    """
+    if ranks % replicate:
+        raise ValueError(
+            f"replicate is {replicate} but there are {ranks} ranks; it must divide them"
+        )
 
 
 def shard(model: FastSlowQwen2VL, settings: Parallel, mesh: DeviceMesh) -> None:

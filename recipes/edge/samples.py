@@ -147,7 +147,8 @@ def plan_sample(
     num_tokens = count_tokens(spans)
     if num_tokens > settings.capacity:
         raise ValueError(
-            f"the sample has {num_tokens} tokens; a row holds {settings.capacity}"
+            f"the sample has {num_tokens} tokens; a row holds {settings.capacity}, "
+            "which is tokens_per_row"
         )
     return PlannedSample(
         sample=sample, clips=tuple(planned), spans=spans, num_tokens=num_tokens

@@ -13,9 +13,11 @@
 # started again and joins the others. Ranks go on from the last checkpoint, so at most the
 # steps since then are done twice. All nodes need one file system and the same environment.
 #
-# SIGTERM is passed on, Ctrl-C reaches them anyway. The ranks save and end, within GRACE seconds (600 by default), and
-# node.sh ends with 143, starting nothing again. The same line goes on from there.
+# SIGTERM, Ctrl-C and a terminal that closes are passed on as SIGTERM. The ranks save and
+# end, within GRACE seconds (600 by default), and node.sh ends with 143, starting nothing
+# again. The same line goes on from there.
 set -uo pipefail
+set -m # the agent hears nothing of the terminal; without it, it would ignore Ctrl-C
 : "${NODES:?number of nodes}" "${HEAD:?name:port of the node where ranks meet}"
 restarts=${RESTARTS:-3}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${GRACE:-600}
@@ -28,8 +30,7 @@ stop() {
     is_asked=1
     [[ $agent ]] && kill -TERM "$agent" 2>/dev/null
 }
-trap stop TERM
-trap is_asked=1 INT
+trap stop TERM INT HUP
 
 for ((attempt = 0; attempt <= restarts; attempt++)); do
     torchrun \

@@ -140,6 +140,16 @@ def test_an_agent_that_dies_is_started_again_and_the_run_goes_on(
     assert (tmp_path / "run" / "model-12" / "model.safetensors").is_file()
 
 
+def node_environment() -> dict[str, str]:
+    """Give the environment of one node with one rank."""
+    return os.environ | {
+        "NODES": "1",
+        "PROCESSES": "1",
+        "HEAD": f"localhost:{free_port()}",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+
+
 RANK = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("saved", flush=True) or 143))
@@ -148,26 +158,45 @@ time.sleep(100)
 """
 
 
-def test_a_node_that_is_asked_to_stop_starts_nothing_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_node_that_is_asked_to_stop_starts_nothing_again(
+    tmp_path: Path, name: str
+) -> None:
     (tmp_path / "rank.py").write_text(RANK)
-    environment = os.environ | {
-        "NODES": "1",
-        "PROCESSES": "1",
-        "HEAD": f"localhost:{free_port()}",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
     with subprocess.Popen(
         ["recipes/launch/node.sh", str(tmp_path / "rank.py")],
         cwd=ROOT,
-        env=environment,
+        env=node_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        start_new_session=True,
     ) as agent:
         assert agent.stdout is not None
         assert agent.stdout.readline() == "started\n"
-        agent.terminate()
+        os.killpg(agent.pid, signal.Signals[name])  # as a terminal does
         assert agent.stdout.read() == "saved\n"
+    assert agent.returncode == 143
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_a_node_is_stopped_before_its_ranks_have_started(
+    tmp_path: Path, seconds: float
+) -> None:
+    (tmp_path / "rank.py").write_text(RANK)
+    with subprocess.Popen(
+        ["recipes/launch/node.sh", str(tmp_path / "rank.py")],
+        cwd=ROOT,
+        env=node_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as agent:
+        assert agent.stdout is not None
+        time.sleep(0.2 + seconds)  # bash has started, torch is being imported
+        os.killpg(agent.pid, signal.SIGINT)
+        assert agent.stdout.read() in {"", "started\nsaved\n"}
     assert agent.returncode == 143
 
 

@@ -31,7 +31,12 @@ from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_row
 from recipes.edge.checkpoint import load_checkpoint, take_snapshot, write_snapshot
 from recipes.edge.distributed import World, gather_from_ranks, process_group
 from recipes.edge.lora import merge_adapters, reset_adapters
-from recipes.edge.optimization import SkippedSteps, clip_gradients, count_skipped
+from recipes.edge.optimization import (
+    SkippedSteps,
+    clip_gradients,
+    count_skipped,
+    refuse_to_skip_on,
+)
 from recipes.edge.parallel import (
     Parallel,
     all_reduce_once,
@@ -231,7 +236,8 @@ def skip(folder: Path, world: World) -> dict[str, Any]:
     for _ in range(3):
         norm = clip_gradients(model, MAX_NORM)
         try:
-            skipped = count_skipped(norm, skipped, most_in_a_row=2)
+            skipped = count_skipped(norm, skipped)
+            refuse_to_skip_on(skipped, most_in_a_row=2)
         except FloatingPointError as error:
             told = str(error)
     same = all(
@@ -472,8 +478,8 @@ def test_a_copy_is_sharded_over_consecutive_ranks(
 def test_a_bad_gradient_of_one_rank_is_skipped_by_all(
     ranks: dict[int, dict[str, Any]],
 ) -> None:
-    said = "the gradient norm is nan in 3 steps in a row; at most 2 may be skipped"
-    expected = (SkippedSteps(in_a_row=2, total=2), said, True)
+    said = "the gradients were not finite in 3 steps in a row; max_skipped_steps is 2"
+    expected = (SkippedSteps(in_a_row=3, total=3), said, True)
     assert ranks[2]["skip"]["ranks"] == [expected, expected]
 
 

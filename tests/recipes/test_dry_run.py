@@ -248,6 +248,15 @@ def test_a_dry_run_says_what_the_host_would_hold() -> None:
     assert float(said[2]) == pytest.approx(state, abs=0.02)
 
 
+def test_a_dry_run_names_the_settings_of_a_clip_that_no_row_holds() -> None:
+    with pytest.raises(ValueError) as caught:
+        preview(replace(QWEN2VL_2B, max_frames_num=768, max_pixels=602_112))
+    assert str(caught.value) == (
+        "a sample with a clip of 768 frames of 775 x 775 pixels has 47190 tokens but "
+        "tokens_per_row is 16384; raise it, or lower max_frames_num or max_pixels"
+    )
+
+
 def test_a_dry_run_of_data(tmp_path: Path) -> None:
     make_clips(tmp_path / "clips", num_clips=6, held_out=0, seed=0, size=(56, 84))
     data = tmp_path / "clips" / "train.jsonl"

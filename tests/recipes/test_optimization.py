@@ -16,6 +16,7 @@ from recipes.edge.optimization import (
     build_optimizer,
     clip_gradients,
     count_skipped,
+    refuse_to_skip_on,
     warmup_cosine,
 )
 
@@ -142,13 +143,14 @@ def test_skipped_steps_are_counted_and_bounded(norms: list[float], most: int) ->
         while row < number and not math.isfinite(norms[number - 1 - row]):
             row += 1
         total = sum(not math.isfinite(each) for each in norms[:number])
+        skipped = count_skipped(norm, skipped)
+        assert skipped == SkippedSteps(in_a_row=row, total=total)
         if row > most:
             with pytest.raises(FloatingPointError) as caught:
-                count_skipped(norm, skipped, most_in_a_row=most)
+                refuse_to_skip_on(skipped, most_in_a_row=most)
             assert str(caught.value) == (
-                f"the gradient norm is {norm} in {row} steps in a row; at most {most} "
-                "may be skipped"
+                f"the gradients were not finite in {row} steps in a row; "
+                f"max_skipped_steps is {most}"
             )
-            return
-        skipped = count_skipped(norm, skipped, most_in_a_row=most)
-        assert skipped == SkippedSteps(in_a_row=row, total=total)
+        else:
+            refuse_to_skip_on(skipped, most_in_a_row=most)
