@@ -107,6 +107,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def kernels(session: nox.Session) -> None:
+    """Interpret and compile the kernels of a GPU, without one."""
+    session.install("-e", ".[dev]", "triton")
+    session.run("pytest", "tests/oracles/test_gpu_kernels.py", *session.posargs)
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """Check and measure on this machine's GPU what runs there, within ten minutes."""
     session.install("-e", ".[dev]")

@@ -58,8 +58,6 @@ def attend_to_frames(
     )
     patches, heads, channels = query.shape
     attended = query.new_empty(patches, heads, channels)
-    wide = max(2 ** (channels.bit_length() - 1), LEAST_CHANNELS)
-    narrow = max(triton.next_power_of_2(channels - wide), LEAST_CHANNELS)
     step = gcd(ALIGNED, *(s for x in (query, key, value) for s in x.stride()[:2]))
     tiles = triton.cdiv(most, QUERIES)
     with torch.cuda.device_of(query):  # a kernel is launched on the current device
@@ -76,14 +74,20 @@ def attend_to_frames(
             heads,
             channels,
             step=step,
-            wide=wide,
-            narrow=narrow,
+            **cut(channels),
             num_queries=QUERIES,
             num_keys=KEYS,
             num_warps=4,
             num_stages=3,
         )
     return attended
+
+
+def cut(channels: int) -> dict[str, int]:
+    """Cut a head into two powers of 2 that hold it together, the wide one first."""
+    wide = max(2 ** (channels.bit_length() - 1), LEAST_CHANNELS)
+    narrow = max(triton.next_power_of_2(channels - wide), LEAST_CHANNELS)
+    return {"wide": wide, "narrow": narrow}
 
 
 @triton.jit(do_not_specialize=[*STRIDES, "tiles"])  # rows and views share one kernel

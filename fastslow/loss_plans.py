@@ -60,7 +60,7 @@ class NextFramePlan:
 
     @property
     def num_frames(self) -> int:
-        """How many frames predict, which is what ``next_frame_loss`` counts by frame."""
+        """How many frames predict, as ``next_frame_loss`` counts them by frame."""
         return len(self.targets.cu_seqlens) - 1
 
 
