@@ -10,7 +10,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
-from types import MethodType
 from typing import Any
 
 import torch
@@ -161,7 +160,8 @@ def prepare_tower(tower: nn.Module, geometry: VisionGeometry) -> None:
     """
     patch_embed: Any = tower.patch_embed
     patch_embed.register_forward_pre_hook(partial(_normalize_bytes, geometry))
-    patch_embed.proj.forward = MethodType(_multiply, patch_embed.proj)
+    # Unlike a method of another name, this is pickled and copied with its module.
+    patch_embed.proj.forward = partial(_multiply, patch_embed.proj)
     patch_embed.register_forward_hook(_copy_view)
     # A model that is asked for such a name looks for a package that brings the kernel,
     # so the tower alone learns it, and the model's configuration stays what it was.

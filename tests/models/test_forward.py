@@ -1,4 +1,10 @@
-"""Rare rows, frozen towers and settings of the forward pass."""
+"""Rare rows, frozen towers, copies and settings of the forward pass."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -151,6 +157,39 @@ def test_only_labelled_rows_meet_the_vocabulary(
     assert_near(output.language_loss, expected)
     assert model(patches, plan).logits is None
     assert torch.equal(plan.labels.targets, labels[[row + 1 for row in rows]])
+
+
+def saved_and_loaded(model: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [lambda model: pickle.loads(pickle.dumps(model)), copy.deepcopy, saved_and_loaded],
+)
+def test_a_copy_computes_the_same_with_weights_of_its_own(
+    make_model: MakeModel,
+    lay: Lay,
+    make_patches: MakePatches,
+    copied: Callable[[Any], Any],
+) -> None:
+    model, plan = make_model(), lay(MIXED)
+    model.train_tower()
+    other, patches = copied(model), make_patches(plan)
+    expected = model(patches, plan)
+    output = other(patches, plan)
+    assert torch.equal(output.language_loss, expected.language_loss)
+    assert torch.equal(output.predictions, expected.predictions)
+    assert torch.equal(output.targets.values, expected.targets.values)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.zero_()
+    assert torch.equal(model(patches, plan).predictions, expected.predictions)
+    for embedding in (other.backbone.model.visual, other.target_tower):
+        assert not embedding.patch_embed(patches).any()
 
 
 def test_what_stands_in_the_patch_embedding_is_what_embeds(
