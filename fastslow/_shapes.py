@@ -9,10 +9,18 @@ from torch import Tensor
 
 def check_axes(name: str, tensor: Tensor, *axes: str) -> None:
     """Raise unless a tensor has these axes; those of one name are equally long."""
+    wanted = f"({', '.join(axes)})"
+    check_type(name, tensor, Tensor, f"a tensor {wanted}")
     found = tuple(tensor.shape)
     lengths = dict(zip(axes, found, strict=False))
     if found != tuple(lengths.get(axis) for axis in axes):
-        raise ValueError(f"{name} has shape {found}; it must be ({', '.join(axes)})")
+        raise ValueError(f"{name} has shape {found}; it must be {wanted}")
+
+
+def check_type(name: str, value: object, kind: Any, wanted: str) -> None:
+    """Raise unless a value is of a type."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is a {type(value).__name__}; it must be {wanted}")
 
 
 def check_word(name: str, word: str, words: Any) -> None:
@@ -22,17 +30,24 @@ def check_word(name: str, word: str, words: Any) -> None:
         raise ValueError(f"{name} is {word!r}; it must be one of {known}")
 
 
-def check_whole(name: str, values: Iterable[int]) -> None:
-    """Raise unless all values are whole numbers, from 0 on."""
+def check_whole(name: str, value: int) -> None:
+    """Raise unless a value is a whole number, from 0 on."""
+    try:
+        is_whole = index(value) >= 0
+    except TypeError:
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{name} is {value}; it must be a whole number, from 0 on")
+
+
+def whole_numbers(name: str, values: Iterable[int]) -> tuple[int, ...]:
+    """Give whole numbers as integers; raise unless they are that, from 0 on."""
+    if not isinstance(values, Iterable):
+        raise ValueError(f"{name} is {values}; it must hold whole numbers, from 0 on")
+    values = tuple(values)
     for number, value in enumerate(values):
-        try:
-            is_whole = index(value) >= 0
-        except TypeError:
-            is_whole = False
-        if not is_whole:
-            raise ValueError(
-                f"{name}[{number}] is {value}; it must be a whole number, from 0 on"
-            )
+        check_whole(f"{name}[{number}]", value)
+    return tuple(map(index, values))
 
 
 def check_flags(name: str, flags: Iterable[bool]) -> None:

@@ -8,12 +8,11 @@ does what a sample costs, which is what ranks are balanced by.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from operator import index
 
 import torch
 
 from fastslow._block_runs import readers_of_keys
-from fastslow._shapes import check_whole
+from fastslow._shapes import whole_numbers
 from fastslow.masks import KeyIntervals
 
 
@@ -197,8 +196,7 @@ def frame_causal_pairs(run_lengths: Sequence[int]) -> int:
         >>> frame_causal_pairs([1, 2, 1])
         11
     """
-    check_whole("run_lengths", run_lengths)
-    runs = list(map(index, run_lengths))  # which do not overflow, of arrays too
+    runs = whole_numbers("run_lengths", run_lengths)
     return sum(n * end for n, end in zip(runs, accumulate(runs), strict=True))
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastslow._once import once_differentiable
+from fastslow._shapes import check_axes
 from fastslow.masks import KeyIntervals
 
 
@@ -44,8 +45,9 @@ def interval_attention(
         The weighted means of the values; zero for queries that read nothing.
 
     Raises:
-        ValueError: If query, key, value and intervals are not of the same rows,
-            ``heads`` is not a multiple of ``key_heads``, or ``tile`` is below 1.
+        ValueError: If query, key or value has other axes, they and the intervals are
+            not of the same rows, ``heads`` is not a multiple of ``key_heads``, or
+            ``tile`` is below 1.
         NotImplementedError: If the backward pass is to have a graph.
 
     Laws:
@@ -73,6 +75,8 @@ def interval_attention(
         Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with
         IO-Awareness" (NeurIPS 2022), section 3 and appendix B: the backward pass.
     """
+    for name, each in (("query", query), ("key", key), ("value", value)):
+        check_axes(name, each, "batch", "heads", "tokens", "dim")
     tokens, bounds = query.shape[2], len(intervals.start)
     if bounds != tokens:
         raise ValueError(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import prod
 
+from fastslow._shapes import check_whole
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, tokens_per_frame
 from fastslow.grids import pooled_grid
@@ -137,6 +138,8 @@ def _check_budget(
     num_frames: int, grid: Grid, budget: int, stride: int, tokens: int
 ) -> None:
     """Raise unless there are frames, and all fit at their largest stride."""
+    check_whole("num_frames", num_frames)
+    check_whole("budget", budget)
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; a clip has at least 1 frame")
     if num_frames * tokens > budget:

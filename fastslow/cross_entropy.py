@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastslow._once import once_differentiable
+from fastslow._shapes import check_axes
 from fastslow.loss_plans import LabelPlan
 
 _CHUNK_BYTES = 2**28
@@ -43,8 +44,8 @@ def labelled_cross_entropy(
         the collectives that they run.
 
     Raises:
-        ValueError: If hidden and weight differ in width, or the plan's rows and targets
-            in number.
+        ValueError: If hidden or weight has other axes, they differ in width, or the
+            plan's rows and targets in number.
 
     Laws:
         matches_cross_entropy: forward and both gradients are those of
@@ -66,6 +67,8 @@ def labelled_cross_entropy(
         Hsu et al., "Liger Kernel" (arXiv:2410.10989): FusedLinearCrossEntropy,
         which goes by chunks of rows too and forms the gradient on the way forward.
     """
+    check_axes("hidden", hidden, "tokens", "hidden")
+    check_axes("weight", weight, "vocabulary", "hidden")
     if hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"hidden has {hidden.shape[1]} channels but weight has {weight.shape[1]}; "

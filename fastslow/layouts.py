@@ -15,7 +15,7 @@ from fastslow._shapes import check_word
 from fastslow.frames import tokens_per_frame
 from fastslow.masks import KeyIntervals, visible_intervals
 from fastslow.positions import AfterVideo, after_video, video_positions
-from fastslow.spans import Span, TextSpan, VideoSpan
+from fastslow.spans import Span, TextSpan, VideoSpan, check_sample
 
 Attention = Literal["frame_causal", "causal"]
 KeptText = Literal["prefix", "all", "none"]
@@ -77,6 +77,9 @@ def count_tokens(sample: Sequence[Span]) -> int:
     Returns:
         Its length in a packed row.
 
+    Raises:
+        ValueError: If the sample holds something else than spans.
+
     Laws:
         matches_layout: equals the length of the layout of the sample alone:
             ``count_tokens(s) == len(build_layout([s]).input_ids)``
@@ -87,6 +90,7 @@ def count_tokens(sample: Sequence[Span]) -> int:
         >>> count_tokens([TextSpan(token_ids=(7, 8)), clip])
         7
     """
+    check_sample(sample)
     return sum(sum(_run_lengths(span)) for span in sample)
 
 
@@ -115,8 +119,8 @@ def build_layout(
         The layout, on the CPU.
 
     Raises:
-        ValueError: If the samples hold no token, or more than ``length``, or
-            ``attention`` or ``after_video_rule`` is unknown.
+        ValueError: If the samples hold no token, or more than ``length``, or something
+            else than spans, or ``attention`` or ``after_video_rule`` is unknown.
 
     Laws:
         packs: without padding, the layout of a pack is its samples' layouts end to end:
@@ -248,6 +252,7 @@ def _lay_sample(
     after_video_rule: AfterVideo,
 ) -> TokenLayout:
     """Lay out one sample; its frames count on through all of its clips."""
+    check_sample(sample)
     clips = tuple(span for span in sample if isinstance(span, VideoSpan))
     table = [torch.empty(7, 0, dtype=torch.long, device="cpu")]
     place = frame = 0

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from fastslow._once import once_differentiable
-from fastslow._shapes import check_axes, check_word
+from fastslow._shapes import check_axes, check_type, check_word
 from fastslow.ragged import (
     Ragged,
     lengths_from_cu_seqlens,
@@ -74,9 +74,9 @@ def next_frame_loss(
         tokens, frames or videos, known on the host; with weights it is a tensor.
 
     Raises:
-        ValueError: If predictions, targets and weights do not agree in shape, the
-            distance or the reduction is unknown, or ``video`` comes without
-            ``cu_videos``.
+        ValueError: If targets are no ``Ragged``, predictions, targets and weights do not
+            agree in shape, the distance or the reduction is unknown, or ``video`` comes
+            without ``cu_videos``.
         NotImplementedError: If the backward pass is to have a graph.
 
     Laws:
@@ -111,6 +111,7 @@ def next_frame_loss(
         Assran et al., "V-JEPA 2" (arXiv:2506.09985), section 3: ``l1`` on normalised
         targets. Yang et al., "Cambrian-S" (arXiv:2511.04670): ``mse+cosine``.
     """
+    check_type("targets", targets, Ragged, "a Ragged, as pool_tokens gives")
     goal = targets.values.detach()
     if predictions.shape != goal.shape:
         raise ValueError(
@@ -146,8 +147,8 @@ def change_weights(
     what stands still weighs little, so that copying it is not rewarded.
 
     Args:
-        copies: Features pooled by ``NextFramePlan.copies``.
-        targets: Features pooled by ``NextFramePlan.targets``.
+        copies: Features pooled by ``NextFramePlan.copies``: the ``values`` alone.
+        targets: Features pooled by ``NextFramePlan.targets``: the ``values`` alone.
 
     Returns:
         A weight between 0 and 2 for each token, without gradient, in float32 or wider.
@@ -167,6 +168,7 @@ def change_weights(
         tensor([0., 1.])
     """
     check_axes("copies", copies, "tokens", "dim")
+    check_axes("targets", targets, "tokens", "dim")
     if copies.shape != targets.shape:
         raise ValueError(
             f"copies has shape {tuple(copies.shape)} but targets has "

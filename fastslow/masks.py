@@ -246,14 +246,14 @@ def interval_mask(intervals: KeyIntervals) -> MaskMod:
 
 
 def dense_mask(
-    mask_mod: MaskMod, num_tokens: int, *, device: torch.device | str | None = None
+    mask_mod: MaskMod, num_tokens: int, *, device: torch.device | str = "cpu"
 ) -> Bool[Tensor, "queries keys"]:
     """Read any rule as a matrix: the oracle for small rows.
 
     Args:
         mask_mod: The rule; it has to broadcast, as all rules of this library do.
         num_tokens: Length of the row. Time and memory grow with its square.
-        device: Where the tensors of the rule lie; the CPU by default.
+        device: Where the tensors of the rule lie.
 
     Returns:
         True where the query (row) may read the key (column).

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fastslow._plans import integers
-from fastslow._shapes import check_whole, check_word
+from fastslow._shapes import check_word, whole_numbers
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, PooledFrame, frame_kinds, frame_windows
 from fastslow.grids import Edge
@@ -81,7 +81,7 @@ def video_positions(
             f"times has {len(times)} entries but the clip has {schedule.num_frames} "
             "frames"
         )
-    check_whole("times", times)
+    times = whole_numbers("times", times)
     kinds, kind_of = frame_kinds(schedule)
     planes = pack_ragged([_frame_plane(grid, kind, schedule.edge) for kind in kinds])
     plane = select_ragged(planes, integers(kind_of))

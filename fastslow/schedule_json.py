@@ -74,7 +74,9 @@ def schedule_from_json(text: str) -> FrameSchedule:
             raise TypeError(f"frames is {json.dumps(frames)}; it must be a list")
         pooled = tuple(PooledFrame(**_read(frame)) for frame in frames)
         return FrameSchedule(frames=pooled, **_read(content))
-    except (AttributeError, KeyError, TypeError, RecursionError) as error:
+    except KeyError as error:
+        raise ValueError(f"the JSON is no schedule: {error} is missing") from error
+    except (AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"the JSON is no schedule: {error}") from error
 
 

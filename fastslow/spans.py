@@ -1,8 +1,10 @@
 """What a sample is made of: runs of text, and clips."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from reprlib import repr as shortened
 
-from fastslow._shapes import check_whole
+from fastslow._shapes import check_grid, check_type, whole_numbers
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, encoded_grids, tokens_per_frame
 
@@ -20,8 +22,9 @@ class TextSpan:
     trained: bool = False
 
     def __post_init__(self) -> None:
-        """Check that there are ids and nothing else."""
-        check_whole("token_ids", self.token_ids)
+        """Check that there are ids and nothing else; lists become tuples."""
+        ids = whole_numbers("token_ids", self.token_ids)
+        object.__setattr__(self, "token_ids", ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +50,26 @@ class VideoSpan:
     between: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that the schedule keeps a frame, and that everything fits."""
+        """Check that a frame is kept and everything fits; lists become tuples."""
+        wanted = "a FrameSchedule, as schedule_from_strides makes"
+        check_type("schedule", self.schedule, FrameSchedule, wanted)
+        check_grid(self.grid)
+        object.__setattr__(self, "grid", whole_numbers("grid", self.grid))
+        object.__setattr__(self, "times", whole_numbers("times", self.times))
+        texts = enumerate(self.between)
+        between = tuple(whole_numbers(f"between[{n}]", text) for n, text in texts)
+        object.__setattr__(self, "between", between)
         if not self.schedule.frames:
             raise ValueError("the schedule keeps no frame; a clip has at least 1 frame")
         tokens_per_frame(self.grid, self.schedule)
         encoded_grids(self.grid, self.schedule)
         frames, pooled = self.schedule.num_frames, len(self.schedule.frames)
-        in_order = list(self.times) == sorted(max(time, 0) for time in self.times)
+        in_order = list(self.times) == sorted(self.times)
         if self.times and not (len(self.times) == frames and in_order):
             raise ValueError(
                 f"times is {self.times}; it must hold one position for each of "
-                f"{frames} frames, from 0 on and never falling"
+                f"{frames} frames, never falling"
             )
-        check_whole("times", self.times)
-        for number, text in enumerate(self.between):
-            check_whole(f"between[{number}]", text)
         if self.between and len(self.between) != pooled - 1:
             raise ValueError(
                 f"between holds {len(self.between)} texts but the schedule keeps "
@@ -76,3 +84,13 @@ class VideoSpan:
 
 Span = TextSpan | VideoSpan
 """One part of a sample."""
+
+
+def check_sample(sample: Iterable[Span]) -> None:
+    """Raise unless a sample holds spans."""
+    is_sample = isinstance(sample, Iterable)
+    if not (is_sample and all(isinstance(span, Span) for span in sample)):
+        raise ValueError(
+            f"a sample is {shortened(sample)}; it must be a list of TextSpan and "
+            "VideoSpan"
+        )

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from fastslow._shapes import whole_numbers
 from fastslow.masks import interval_mask
 from fastslow.qwen2_vl.model import FastSlowQwen2VL, last_hidden_states
 from fastslow.qwen2_vl.plan import RowPlan
@@ -49,7 +50,8 @@ def generate_answers(
         is left out.
 
     Raises:
-        ValueError: If ``max_new_tokens`` is below 1, or a prompt ends with a clip.
+        ValueError: If ``max_new_tokens`` is below 1, an end is no token id, or a prompt
+            ends with a clip.
 
     Laws:
         cache_free: equals reading each prompt and its answer so far anew for every
@@ -61,6 +63,7 @@ def generate_answers(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    end_token_ids = whole_numbers("end_token_ids", end_token_ids)
     prompts = _find_prompts(plan)
     cache = DynamicCache()
     hidden = model.read_prompts(patches, plan, cache)

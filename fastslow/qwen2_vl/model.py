@@ -14,6 +14,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from fastslow._shapes import check_type
 from fastslow.cross_entropy import labelled_cross_entropy
 from fastslow.pooling import pool_tokens
 from fastslow.qwen2_vl.attention import ATTENTION_NAME, mask_for_device
@@ -71,19 +72,19 @@ class FastSlowQwen2VL(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         """Wrap ``backbone`` and add a freshly initialised next-frame head.
 
-        Adapters are put in afterwards, into ``self.backbone``.
+        ``peft.inject_adapter_in_model`` puts adapters into ``self.backbone`` later.
 
         Raises:
             ValueError: If its type is not supported, or its language model attends in
                 sliding windows, which a layout's mask would overrule.
         """
         super().__init__()
+        wanted = (
+            "transformers' own Qwen2-VL, Qwen2.5-VL or Qwen3-VL, into which adapters "
+            "are put once it is wrapped"
+        )
+        check_type("backbone", backbone, Backbone, wanted)
         self.family = family_of(backbone.config)
-        if not isinstance(backbone, Backbone):
-            raise ValueError(
-                f"backbone is a {type(backbone).__name__}; it must be transformers' "
-                "own model, into which adapters are put once it is wrapped"
-            )
         window = getattr(backbone.config.text_config, "sliding_window", None)
         if window is not None:
             raise ValueError(
@@ -226,6 +227,7 @@ class FastSlowQwen2VL(nn.Module):
 
     def _see(self, patches: Tensor, plan: RowPlan) -> Any:
         """Let the tower see the row's clips, once."""
+        check_type("plan", plan, RowPlan, "a RowPlan, as plan_row gives")
         if not plan.layout.clips:
             raise ValueError(
                 "the row holds no clip; the vision tower is called once for every row"

@@ -18,9 +18,11 @@ from fastslow import (
     best_fit_decreasing,
     build_layout,
     build_schedule,
+    dense_mask,
     fewest_bins_bound,
     interval_attention,
     interval_block_mask,
+    interval_mask,
     keep_tokens,
     labelled_cross_entropy,
     live_tiles,
@@ -40,6 +42,7 @@ from fastslow import (
     visible_keys,
     visible_pairs,
 )
+from fastslow.plotting import render_mask
 from fastslow.testing import strategies as fst
 
 
@@ -141,6 +144,8 @@ HEADS = torch.ones(1, 1, len(VISIBLE.start), 2)
         lambda: interval_attention(HEADS, HEADS, HEADS, VISIBLE),
         lambda: next_frame_loss(GOAL.values, GOAL, weights=GOAL.values[:, 0]),
         lambda: visible_pairs(VISIBLE),
+        lambda: dense_mask(interval_mask(VISIBLE), len(VISIBLE.start)),
+        lambda: render_mask(interval_mask(VISIBLE), len(VISIBLE.start)),
         lambda: labelled_cross_entropy(
             GOAL.values[LAYOUT.input_ids % 5],
             GOAL.values.repeat(3, 1),

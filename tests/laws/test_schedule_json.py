@@ -53,7 +53,7 @@ def test_json_holds_the_fields_and_leaves_defaults_out() -> None:
     ("text", "message"),
     [
         ("S..", "Expecting value: line 1 column 1 (char 0)"),
-        ('{"num_frames": 1}', "the JSON is no schedule: 'frames'"),
+        ('{"num_frames": 1}', "the JSON is no schedule: 'frames' is missing"),
         (
             '{"num_frames": 1, "frames": [{"start": 1, "stop": 1, "stride": [2, 2]}]}',
             (

@@ -17,13 +17,13 @@ def test_a_clip_lasts_until_its_last_frame_has_begun(clip: VideoSpan) -> None:
     assert clip.time_extent == max(times) + 1
 
 
-@pytest.mark.parametrize("times", [(0, 1), (0, 1, 2, 3), (0, 2, 1), (-1, 0, 1)])
+@pytest.mark.parametrize("times", [(0, 1), (0, 1, 2, 3), (0, 2, 1)])
 def test_times_that_do_not_fit_are_refused(times: tuple[int, ...]) -> None:
     with pytest.raises(ValueError) as error:
         VideoSpan(**THREE_FRAMES, times=times)
     assert str(error.value) == (
-        f"times is {times}; it must hold one position for each of 3 frames, from 0 on "
-        "and never falling"
+        f"times is {times}; it must hold one position for each of 3 frames, never "
+        "falling"
     )
 
 

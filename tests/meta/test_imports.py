@@ -100,7 +100,7 @@ ROOMS: dict[str, set[str]] = {
     "fastslow.spans": SCHEDULES,
     "fastslow.layouts": PARTS | {"fastslow.spans"},
     "fastslow.loss_plans": PARTS | {"fastslow.layouts", "fastslow.spans"},
-    "fastslow.cross_entropy": {"fastslow._once", "fastslow.loss_plans"},
+    "fastslow.cross_entropy": SHARED | {"fastslow.loss_plans"},
     "fastslow.diagnostics": set(),
     "fastslow.losses": INTEGERS,
     "fastslow.plotting": CORE,

@@ -299,8 +299,8 @@ def test_what_a_model_cannot_take_is_refused() -> None:
         backbone = Qwen2VLForConditionalGeneration(tiny_config(64))
         adapted = LoraModel(backbone, LoraConfig(target_modules=["q_proj"]), "one")
         assert refused(FastSlowQwen2VL, adapted) == (
-            "backbone is a LoraModel; it must be transformers' own model, into which "
-            "adapters are put once it is wrapped"
+            "backbone is a LoraModel; it must be transformers' own Qwen2-VL, "
+            "Qwen2.5-VL or Qwen3-VL, into which adapters are put once it is wrapped"
         )
         backbone = Qwen2VLForConditionalGeneration(tiny_config(64))
         model = FastSlowQwen2VL(backbone)
