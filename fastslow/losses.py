@@ -74,9 +74,9 @@ def next_frame_loss(
         tokens, frames or videos, known on the host; with weights it is a tensor.
 
     Raises:
-        ValueError: If targets are no ``Ragged``, predictions, targets and weights do not
-            agree in shape, the distance or the reduction is unknown, or ``video`` comes
-            without ``cu_videos``.
+        ValueError: If targets are no ``Ragged``, predictions, targets and weights do
+            not agree in shape, the distance or the reduction is unknown, or ``video``
+            comes without ``cu_videos``.
         NotImplementedError: If the backward pass is to have a graph.
 
     Laws:

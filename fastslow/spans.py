@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from reprlib import repr as shortened
 
 from fastslow._shapes import check_grid, check_type, whole_numbers
 from fastslow._typing import Grid
@@ -88,9 +87,7 @@ Span = TextSpan | VideoSpan
 
 def check_sample(sample: Iterable[Span]) -> None:
     """Raise unless a sample holds spans."""
-    is_sample = isinstance(sample, Iterable)
-    if not (is_sample and all(isinstance(span, Span) for span in sample)):
-        raise ValueError(
-            f"a sample is {shortened(sample)}; it must be a list of TextSpan and "
-            "VideoSpan"
-        )
+    check_type("a sample", sample, Iterable, "a sequence of spans")
+    for number, span in enumerate(sample):
+        name = f"span {number} of a sample"
+        check_type(name, span, Span, "a TextSpan or a VideoSpan")

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastslow import (
     FrameSchedule,
     build_schedule,
+    frame_causal_block_mask,
     frame_causal_mask,
     interval_mask,
     kernel_schedule,
@@ -141,6 +142,57 @@ def test_every_law_of_masks_has_a_mask_that_breaks_it() -> None:
 def test_a_mask_is_a_rule_or_a_matrix(mask: Rule, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         check_mask(mask)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(visible_intervals, "KeyIntervals"), (frame_causal_block_mask, "BlockMask")],
+)
+def test_what_is_no_rule_is_named(make: Callable[..., Any], kind: str) -> None:
+    with pytest.raises(ValueError) as error:
+        check_mask(lambda r, s, f: make(r, s), rows=strategies.framed_rows())
+    assert str(error.value) == (
+        f"make_mask gives a {kind}; it must give a rule, as interval_mask makes of "
+        "KeyIntervals, or a boolean matrix"
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "kind"),
+    [
+        (torch.ones(2, 2, dtype=torch.bool), "Tensor"),
+        (frame_causal_block_mask(torch.tensor([0])), "BlockMask"),
+    ],
+)
+def test_what_makes_no_mask_is_named(made: Any, kind: str) -> None:
+    check_a_mask: Any = inspect.unwrap(check_mask)
+    with pytest.raises(ValueError) as error:
+        check_a_mask(made)
+    assert str(error.value) == (
+        f"make_mask is a {kind}; it must be a function of causal_ranks, segment_ids "
+        "and frame_ids"
+    )
+
+
+def causal_by_place(ranks: Tensor, segments: Tensor, frames: Tensor) -> Tensor:
+    """A mask that is right where ranks are sorted."""
+    place = torch.arange(len(ranks))
+    together = (segments[:, None] == segments) & (segments >= 0)
+    return together & (place <= place[:, None])
+
+
+def test_a_mask_that_needs_sorted_ranks_is_told_how_to_get_them() -> None:
+    hint = (
+        "Rows are drawn with ranks in any order; a mask that needs them sorted takes "
+        "rows=strategies.framed_rows()."
+    )
+    with pytest.raises(AssertionError) as broken:
+        check_mask(causal_by_place)
+    assert str(broken.value).endswith(f"  #.\n  ##\n\n{hint}")
+    with pytest.raises(ValueError, match="causal_ranks falls from 1 to 0") as refused:
+        check_mask(lambda r, s, f: interval_mask(visible_intervals(r, s)))
+    assert hint in refused.value.__notes__
+    check_mask(causal_by_place, rows=strategies.framed_rows())
 
 
 def test_an_unknown_law_is_named() -> None:

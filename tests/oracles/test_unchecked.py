@@ -96,6 +96,34 @@ def test_lists_tensors_and_numbers_give_what_tuples_and_flags_give() -> None:
     )
 
 
+def test_spans_of_lists_are_those_of_tuples() -> None:
+    run_unchecked(
+        """
+        schedule = repeat_strides(2, (1,))
+        of_tuples = {
+            TextSpan(token_ids=(3, 4)),
+            VideoSpan(
+                grid=(8, 8), schedule=schedule, times=(0, 2), between=((5, 6),)
+            ),
+        }
+        of_lists = {
+            TextSpan(token_ids=[3, 4]),
+            VideoSpan(grid=[8, 8], schedule=schedule, times=[0, 2], between=[[5, 6]]),
+        }
+        of_tensors = {
+            TextSpan(token_ids=torch.tensor([3, 4])),
+            VideoSpan(
+                grid=torch.tensor([8, 8]),
+                schedule=schedule,
+                times=torch.tensor([0, 2]),
+                between=torch.tensor([[5, 6]]),
+            ),
+        }
+        assert of_lists == of_tensors == of_tuples
+        """
+    )
+
+
 def test_numbers_of_numpy_give_schedules_that_json_takes() -> None:
     run_unchecked(
         """
@@ -219,6 +247,30 @@ def test_slips_that_would_give_another_clip_are_named() -> None:
             "number, from 0 on",
             "TextSpan(token_ids=(9, -1))": "token_ids[1] is -1; it must be a whole "
             "number, from 0 on",
+            "TextSpan(token_ids=9)": "token_ids is 9; it must hold whole numbers, from "
+            "0 on",
+            "VideoSpan(grid=(4, 4), schedule=[2, 4])": (
+                "schedule is a list; it must be a FrameSchedule, as "
+                "schedule_from_strides makes"
+            ),
+            "build_layout([[1, 2, 3]], video_token_id=9)": (
+                "span 0 of a sample is a int; it must be a TextSpan or a VideoSpan"
+            ),
+            f"build_layout([VideoSpan({clip})], video_token_id=9)": (
+                "a sample is a VideoSpan; it must be a sequence of spans"
+            ),
+            f"count_tokens([VideoSpan({clip}), [9]])": (
+                "span 1 of a sample is a list; it must be a TextSpan or a VideoSpan"
+            ),
+            "schedule_for_budget(8.0, (4, 4), 64)": (
+                "num_frames is 8.0; it must be a whole number, from 0 on"
+            ),
+            "schedule_for_budget(8, (4, 4), 4e3)": (
+                "budget is 4000.0; it must be a whole number, from 0 on"
+            ),
+            f"VideoSpan({clip}, times=(-1, 0))": (
+                "times[0] is -1; it must be a whole number, from 0 on"
+            ),
             f"VideoSpan({clip}, times=(0, 0.5))": (
                 "times[1] is 0.5; it must be a whole number, from 0 on"
             ),
@@ -266,6 +318,27 @@ def test_axes_are_named() -> None:
             "slow_by_similarity(torch.ones(5), 0.5)": square.format("(5,)"),
             "slow_by_similarity(torch.ones(5, 3), 0.5)": square.format("(5, 3)"),
             "slow_by_score(torch.ones(1, 5), 0.5)": scores.format("(1, 5)", "frames"),
+            "slow_by_top_k([0.1, 0.5], 2)": (
+                "scores is a list; it must be a tensor (frames)"
+            ),
+            "next_frame_loss(torch.ones(3, 4), torch.ones(3, 4))": (
+                "targets is a Tensor; it must be a Ragged, as pool_tokens gives"
+            ),
+            "change_weights(torch.ones(3, 4), pack_ragged([torch.ones(3, 4)]))": (
+                "targets is a Ragged; it must be a tensor (tokens, dim)"
+            ),
+            "labelled_cross_entropy(torch.ones(1, 4, 3), torch.ones(5, 3), "
+            f"LabelPlan(rows={ranks}, targets={ranks}))": (
+                "hidden has shape (1, 4, 3); it must be (tokens, hidden)"
+            ),
+            "labelled_cross_entropy(torch.ones(4, 3), torch.ones(3), "
+            f"LabelPlan(rows={ranks}, targets={ranks}))": (
+                "weight has shape (3,); it must be (vocabulary, hidden)"
+            ),
+            "interval_attention(torch.ones(2, 4, 8), torch.ones(2, 4, 8), "
+            "torch.ones(2, 4, 8), visible_intervals(torch.arange(4)))": (
+                "query has shape (2, 4, 8); it must be (batch, heads, tokens, dim)"
+            ),
             "slow_by_top_k(torch.ones(1, 5), 2)": scores.format("(1, 5)", "frames"),
             "keep_by_score(torch.ones(5), 0.5)": scores.format(
                 "(5,)", "frames, tokens"
@@ -280,6 +353,8 @@ def test_axes_are_named() -> None:
 def test_what_a_model_cannot_take_is_refused() -> None:
     run_unchecked(
         """
+        from functools import partial
+
         from peft import LoraConfig, LoraModel
         from fastslow.qwen2_vl import *
         from recipes.edge.tiny import tiny_config
@@ -306,6 +381,18 @@ def test_what_a_model_cannot_take_is_refused() -> None:
         model = FastSlowQwen2VL(backbone)
         clip, patches = blank_clip(model.family.geometry)
         plan = plan_row([[clip]], video_token_id=6, family=model.family)
+        assert refused(FastSlowQwen2VL, model) == (
+            "backbone is a FastSlowQwen2VL; it must be transformers' own Qwen2-VL, "
+            "Qwen2.5-VL or Qwen3-VL, into which adapters are put once it is wrapped"
+        )
+        assert refused(model, patches, plan.layout) == (
+            "plan is a TokenLayout; it must be a RowPlan, as plan_row gives"
+        )
+        for ends, found in ((1, "end_token_ids is 1; it must hold whole numbers"), (
+            [None], "end_token_ids[0] is None; it must be a whole number"
+        )):
+            answer = partial(generate_answers, end_token_ids=ends, max_new_tokens=1)
+            assert refused(answer, model, patches, plan) == f"{found}, from 0 on"
         shape = tuple(patches.shape)
         assert refused(model, patches.long(), plan) == (
             f"patches is torch.int64 of shape {shape}; the plan is for {shape}, bytes "

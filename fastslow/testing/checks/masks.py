@@ -13,7 +13,11 @@ from fastslow._typing import MaskMod
 from fastslow.masks import dense_mask
 from fastslow.plotting import render_mask
 from fastslow.testing.checks.search import smallest
-from fastslow.testing.strategies import FramedRow, unordered_framed_rows
+from fastslow.testing.strategies import (
+    FramedRow,
+    framed_rows,
+    unordered_framed_rows,
+)
 
 MaskLaw = Literal[
     "reflexive",
@@ -27,6 +31,11 @@ MaskLaw = Literal[
 
 MakeMask = Callable[[Tensor, Tensor, Tensor], MaskMod | Bool[Tensor, "queries keys"]]
 """From ``causal_ranks``, ``segment_ids`` and ``frame_ids`` to a rule or a matrix."""
+
+_ANY_ORDER = (
+    "Rows are drawn with ranks in any order; a mask that needs them sorted takes "
+    "rows=strategies.framed_rows()."
+)
 
 
 def check_mask(
@@ -64,13 +73,19 @@ def check_mask(
     Raises:
         AssertionError: If a law is broken; the message names the law and the tokens,
             and shows the row and its mask.
-        ValueError: If a law is unknown, or the mask of a row is no such matrix.
+        ValueError: If a law is unknown, ``make_mask`` is no function, or the mask of a
+            row is no rule and no such matrix.
 
     Example:
         >>> from fastslow import frame_causal_mask
         >>> check_mask(lambda ranks, segments, _: frame_causal_mask(ranks, segments))
     """
-    rows = unordered_framed_rows() if rows is None else rows
+    if not callable(make_mask):
+        raise ValueError(
+            f"make_mask is a {type(make_mask).__name__}; it must be a function of "
+            "causal_ranks, segment_ids and frame_ids"
+        )
+    drawn = unordered_framed_rows() if rows is None else rows
     laws = tuple(laws)
     for law in laws:
         if law not in _BREACHES:
@@ -86,11 +101,20 @@ def check_mask(
                 broken.setdefault(law, row)
         return False  # so that all rows are looked at
 
-    smallest(rows, look)
+    try:
+        smallest(drawn, look)
+    except Exception as error:
+        if rows is None:
+            error.add_note(_ANY_ORDER)
+        raise
     for law in laws:
         if law in broken:
-            row = smallest(rows, partial(_breaks, law, make_mask))
-            _fail(make_mask, law, broken[law] if row is None else row)
+            breaks = partial(_breaks, law, make_mask)
+            row = smallest(drawn, breaks) or broken[law]
+            hint = ""
+            if rows is None and smallest(framed_rows(), breaks) is None:
+                hint = f"\n{_ANY_ORDER}"
+            _fail(make_mask, law, row, hint)
 
 
 def _breaks(law: MaskLaw, make_mask: MakeMask, row: FramedRow) -> str:
@@ -98,7 +122,7 @@ def _breaks(law: MaskLaw, make_mask: MakeMask, row: FramedRow) -> str:
     return _BREACHES[law](make_mask, row, _matrix(make_mask, row))
 
 
-def _fail(make_mask: MakeMask, law: MaskLaw, row: FramedRow) -> NoReturn:
+def _fail(make_mask: MakeMask, law: MaskLaw, row: FramedRow, hint: str) -> NoReturn:
     """Show how the mask of a row breaks a law."""
     mask = _matrix(make_mask, row)
     names = ("causal_ranks", "segment_ids", "frame_ids")
@@ -111,7 +135,7 @@ def _fail(make_mask: MakeMask, law: MaskLaw, row: FramedRow) -> NoReturn:
     raise AssertionError(
         f"the mask breaks the law {law}: {_BREACHES[law](make_mask, row, mask)}\n\n"
         "The smallest row that shows it, and its mask, a line for each query, # for "
-        f"what it reads:\n{shown}{lines}"
+        f"what it reads:\n{shown}{lines}{hint}"
     )
 
 
@@ -119,6 +143,11 @@ def _matrix(make_mask: MakeMask, row: FramedRow) -> Bool[Tensor, "tokens tokens"
     """Make the mask of a row, as a matrix."""
     tokens = len(row[0])
     made = make_mask(*(values.clone() for values in row))
+    if not (isinstance(made, Tensor) or callable(made)):
+        raise ValueError(
+            f"make_mask gives a {type(made).__name__}; it must give a rule, as "
+            "interval_mask makes of KeyIntervals, or a boolean matrix"
+        )
     mask = made if isinstance(made, Tensor) else dense_mask(made, tokens)
     if mask.dtype != torch.bool or mask.shape != (tokens, tokens):
         raise ValueError(
