@@ -31,6 +31,9 @@ class PooledFrame:
 
     def __post_init__(self) -> None:
         """Check that the frame reads something, in one of the two ways."""
+        for name in ("stride", "grid", "keep"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if not 0 <= self.start < self.stop:
             raise ValueError(
                 f"a pooled frame reads frames {self.start} to {self.stop}, half open; "
@@ -74,6 +77,9 @@ class FrameSchedule:
 
     def __post_init__(self) -> None:
         """Check that every pooled frame reads frames that exist."""
+        object.__setattr__(self, "frames", tuple(self.frames))
+        if self.scales is not None:
+            object.__setattr__(self, "scales", tuple(self.scales))
         last = max((frame.stop for frame in self.frames), default=0)
         if last > self.num_frames:
             raise ValueError(

@@ -157,8 +157,16 @@ def prepare_tower(tower: nn.Module, geometry: VisionGeometry) -> None:
     Args:
         tower: Of transformers' models; its weights and their names stay.
         geometry: How pixels became patches.
+
+    Raises:
+        ValueError: If something else stands in the place of that convolution.
     """
     patch_embed: Any = tower.patch_embed
+    if not isinstance(patch_embed.proj, nn.Conv3d):
+        raise ValueError(
+            f"patch_embed.proj is a {type(patch_embed.proj)}; it must be torch's own "
+            "convolution: adapters are put in once the model is wrapped"
+        )
     patch_embed.register_forward_pre_hook(partial(_normalize_bytes, geometry))
     # Unlike a method of another name, this is pickled and copied with its module.
     patch_embed.proj.forward = partial(_multiply, patch_embed.proj)

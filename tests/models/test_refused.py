@@ -1,6 +1,7 @@
 """What no model can take is refused in a sentence, where it comes in."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -25,6 +26,20 @@ def test_an_output_layer_with_adapters_is_refused(
     peft.inject_adapter_in_model(adapters, model.backbone)
     with pytest.raises(ValueError, match=r"^lm_head holds base_layer\.weight, lora_A"):
         model(make_patches(plan), plan)
+
+
+def test_adapters_that_stand_in_a_tower_before_it_is_wrapped_are_refused(
+    make_backbone: Callable[..., Any],
+) -> None:
+    peft = pytest.importorskip("peft")
+    backbone = make_backbone()
+    adapters = peft.LoraConfig(r=2, target_modules=["patch_embed.proj"])
+    peft.inject_adapter_in_model(adapters, backbone)
+    said = (
+        "^patch_embed.proj is a .*peft.*; it must be torch's own convolution: adapters"
+    )
+    with pytest.raises(ValueError, match=said):
+        FastSlowQwen2VL(backbone)
 
 
 def test_a_row_without_a_clip_is_refused_by_name(

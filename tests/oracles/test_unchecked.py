@@ -96,6 +96,29 @@ def test_lists_tensors_and_numbers_give_what_tuples_and_flags_give() -> None:
     )
 
 
+def test_frames_of_lists_are_those_of_tuples() -> None:
+    run_unchecked(
+        """
+        from fastslow.frames import FrameSchedule, PooledFrame
+
+        of_lists, of_tuples = (
+            FrameSchedule(
+                num_frames=2,
+                frames=kind([
+                    PooledFrame(start=0, stop=1, stride=kind([1, 2])),
+                    PooledFrame(
+                        start=1, stop=2, grid=kind([1, 2]), keep=kind([True, False])
+                    ),
+                ]),
+                scales=kind([1, 1]),
+            )
+            for kind in (list, tuple)
+        )
+        assert of_lists == of_tuples and hash(of_lists) == hash(of_tuples)
+        """
+    )
+
+
 def test_spans_of_lists_are_those_of_tuples() -> None:
     run_unchecked(
         """
