@@ -162,9 +162,10 @@ def prepare_tower(tower: nn.Module, geometry: VisionGeometry) -> None:
         ValueError: If something else stands in the place of that convolution.
     """
     patch_embed: Any = tower.patch_embed
-    if not isinstance(patch_embed.proj, nn.Conv3d):
+    convolution = patch_embed.proj
+    if not isinstance(convolution, nn.Conv3d):
         raise ValueError(
-            f"patch_embed.proj is a {type(patch_embed.proj)}; it must be torch's own "
+            f"patch_embed.proj is a {type(convolution)}; it must be torch's own "
             "convolution: adapters are put in once the model is wrapped"
         )
     patch_embed.register_forward_pre_hook(partial(_normalize_bytes, geometry))
