@@ -42,12 +42,19 @@ def check_whole(name: str, value: int) -> None:
 
 def whole_numbers(name: str, values: Iterable[int]) -> tuple[int, ...]:
     """Give whole numbers as integers; raise unless they are that, from 0 on."""
-    if not isinstance(values, Iterable):
-        raise ValueError(f"{name} is {values}; it must hold whole numbers, from 0 on")
-    values = tuple(values)
-    for number, value in enumerate(values):
-        check_whole(f"{name}[{number}]", value)
-    return tuple(map(index, values))
+    try:
+        values = tuple(values)
+    except TypeError:  # of a tensor without axes too
+        said = f"{name} is {values}; it must hold whole numbers, from 0 on"
+        raise ValueError(said) from None
+    try:
+        whole = tuple(map(index, values))
+    except TypeError:
+        whole = (-1,)
+    if min(whole, default=0) < 0:
+        for number, value in enumerate(values):
+            check_whole(f"{name}[{number}]", value)
+    return whole
 
 
 def check_flags(name: str, flags: Iterable[bool]) -> None:

@@ -277,6 +277,7 @@ def tokens_per_frame(grid: Grid, schedule: FrameSchedule) -> tuple[int, ...]:
         >>> tokens_per_frame((16, 16), build_schedule(4, slow_stride=2, fast_stride=4))
         (64, 16, 64, 16)
     """
+    check_grid(grid)
     kinds, kind_of = frame_kinds(schedule)
     counts = []
     for kind in kinds:

@@ -1,6 +1,6 @@
 """What a sample is made of: runs of text, and clips."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fastslow._shapes import check_grid, check_type, whole_numbers
@@ -55,6 +55,7 @@ class VideoSpan:
         check_grid(self.grid)
         object.__setattr__(self, "grid", whole_numbers("grid", self.grid))
         object.__setattr__(self, "times", whole_numbers("times", self.times))
+        check_type("between", self.between, Iterable, "a sequence of texts")
         texts = enumerate(self.between)
         between = tuple(whole_numbers(f"between[{n}]", text) for n, text in texts)
         object.__setattr__(self, "between", between)
@@ -85,9 +86,9 @@ Span = TextSpan | VideoSpan
 """One part of a sample."""
 
 
-def check_sample(sample: Iterable[Span]) -> None:
+def check_sample(sample: Sequence[Span]) -> None:
     """Raise unless a sample holds spans."""
-    check_type("a sample", sample, Iterable, "a sequence of spans")
+    check_type("a sample", sample, Sequence, "a sequence of spans")
     for number, span in enumerate(sample):
         name = f"span {number} of a sample"
         check_type(name, span, Span, "a TextSpan or a VideoSpan")

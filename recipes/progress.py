@@ -1,6 +1,7 @@
 """How far a run has come: kept in its checkpoints, and taken up from the last one."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,10 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
         folder, model=run.model, optimizer=run.optimizer, world=run.world
     )
     broadcast_from_main(lambda: _refuse_other_run(state, folder, run), run.world)
-    if state["settings"]["data_path"] == run.config.data_path:
-        # Elsewhere its samples have other names, and are found anew.
-        run.quarantine.add(BadSample(**sample) for sample in state["quarantine"])
+    run.quarantine.add(
+        moved_with_data(BadSample(**sample), state["settings"], run.config)
+        for sample in state["quarantine"]
+    )
     broadcast_from_main(run.quarantine.check, run.world)
     stream = state["stream"]
     progress = Progress(
@@ -84,6 +86,32 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
         skipped=SkippedSteps(**state["skipped"]),
     )
     return progress, passed_over
+
+
+def moved_with_data(
+    sample: BadSample, before: Mapping[str, Any], config: Config
+) -> BadSample:
+    """Name a sample's source as it is called where the data lie now.
+
+    Args:
+        sample: As it was reported.
+        before: The settings of that time.
+        config: The settings now.
+
+    Returns:
+        The sample. Its reason keeps the words of that time.
+    """
+    moves = [
+        (str(Path(then)), str(Path(now)))
+        for name in ("data_path", "eval_data_path")
+        if (then := before[name]) is not None
+        and (now := getattr(config, name)) is not None
+    ]
+    for then, now in sorted(moves, reverse=True):  # a folder's parts before the folder
+        rest = sample.source.removeprefix(then)
+        if rest != sample.source and rest[:1] in {"/", ":"}:
+            return dataclasses.replace(sample, source=now + rest)
+    return sample
 
 
 def _refuse_other_run(state: dict[str, Any], folder: Path, run: Run) -> None:

@@ -8,8 +8,9 @@ planned here instead; for the second it is told that this attention takes bounds
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import groupby
+from math import prod
 from typing import Any
 
 import torch
@@ -94,13 +95,12 @@ def plan_tower(
         >>> plan_tower([(2, (1, 1))]).cu_seqlens
         tensor([0, 4, 8], dtype=torch.int32)
     """
-    grids = [(t, h * merge_size, w * merge_size) for t, (h, w) in runs]
+    grids = [(t, (h * merge_size, w * merge_size)) for t, (h, w) in runs]
+    every = {sides for _, sides in grids}
+    planes = {sides: _frame_positions(sides, merge_size) for sides in every}
     positions = [torch.empty(0, 2, dtype=torch.long, device="cpu")]
-    positions += [
-        _frame_positions(height, width, merge_size).repeat(frames, 1)
-        for frames, height, width in grids
-    ]
-    sizes = [height * width for frames, height, width in grids for _ in range(frames)]
+    positions += [planes[sides].repeat(frames, 1) for frames, sides in grids]
+    sizes = [prod(sides) for frames, sides in grids for _ in range(frames)]
     plan = TowerPlan(
         position_ids=torch.cat(positions),
         cu_seqlens=cu_seqlens_from_lengths(integers(sizes)),
@@ -109,11 +109,10 @@ def plan_tower(
     return plan if window is None else _add_windows(plan, runs, merge_size, window)
 
 
-@cache
-def _frame_positions(height: int, width: int, merge_size: int) -> Tensor:
+def _frame_positions(sides: Grid, merge_size: int) -> Tensor:
     """Give row and column of one frame's patches, merged token by merged token."""
-    sides = [torch.arange(side, device="cpu") for side in (height, width)]
-    plane = torch.stack(torch.meshgrid(*sides, indexing="ij"))
+    rows_and_columns = [torch.arange(side, device="cpu") for side in sides]
+    plane = torch.stack(torch.meshgrid(*rows_and_columns, indexing="ij"))
     return rearrange(plane, "c (h m) (w n) -> (h w m n) c", m=merge_size, n=merge_size)
 
 
@@ -122,8 +121,9 @@ def _add_windows(
 ) -> WindowedTowerPlan:
     """Cut every frame into windows."""
     orders, sizes, first = [integers([])], [integers([])], 0
+    known = {grid: _frame_windows(grid, window) for grid in {grid for _, grid in runs}}
     for frames, grid in runs:
-        order, tokens = _frame_windows(grid, window)
+        order, tokens = known[grid]
         starts = first + len(order) * torch.arange(frames, device="cpu")
         orders.append((starts[:, None] + order).flatten())
         sizes.append(tokens.repeat(frames))
@@ -137,7 +137,6 @@ def _add_windows(
     )
 
 
-@cache
 def _frame_windows(grid: Grid, window: int) -> tuple[Tensor, Tensor]:
     """Give one frame's tokens window by window, and how many each window has."""
     height, width = grid

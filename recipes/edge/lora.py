@@ -93,9 +93,10 @@ def merge_adapters(model: FastSlowQwen2VL) -> None:
 
 
 def _merge(layer: LoraLayer) -> None:
-    """Add the product of a layer's adapter to its weight, as peft does.
+    """Add the product of a layer's adapter to its weight.
 
-    peft multiplies where the parts are kept. Offloaded ones have to meet elsewhere.
+    peft gives the same, but multiplies where the parts are kept. Offloaded ones have to
+    meet elsewhere.
     """
     weight: Any = layer.get_base_layer().weight
     for name, scale in layer.scaling.items():

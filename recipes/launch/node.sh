@@ -13,11 +13,10 @@
 # started again and joins the others. Ranks go on from the last checkpoint, so at most the
 # steps since then are done twice. All nodes need one file system and the same environment.
 #
-# SIGTERM, Ctrl-C and a terminal that closes are passed on as SIGTERM. The ranks save and
-# end, within GRACE seconds (600 by default), and node.sh ends with 143, starting nothing
-# again. The same line goes on from there.
+# SIGTERM is passed on, Ctrl-C reaches all anyway. The ranks save and end, within GRACE
+# seconds (600 by default), and node.sh ends with 143, starting nothing again. The same line
+# goes on from there.
 set -uo pipefail
-set -m # the agent hears nothing of the terminal; without it, it would ignore Ctrl-C
 : "${NODES:?number of nodes}" "${HEAD:?name:port of the node where ranks meet}"
 restarts=${RESTARTS:-3}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${GRACE:-600}
@@ -30,17 +29,25 @@ stop() {
     is_asked=1
     [[ $agent ]] && kill -TERM "$agent" 2>/dev/null
 }
-trap stop TERM INT HUP
+trap stop TERM
+trap is_asked=1 INT
 
-for ((attempt = 0; attempt <= restarts; attempt++)); do
-    torchrun \
+# What is started in the background ignores Ctrl-C until it says otherwise, which torchrun
+# does late. A trap is said at once, and replaced by the usual end where a program begins.
+start() {
+    trap : INT
+    exec torchrun \
         --nnodes "$NODES" \
         --nproc-per-node "${PROCESSES:-gpu}" \
         --rdzv-backend c10d \
         --rdzv-endpoint "$HEAD" \
         --rdzv-id "${RUN_ID:-fastslow}" \
         --max-restarts "$restarts" \
-        "$@" &
+        "$@"
+}
+
+for ((attempt = 0; attempt <= restarts; attempt++)); do
+    start "$@" &
     agent=$!
     [[ $is_asked ]] && stop # it came before there was anybody to tell
     wait "$agent"
@@ -53,5 +60,6 @@ for ((attempt = 0; attempt <= restarts; attempt++)); do
     ((code == 0)) && exit 0
     echo "node.sh: torchrun ended with $code, attempt $((attempt + 1)) of $((restarts + 1))" >&2
     sleep 1
+    [[ $is_asked ]] && exit 143
 done
 exit "$code"

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,13 @@ def children(parent: int) -> list[int]:
     return [int(child) for child in tasks.read_text().split()]
 
 
+def wait_for_child(agent: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + DEADLINE
+    while not children(agent.pid):
+        assert time.monotonic() < end, "nothing was started"
+        time.sleep(0.01)
+
+
 def wait_for(found: Path, agents: list[subprocess.Popen[bytes]]) -> None:
     end = time.monotonic() + DEADLINE
     while not found.exists():
@@ -151,16 +158,33 @@ def node_environment() -> dict[str, str]:
 
 
 RANK = """
-import os, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("saved", flush=True) or 143))
+import signal, sys, time
+
+def save(*_):
+    for each in asked:
+        signal.signal(each, signal.SIG_IGN)
+    print("saved", flush=True)
+    sys.exit(143)
+
+asked = signal.SIGTERM, signal.SIGINT
+for each in asked:
+    signal.signal(each, save)
 print("started", flush=True)
 time.sleep(100)
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def ask_the_node(agent: subprocess.Popen[str]) -> None:
+    agent.terminate()
+
+
+def press_ctrl_c(agent: subprocess.Popen[str]) -> None:
+    os.killpg(agent.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize("ask", [ask_the_node, press_ctrl_c])
 def test_a_node_that_is_asked_to_stop_starts_nothing_again(
-    tmp_path: Path, name: str
+    tmp_path: Path, ask: Callable[[subprocess.Popen[str]], None]
 ) -> None:
     (tmp_path / "rank.py").write_text(RANK)
     with subprocess.Popen(
@@ -174,7 +198,7 @@ def test_a_node_that_is_asked_to_stop_starts_nothing_again(
     ) as agent:
         assert agent.stdout is not None
         assert agent.stdout.readline() == "started\n"
-        os.killpg(agent.pid, signal.Signals[name])  # as a terminal does
+        ask(agent)
         assert agent.stdout.read() == "saved\n"
     assert agent.returncode == 143
 
@@ -194,9 +218,10 @@ def test_a_node_is_stopped_before_its_ranks_have_started(
         start_new_session=True,
     ) as agent:
         assert agent.stdout is not None
-        time.sleep(0.2 + seconds)  # bash has started, torch is being imported
-        os.killpg(agent.pid, signal.SIGINT)
-        assert agent.stdout.read() in {"", "started\nsaved\n"}
+        wait_for_child(agent)
+        time.sleep(seconds)  # torch is being imported
+        press_ctrl_c(agent)
+        assert agent.stdout.read() in {"", "saved\n", "started\nsaved\n"}
     assert agent.returncode == 143
 
 

@@ -192,6 +192,9 @@ def test_a_mask_that_needs_sorted_ranks_is_told_how_to_get_them() -> None:
     with pytest.raises(ValueError, match="causal_ranks falls from 1 to 0") as refused:
         check_mask(lambda r, s, f: interval_mask(visible_intervals(r, s)))
     assert hint in refused.value.__notes__
+    with pytest.raises(ZeroDivisionError) as broken_anyway:
+        check_mask(lambda r, s, f: 1 / 0)
+    assert hint not in getattr(broken_anyway.value, "__notes__", [])
     check_mask(causal_by_place, rows=strategies.framed_rows())
 
 

@@ -45,6 +45,14 @@ def write_jsonl(file: Path, rows: Sequence[object]) -> Path:
     return file
 
 
+def without_pixels(video: Path) -> bytes:
+    """Give a video whose header is whole and whose frames are not."""
+    content = bytearray(video.read_bytes())
+    pixels = slice(content.index(b"mdat") + 4, content.index(b"moov") - 4)
+    content[pixels] = bytes(pixels.stop - pixels.start)
+    return bytes(content)
+
+
 def train(output_dir: Path, data_path: Path, **changes: Any) -> None:
     settings: dict[str, Any] = {
         "max_steps": 2,
@@ -280,10 +288,7 @@ def test_bad_samples_are_left_out_and_named(clips: Path, tmp_path: Path) -> None
     rows = rows_of(clips)
     shutil.copytree(clips / "videos", tmp_path / "videos")
     broken = tmp_path / "broken.mp4"
-    content = bytearray((clips / "videos" / "00000.mp4").read_bytes())
-    pixels = slice(content.index(b"mdat") + 4, content.index(b"moov") - 4)
-    content[pixels] = bytes(pixels.stop - pixels.start)
-    broken.write_bytes(content)
+    broken.write_bytes(without_pixels(clips / "videos" / "00000.mp4"))
     rows[1]["video"] = str(broken)
     rows[2]["video"] = str(tmp_path / "missing.mp4")
     del rows[3]["video"]
@@ -342,23 +347,40 @@ def test_a_run_goes_on_with_its_data(clips: Path, tmp_path: Path) -> None:
 
 def test_data_may_move_while_a_run_lasts(clips: Path, tmp_path: Path) -> None:
     rows = rows_of(clips)
-    (tmp_path / "before").mkdir()
-    shutil.copytree(clips / "videos", tmp_path / "before" / "videos")
-    (tmp_path / "before" / rows[0]["video"]).write_bytes(b"no video")
-    data = write_jsonl(tmp_path / "before" / "data.jsonl", rows)
-    held_out = {"eval_data_path": str(data), "max_bad_share": 0.2}
-    train(tmp_path / "run", data, max_steps=1, **held_out)
-
-    (tmp_path / "before").rename(tmp_path / "after")
-    data = tmp_path / "after" / "data.jsonl"
-    held_out["eval_data_path"] = str(data)
-    train(tmp_path / "run", data, max_steps=2, **held_out)
-    first, _, second, _ = metrics(tmp_path / "run")
-    assert (first["step"], second["step"]) == (1, 2)
-    settings = (tmp_path / "run" / "settings.yaml").read_text()
-    assert f"data_path: {data}" in settings
-    (bad,) = (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
-    assert str(tmp_path / "after") in bad
+    files = dict[str, Path]()
+    for name in ("data", "questions"):
+        (tmp_path / name).mkdir()
+        shutil.copytree(clips / "videos", tmp_path / name / "videos")
+        (tmp_path / name / rows[0]["video"]).write_bytes(b"no video")
+        files[name] = write_jsonl(tmp_path / name / "rows.jsonl", rows)
+    broken = tmp_path / "data" / rows[1]["video"]
+    broken.write_bytes(without_pixels(broken))
+    run, seen = tmp_path / "run", []
+    for steps, name, place in (
+        (3, "data", "data"),
+        (4, "data", "elsewhere"),
+        (5, "questions", "there"),
+    ):
+        (tmp_path / name).rename(tmp_path / place)
+        files[name] = tmp_path / place / "rows.jsonl"
+        question = str(files["questions"])
+        train(
+            *(run, files["data"]),
+            eval_data_path=question,
+            max_steps=steps,
+            max_bad_share=0.2,
+        )
+        lines = (run / "quarantine.jsonl").read_text().splitlines()
+        found = sorted(json.loads(line)["source"] for line in lines)
+        seen.append([source.removeprefix(f"{tmp_path}/") for source in found])
+    assert seen == [
+        ["data/rows.jsonl:1", "data/rows.jsonl:2", "questions/rows.jsonl:1"],
+        ["elsewhere/rows.jsonl:1", "elsewhere/rows.jsonl:2", "questions/rows.jsonl:1"],
+        ["elsewhere/rows.jsonl:1", "elsewhere/rows.jsonl:2", "there/rows.jsonl:1"],
+    ]
+    steps_taken = [row["step"] for row in metrics(run) if "event" not in row]
+    assert steps_taken == [1, 2, 3, 4, 5]
+    assert f"data_path: {files['data']}" in (run / "settings.yaml").read_text()
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def check_mask(
     try:
         smallest(drawn, look)
     except Exception as error:
-        if rows is None:
+        if rows is None and _is_made(make_mask, framed_rows()):
             error.add_note(_ANY_ORDER)
         raise
     for law in laws:
@@ -115,6 +115,15 @@ def check_mask(
             if rows is None and smallest(framed_rows(), breaks) is None:
                 hint = f"\n{_ANY_ORDER}"
             _fail(make_mask, law, row, hint)
+
+
+def _is_made(make_mask: MakeMask, rows: SearchStrategy[FramedRow]) -> bool:
+    """Tell whether a mask is made of rows without an exception."""
+    try:
+        smallest(rows, lambda row: _matrix(make_mask, row) is None)
+    except Exception:
+        return False
+    return True
 
 
 def _breaks(law: MaskLaw, make_mask: MakeMask, row: FramedRow) -> str:
