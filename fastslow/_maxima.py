@@ -35,7 +35,7 @@ def window_maxima(tokens: Tensor, plan: PoolPlan) -> Tensor:
         maxima, _ = _Maxima.apply(tokens, plan)  # type: ignore[no-untyped-call]
         return maxima
     windows = _windows(plan)
-    found = [rows.amax(1) for rows in _pieces(tokens, windows)]
+    found = [_best(rows) for rows in _pieces(tokens, windows)]
     return torch.cat([tokens[:0], *found]).index_select(0, windows.places)
 
 
@@ -48,7 +48,7 @@ class _Maxima(torch.autograd.Function):
         found = [tokens[:0]]
         winners = [tokens[:0].to(_narrow(windows))]
         for rows in _pieces(tokens, windows):
-            best = rows.amax(1)
+            best = _best(rows)
             # Beside a NaN all that is finite counts as below; a NaN never does.
             least = best.masked_fill(best.isnan(), torch.inf)
             is_best = (rows < least[:, None]).logical_not_()
@@ -150,6 +150,11 @@ def _give(rows: Tensor, winners: Tensor, plan: PoolPlan) -> Tensor:
         given.append(part.reshape(entries.stop - entries.start, rows.shape[1]))
     ones = torch.ones_like(windows.entries, dtype=torch.float64)
     return sum_bags(torch.cat(given), windows.entries, plan.cell_starts, ones)
+
+
+def _best(rows: Tensor) -> Tensor:
+    """Take the maximum of each window: ``(windows, channels)``. One cell is its own."""
+    return rows[:, 0] if rows.shape[1] == 1 else rows.amax(1)
 
 
 def _windows(plan: PoolPlan) -> WindowsBySize:
