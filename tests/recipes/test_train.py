@@ -1,7 +1,6 @@
 """The recipe as a user meets it: own data, files of a run, and what it says."""
 
 import json
-import os
 import math
 import shutil
 import subprocess
@@ -401,7 +400,6 @@ def test_what_a_run_is_refused_for_is_one_sentence(tmp_path: Path, recipe: str) 
         sentence = f"error: {tmp_path / 'settings.yaml'} does not exist; --config says"
     done = subprocess.run(
         [sys.executable, ROOT / "recipes" / recipe, *arguments],
-        env=os.environ | {"PYTHONWARNINGS": "ignore"},  # of packages beside ours
         check=False,
         capture_output=True,
         text=True,
