@@ -190,17 +190,10 @@ def _frames_with_next(schedule: FrameSchedule) -> list[int]:
 
 
 def _moved_on(here: PlacedFrames) -> PlacedFrames:
-    """Move each pooled frame to what comes right after it."""
-    kinds, kind_of, starts = list(here.kinds), list[int](), list[int]()
-    for number, start in zip(here.kind_of, here.starts, strict=True):
-        stop = start + kinds[number].stop
-        left = here.schedule.num_frames - stop
-        is_whole = kinds[number].stop <= left
-        kind_of.append(number if is_whole else len(kinds))
-        if not is_whole:
-            kinds.append(replace(kinds[number], stop=left))
-        starts.append(stop)
-    return replace(here, kinds=kinds, kind_of=kind_of, starts=starts)
+    """Move each pooled frame to what comes right after it, as far as the clip goes."""
+    spans = [here.kinds[number].stop for number in here.kind_of]
+    starts = [start + span for start, span in zip(here.starts, spans, strict=True)]
+    return replace(here, starts=starts)
 
 
 def _rows_of(layout: TokenLayout, sources: _Sources) -> Tensor:

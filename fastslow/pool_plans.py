@@ -143,7 +143,8 @@ class PlacedFrames:
         schedule: The clip's schedule.
         kinds: Frames that begin at 0, see ``frame_kinds``.
         kind_of: Number of each pooled frame's kind.
-        starts: First frame of the clip that each reads.
+        starts: First frame of the clip that each reads. What of its span lies past the
+            clip's end is left out.
     """
 
     grid: Grid

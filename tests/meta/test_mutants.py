@@ -171,8 +171,8 @@ MUTANTS = [
     ),
     Mutant(
         "loss_plans",
-        "starts.append(stop)",
-        "starts.append(start)",
+        "[start + span for",
+        "[start for",
         "loss_plans.py -k plan_next_frame__unseen",
     ),
     Mutant(

@@ -545,6 +545,19 @@ def test_the_fingerprint_tells_data_apart(planned: PlannedSamples) -> None:
     assert len(prints) == 4
 
 
+def test_the_fingerprint_knows_names_and_texts_and_no_places(tmp_path: Path) -> None:
+    def print_of(name: str, **changes: Any) -> str:
+        samples = [replace(each, **changes) for each in made]
+        index = write_index(tmp_path / f"{name}.arrow", samples)
+        return plan_samples(index, SETTINGS, TOKENIZER, STORE)[0].fingerprint
+
+    made = make_samples(tmp_path, 1)
+    said = print_of("said", turns=turns("yes"))
+    assert print_of("elsewhere", turns=turns("yes"), source="there:0") == said
+    assert print_of("renamed", turns=turns("yes"), sample_id="other") != said
+    assert print_of("reworded", turns=turns("yet"), sample_id="0") != said
+
+
 def test_options_reach_torch(planned: PlannedSamples) -> None:
     """torch refuses processes that persist where there are none."""
     with pytest.raises(ValueError, match="persistent_workers option needs num_workers"):

@@ -19,9 +19,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from recipes.config import load_config
 from recipes.data import plan_data
 from recipes.edge.clips import make_clips
+from recipes.edge.conversations import BadSample
 from recipes.edge.devices import this_device
 from recipes.edge.distributed import process_group
 from recipes.edge.parallel import Parallel
+from recipes.progress import moved_with_data
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import build_model, main
 
@@ -381,6 +383,29 @@ def test_data_may_move_while_a_run_lasts(clips: Path, tmp_path: Path) -> None:
     steps_taken = [row["step"] for row in metrics(run) if "event" not in row]
     assert steps_taken == [1, 2, 3, 4, 5]
     assert f"data_path: {files['data']}" in (run / "settings.yaml").read_text()
+
+
+def test_a_source_moves_with_its_own_data_alone(tmp_path: Path) -> None:
+    config = replace(TINY, output_dir=tmp_path, data_path="b/rows", eval_data_path="c")
+    before = {"data_path": "a/rows", "eval_data_path": "a/rows/held.jsonl"}
+    for source, found in (
+        ("a/rows/part.jsonl:3", "b/rows/part.jsonl:3"),
+        ("a/rows/held.jsonl:3", "c:3"),
+        ("a/rows2/part.jsonl:3", "a/rows2/part.jsonl:3"),
+    ):
+        bad = BadSample(sample_id="1", source=source, reason="a/rows is bad")
+        assert moved_with_data(bad, before, config) == replace(bad, source=found)
+
+
+def test_the_log_shows_a_clip_that_is_not_in_the_first_sample(
+    clips: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(clips / "videos", tmp_path / "videos")
+    said = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+    text = {"id": "text", "conversations": said}
+    data = write_jsonl(tmp_path / "data.jsonl", [text, *rows_of(clips)])
+    train(tmp_path / "run", data, max_steps=1)
+    assert "first clip S" in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:
