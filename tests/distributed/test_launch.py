@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -182,47 +182,44 @@ def press_ctrl_c(agent: subprocess.Popen[str]) -> None:
     os.killpg(agent.pid, signal.SIGINT)
 
 
-@pytest.mark.parametrize("ask", [ask_the_node, press_ctrl_c])
-def test_a_node_that_is_asked_to_stop_starts_nothing_again(
-    tmp_path: Path, ask: Callable[[subprocess.Popen[str]], None]
-) -> None:
-    (tmp_path / "rank.py").write_text(RANK)
+@contextmanager
+def node_of_one(folder: Path) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """Start a node whose rank waits; give its process and what it says."""
+    (folder / "rank.py").write_text(RANK)
     with subprocess.Popen(
-        ["recipes/launch/node.sh", str(tmp_path / "rank.py")],
+        ["recipes/launch/node.sh", str(folder / "rank.py")],
         cwd=ROOT,
         env=node_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
-    ) as agent:
-        assert agent.stdout is not None
-        assert agent.stdout.readline() == "started\n"
-        ask(agent)
-        assert agent.stdout.read() == "saved\n"
-    assert agent.returncode == 143
+    ) as node:
+        assert node.stdout is not None
+        yield node, node.stdout
+
+
+@pytest.mark.parametrize("ask", [ask_the_node, press_ctrl_c])
+def test_a_node_that_is_asked_to_stop_starts_nothing_again(
+    tmp_path: Path, ask: Callable[[subprocess.Popen[str]], None]
+) -> None:
+    with node_of_one(tmp_path) as (node, output):
+        assert output.readline() == "started\n"
+        ask(node)
+        assert output.read() == "saved\n"
+    assert node.returncode == 143
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.5])
 def test_a_node_is_stopped_before_its_ranks_have_started(
     tmp_path: Path, seconds: float
 ) -> None:
-    (tmp_path / "rank.py").write_text(RANK)
-    with subprocess.Popen(
-        ["recipes/launch/node.sh", str(tmp_path / "rank.py")],
-        cwd=ROOT,
-        env=node_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    ) as agent:
-        assert agent.stdout is not None
-        wait_for_child(agent)
+    with node_of_one(tmp_path) as (node, output):
+        wait_for_child(node)
         time.sleep(seconds)  # torch is being imported
-        press_ctrl_c(agent)
-        assert agent.stdout.read() in {"", "saved\n", "started\nsaved\n"}
-    assert agent.returncode == 143
+        press_ctrl_c(node)
+        assert output.read() in {"", "saved\n", "started\nsaved\n"}
+    assert node.returncode == 143
 
 
 STANDS_FOR = {

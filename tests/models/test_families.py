@@ -28,7 +28,6 @@ from fastslow import (
     TextSpan,
     VideoSpan,
     next_frame_loss,
-    repeat_strides,
     schedule_from_strides,
 )
 from fastslow.qwen2_vl import (
@@ -41,6 +40,7 @@ from fastslow.qwen2_vl import (
 )
 from fastslow.qwen2_vl.model import Backbone
 from fastslow.testing import strategies as fst
+from tests.models.samples import unpooled
 
 VIDEO_TOKEN_ID = 9
 TOKENS_PER_SECOND = 2
@@ -83,16 +83,6 @@ TWO_CLIPS = (
     text(29),
 )
 SECONDS = {TALK: [0.75], TWO_CLIPS: [1.5, 0.4]}
-
-
-def unpooled(sample: Sample) -> list[Span]:
-    """Set every stride to 1."""
-    return [
-        replace(span, schedule=repeat_strides(span.schedule.num_frames, (1,)))
-        if isinstance(span, VideoSpan)
-        else span
-        for span in sample
-    ]
 
 
 def inputs_of(plan: RowPlan, patches: Tensor, seconds: list[float]) -> dict[str, Any]:
