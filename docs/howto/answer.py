@@ -10,17 +10,17 @@ from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 
 from fastslow.qwen2_vl import (
     FastSlowQwen2VL,
-    encode_conversation,
     generate_answers,
     patchify_clip,
-    place_clip,
     plan_row,
 )
 from recipes.data import clip_settings
 from recipes.edge.answers import find_end_tokens, find_settings
+from recipes.edge.conversations import Turn
 from recipes.edge.headers import Clip
+from recipes.edge.index import Sample
 from recipes.edge.media import MediaFile
-from recipes.edge.samples import choose_frames, schedule_clip
+from recipes.edge.samples import plan_sample
 from recipes.edge.video import decode_frames, probe_video
 
 folder, name, question = sys.argv[1:]
@@ -29,30 +29,29 @@ model = FastSlowQwen2VL(backbone).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 config = find_settings(Path(folder), None)  # settings.yaml of the run
 settings = clip_settings(config, model.family, backbone.device)
-family = settings.family
 
 # The header of the file says all that a plan needs.
 file = MediaFile(path=Path(name))
-info = probe_video(file)
-frames = choose_frames(Clip(kind="video", source=name, info=info), settings)
-grid, schedule = schedule_clip(len(frames), (info.height, info.width), settings)
-seconds = info.seconds_at(frames)
-clip = place_clip(grid, schedule, seconds, family=family, encode=tokenizer.encode)
-prompt = encode_conversation([("user", f"<video>\n{question}")], [clip], tokenizer)
+clip = Clip(kind="video", source=name, info=probe_video(file))
+turns = (Turn(role="user", text=f"<video>\n{question}"),)
+asked = Sample(sample_id="asked", source=name, turns=turns, clips=(clip,))
+prompt = plan_sample(asked, settings, tokenizer)
 row = plan_row(
-    [prompt],
+    [prompt.spans],
     video_token_id=backbone.config.video_token_id,
-    family=family,
+    family=settings.family,
     attention=settings.attention,
     pool_mode=settings.pool_mode,
 )
 
-pixels = decode_frames(file, frames)
+(planned,) = prompt.clips
+pixels = decode_frames(file, planned.frame_indices)
+scales = planned.span.schedule.scales
 (answer,) = generate_answers(
     model,
-    patchify_clip(pixels, family.geometry, schedule.scales),
+    patchify_clip(pixels, settings.family.geometry, scales),
     row,
-    end_token_ids=find_end_tokens(model, tokenizer),
+    eos_token_id=find_end_tokens(model, tokenizer),
     max_new_tokens=64,
 )
 print(tokenizer.decode(answer, skip_special_tokens=True))

@@ -1,6 +1,6 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL on fast/slow frames: what imports transformers."""
 
-from fastslow.qwen2_vl.attention import ATTENTION_NAME
+from fastslow.qwen2_vl.attention import ATTENTION_NAME, mask_for_device
 from fastslow.qwen2_vl.chat import encode_conversation
 from fastslow.qwen2_vl.families import Family, family_of
 from fastslow.qwen2_vl.flops import StepFlops, step_cost, step_flops
@@ -49,6 +49,7 @@ __all__ = [
     "family_of",
     "frame_times",
     "generate_answers",
+    "mask_for_device",
     "normalize_patches",
     "patchify_clip",
     "place_clip",

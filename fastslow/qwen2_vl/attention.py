@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.masking_utils import sdpa_mask
 
 from fastslow.attention import interval_attention
@@ -32,7 +33,16 @@ def mask_for_device(intervals: KeyIntervals) -> KeyIntervals | BlockMask:
 
     Returns:
         A BlockMask on a GPU; elsewhere, where FlexAttention has no backward pass, the
-        intervals themselves.
+        intervals themselves. Either is what our attention takes as ``layout_mask``.
+
+    Laws:
+        same_pairs: either form reads the pairs of the intervals
+
+    Example:
+        >>> import torch
+        >>> from fastslow import visible_intervals
+        >>> mask_for_device(visible_intervals(torch.arange(2))).stop
+        tensor([1, 2], dtype=torch.int32)
     """
     return interval_block_mask(intervals) if intervals.start.is_cuda else intervals
 
@@ -108,6 +118,40 @@ def masked_attention(
 
 _tiled_attention = torch.compiler.disable(interval_attention)
 """Its tiles are planned on the host; torch 2.11 compiles it to wrong gradients."""
+
+
+def last_hidden_states(
+    language_model: nn.Module,
+    inputs_embeds: Float[Tensor, "rows tokens hidden"],
+    position_ids: Int[Tensor, "axes rows tokens"],
+    mask: Any,
+    cache: Cache | None,
+    **deepstack: Any,
+) -> Float[Tensor, "rows tokens hidden"]:
+    """Let a language model read embedded tokens under a mask of ours.
+
+    Args:
+        language_model: Of a backbone that is wrapped.
+        inputs_embeds: What is read.
+        position_ids: Positions on all axes.
+        mask: What our attention takes as ``layout_mask``.
+        cache: Holds what was read before, and takes keys and values.
+        deepstack: What deeper layers of Qwen3-VL take.
+
+    Returns:
+        The last hidden states.
+    """
+    hidden: Tensor = language_model(
+        None,
+        inputs_embeds.new_empty(1, 1, 0, 0),  # a mask of four axes: used as it is
+        position_ids,
+        cache,  # versions of transformers name it differently
+        inputs_embeds=inputs_embeds,
+        layout_mask=mask,
+        use_cache=cache is not None,
+        **deepstack,
+    ).last_hidden_state
+    return hidden
 
 
 @cache

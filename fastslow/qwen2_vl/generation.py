@@ -17,7 +17,8 @@ from transformers.cache_utils import DynamicLayer
 
 from fastslow._shapes import whole_numbers
 from fastslow.masks import interval_mask
-from fastslow.qwen2_vl.model import FastSlowQwen2VL, last_hidden_states
+from fastslow.qwen2_vl.attention import last_hidden_states
+from fastslow.qwen2_vl.model import FastSlowQwen2VL
 from fastslow.qwen2_vl.plan import RowPlan
 
 
@@ -27,7 +28,7 @@ def generate_answers(
     patches: UInt8[Tensor, "patches pixels"] | Float[Tensor, "patches pixels"],
     plan: RowPlan,
     *,
-    end_token_ids: Collection[int],
+    eos_token_id: int | Collection[int],
     max_new_tokens: int,
 ) -> list[tuple[int, ...]]:
     """Answer every prompt of a packed row with its most likely tokens.
@@ -41,13 +42,13 @@ def generate_answers(
             them.
         plan: The row's plan, each of its samples a prompt that ends with text, such as
             ``encode_conversation`` gives for a conversation without its last answer. A
-            sample without any text, such as a blank clip, gets no answer.
-        end_token_ids: Tokens that end an answer.
+            sample without any text, such as a blank clip, is answered with nothing.
+        eos_token_id: Token, or tokens, that end an answer.
         max_new_tokens: Tokens of an answer at most, at least 1.
 
     Returns:
-        Token ids of each answer, in the order of the prompts; the token that ended it
-        is left out.
+        Token ids of the answer to each sample, in order; the token that ended it is
+        left out.
 
     Raises:
         ValueError: If ``max_new_tokens`` is below 1, an end is no token id, or a prompt
@@ -63,13 +64,14 @@ def generate_answers(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    end_token_ids = whole_numbers("end_token_ids", end_token_ids)
+    given = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
+    ends = whole_numbers("eos_token_id", given)
     prompts = _find_prompts(plan)
     cache = DynamicCache()
     hidden = model.read_prompts(patches, plan, cache)
     _set_apart(cache, prompts)
     scores = model.backbone.lm_head(hidden[prompts.ends])
-    stop = torch.tensor(sorted(end_token_ids), device=scores.device)
+    stop = torch.tensor(sorted(ends), device=scores.device)
     chosen = list[Tensor]()
     is_done = torch.zeros(len(prompts.ends), dtype=torch.bool, device=scores.device)
     for step in range(max_new_tokens):
@@ -79,8 +81,8 @@ def generate_answers(
         if step + 1 == max_new_tokens or bool(is_done.all()):
             break
         scores = _next_scores(model, token, prompts, cache, step)
-    rows = torch.stack(chosen, 1).tolist()
-    return [_cut(row, end_token_ids) for row in rows]
+    found = iter(torch.stack(chosen, 1).tolist())
+    return [_cut(next(found), ends) if asks else () for asks in prompts.asks]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +90,14 @@ class _Prompts:
     """What decoding needs to know of the prompts of a row.
 
     Attributes:
+        asks: Which samples are prompts; those without text are not.
         ends: Row of the last token of each.
         places: Rows of the tokens of each, filled up with its last one.
         reads: Which of these an answer reads: what the last token of its prompt does.
         next_positions: Positions of the token that comes after each.
     """
 
+    asks: list[bool]
     ends: Int[Tensor, " prompts"]
     places: Int[Tensor, "prompts longest"]
     reads: Bool[Tensor, "prompts longest"]
@@ -119,6 +123,7 @@ def _find_prompts(plan: RowPlan) -> _Prompts:
     head = torch.zeros_like(places)
     seen = interval_mask(plan.visible)(head, head, ends[:, None], places)
     return _Prompts(
+        asks=asks.tolist(),
         ends=ends,
         places=places,
         reads=seen & (place < lengths[:, None]),
@@ -157,7 +162,7 @@ def _next_scores(
     return scores
 
 
-def _cut(row: list[int], end_token_ids: Collection[int]) -> tuple[int, ...]:
+def _cut(row: list[int], ends: Collection[int]) -> tuple[int, ...]:
     """Keep an answer up to the token that ends it."""
-    stops = [place for place, token in enumerate(row) if token in end_token_ids]
+    stops = [place for place, token in enumerate(row) if token in ends]
     return tuple(row[: stops[0]] if stops else row)

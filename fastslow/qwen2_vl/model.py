@@ -1,11 +1,11 @@
 """The backbone as one root module: tower, pooling, language model and heads."""
 
-from copy import deepcopy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 from transformers import (
     Cache,
@@ -17,9 +17,18 @@ from transformers import (
 from fastslow._shapes import check_type
 from fastslow.cross_entropy import labelled_cross_entropy
 from fastslow.pooling import pool_tokens
-from fastslow.qwen2_vl.attention import ATTENTION_NAME, mask_for_device
+from fastslow.qwen2_vl.attention import (
+    ATTENTION_NAME,
+    last_hidden_states,
+    mask_for_device,
+)
 from fastslow.qwen2_vl.families import family_of
 from fastslow.qwen2_vl.plan import RowPlan
+from fastslow.qwen2_vl.target_tower import (
+    copy_tower,
+    refuse_moving_targets,
+    reset_copy,
+)
 from fastslow.qwen2_vl.tower import WindowedTowerPlan, prepare_tower
 from fastslow.ragged import Ragged
 
@@ -30,6 +39,9 @@ Backbone = (
 )
 """transformers' models that are supported."""
 
+ROWS_AT_ONCE = 512
+"""Rows whose scores of all words are held together."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FastSlowOutput:
@@ -37,7 +49,7 @@ class FastSlowOutput:
 
     Attributes:
         language_loss: Cross entropy summed over the rows of the plan's ``labels``.
-        logits: Scores of the next token at those rows, if asked for.
+        logits: What was read of the next token's scores at those rows, if asked for.
         predictions: Predicted features of the next frame, at the rows of the plan's
             ``next_frame``.
         targets: What the tower saw in the next frame, ragged by frame.
@@ -45,7 +57,7 @@ class FastSlowOutput:
     """
 
     language_loss: Float[Tensor, ""]
-    logits: Float[Tensor, "labelled vocabulary"] | None
+    logits: Shaped[Tensor, " labelled *read"] | None
     predictions: Float[Tensor, "tokens features"]
     targets: Ragged
     copies: Float[Tensor, "tokens features"]
@@ -134,32 +146,25 @@ class FastSlowQwen2VL(nn.Module):
         """
         tower = self.backbone.model.visual.requires_grad_(True)
         if self.predicts_next_frame:
-            copy: Any = deepcopy(tower).requires_grad_(False)
-            copy.merger = nn.Identity()
-            if hasattr(copy, "deepstack_merger_list"):
-                copy.deepstack_visual_indexes = []
-                copy.deepstack_merger_list = nn.ModuleList()
-            self.target_tower = copy
+            self.target_tower = copy_tower(tower)
 
-    @torch.no_grad()
     def reset_target_tower(self) -> None:
         """Give the frozen copy the weights that the tower has now, sharded or not.
 
         Raises:
-            ValueError: If there is no copy.
+            ValueError: If there is no copy, or adapters have been put into the tower,
+                which the copy has no place for.
         """
         if self.target_tower is None:
             raise ValueError("target_tower is None; train_tower makes it")
-        tower = self.backbone.model.visual
-        for name, parameter in self.target_tower.named_parameters():
-            parameter.copy_(tower.get_parameter(name))
+        reset_copy(self.target_tower, self.backbone.model.visual)
 
     def forward(
         self,
         patches: UInt8[Tensor, "patches pixels"] | Float[Tensor, "patches pixels"],
         plan: RowPlan,
         *,
-        return_logits: bool = False,
+        read_logits: Callable[[Tensor], Tensor] | None = None,
     ) -> FastSlowOutput:
         """Run one packed row.
 
@@ -168,7 +173,9 @@ class FastSlowQwen2VL(nn.Module):
                 them, or as ``normalize_patches`` does: floats count as normalised, so
                 bytes must stay bytes on their way.
             plan: The row's plan, on the same device.
-            return_logits: Whether to give the scores of the labelled rows as well.
+            read_logits: Gives what is wanted of the scores of some labelled rows, such
+                as their ``argmax(-1)``; ``nn.Identity()`` wants all. It is called for
+                some rows at a time, so that the scores of all need not fit in memory.
 
         Returns:
             The losses' terms; targets and copies carry no gradient. Without the
@@ -178,7 +185,8 @@ class FastSlowQwen2VL(nn.Module):
             ValueError: If the row holds no clip, or its clips have other patches. Under
                 FSDP2 every rank has to call the tower equally often, so a row of text
                 alone takes a clip without labels. If the plan is for another family of
-                models, or the output layer is more than a weight.
+                models, the output layer is more than a weight, or the tower trains and
+                is its own target.
         """
         head = self.backbone.lm_head
         held = [name for name, _ in head.named_parameters()]
@@ -191,8 +199,9 @@ class FastSlowQwen2VL(nn.Module):
         hidden = self._read(vision, plan)
         language_loss, _ = labelled_cross_entropy(hidden, head.weight, plan.labels)
         logits = None
-        if return_logits:
-            logits = head(hidden.index_select(0, plan.labels.rows))
+        if read_logits is not None:
+            labelled = hidden.index_select(0, plan.labels.rows).split(ROWS_AT_ONCE)
+            logits = torch.cat([read_logits(head(rows)) for rows in labelled])
         predictions, targets, copies = self._look_ahead(
             hidden, vision.last_hidden_state.detach(), patches, plan
         )
@@ -230,7 +239,8 @@ class FastSlowQwen2VL(nn.Module):
         check_type("plan", plan, RowPlan, "a RowPlan, as plan_row gives")
         if not plan.layout.clips:
             raise ValueError(
-                "the row holds no clip; the vision tower is called once for every row"
+                "the row holds no clip; the vision tower is called once for every row, "
+                "and blank_clip is one for rows of text"
             )
         geometry, expected = self.family.geometry, len(plan.tower.position_ids)
         merged = expected == len(plan.pool.cell_starts) * geometry.merge_size**2
@@ -274,6 +284,8 @@ class FastSlowQwen2VL(nn.Module):
                     patches, grid_thw=plan.grid_thw, **vars(plan.tower)
                 )
             seen = target.last_hidden_state
+        elif self.training and torch.is_grad_enabled():
+            refuse_moving_targets(self.backbone.model.visual)
         merged = seen.unflatten(0, (-1, self.family.geometry.merge_size**2)).mean(1)
         if isinstance(plan.tower, WindowedTowerPlan):
             order = plan.tower.window_index
@@ -314,37 +326,3 @@ class FastSlowQwen2VL(nn.Module):
             cache,
             **(deepstack if deeper else {}),
         )[0]
-
-
-def last_hidden_states(
-    language_model: nn.Module,
-    inputs_embeds: Float[Tensor, "rows tokens hidden"],
-    position_ids: Int[Tensor, "axes rows tokens"],
-    mask: Any,
-    cache: Cache | None,
-    **deepstack: Any,
-) -> Float[Tensor, "rows tokens hidden"]:
-    """Let a language model read embedded tokens under a mask of ours.
-
-    Args:
-        language_model: Of a backbone that is wrapped.
-        inputs_embeds: What is read.
-        position_ids: Positions on all axes.
-        mask: What our attention takes as ``layout_mask``.
-        cache: Holds what was read before, and takes keys and values.
-        deepstack: What deeper layers of Qwen3-VL take.
-
-    Returns:
-        The last hidden states.
-    """
-    hidden: Tensor = language_model(
-        None,
-        inputs_embeds.new_empty(1, 1, 0, 0),  # a mask of four axes: used as it is
-        position_ids,
-        cache,  # versions of transformers name it differently
-        inputs_embeds=inputs_embeds,
-        layout_mask=mask,
-        use_cache=cache is not None,
-        **deepstack,
-    ).last_hidden_state
-    return hidden

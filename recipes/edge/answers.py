@@ -164,7 +164,7 @@ def answer_prompts(
     bins = pack_prompts(prompts.lengths, prompts.settings.capacity, max_new_tokens)
     tokenizer = prompts.tokenizer
     rows = PackedRows(prompts)
-    device, end_token_ids = model.backbone.device, find_end_tokens(model, tokenizer)
+    device, ends = model.backbone.device, find_end_tokens(model, tokenizer)
     for chosen in bins[rank::world_size]:
         row = rows[chosen, StreamState()]
         failed = {sample.source: sample.reason for sample in row.bad}
@@ -172,7 +172,7 @@ def answer_prompts(
             model,
             row.patches.to(device),
             to_device(row.plan, device),
-            end_token_ids=end_token_ids,
+            eos_token_id=ends,
             max_new_tokens=max_new_tokens,
         )
         texts = (tokenizer.decode(list(each), skip_special_tokens=True) for each in ids)

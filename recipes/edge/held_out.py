@@ -41,9 +41,9 @@ def held_out_accuracy(
         dealt = (*bins[first : first + world.size], *[()] * world.size)
         row = questions[dealt[world.rank], StreamState()]
         plan = to_device(row.plan, world.device)
-        output = model(row.patches.to(world.device), plan, return_logits=True)
-        assert output.logits is not None
-        wrong = output.logits.argmax(-1) != plan.labels.targets
+        patches = row.patches.to(world.device)
+        chosen = model(patches, plan, read_logits=lambda each: each.argmax(-1)).logits
+        wrong = chosen != plan.labels.targets
         missed = plan.layout.segment_ids[plan.labels.rows][wrong].unique()
         asked += len(row.sample_ids)
         right += len(row.sample_ids) - len(missed)

@@ -111,12 +111,10 @@ class Usual(FastSlowQwen2VL):
         """Let transformers' own SDPA attend, under the mask that it is given."""
         self.backbone.set_attn_implementation({"text_config": "sdpa"})
 
-    def forward(
-        self, patches: Tensor, plan: RowPlan, *, return_logits: bool = False
-    ) -> FastSlowOutput:
+    def forward(self, patches: Tensor, plan: RowPlan) -> FastSlowOutput:
         none = plan.labels.rows[:0]
         without = replace(plan, labels=LabelPlan(rows=none, targets=none))
-        output = super().forward(patches, without, return_logits=return_logits)
+        output = super().forward(patches, without)
         logits = self.backbone.lm_head(self.states).float()
         labels = torch.full_like(plan.layout.input_ids, IGNORED)
         labels[plan.labels.rows + 1] = plan.labels.targets
@@ -251,7 +249,7 @@ def assert_same_step() -> None:
     """Compare loss and gradients of both steps, in float32 on the CPU."""
     cpu, found = torch.device("cpu"), []
     for way, batch in ((FastSlowQwen2VL, None), (Usual, BATCH)):
-        model = tiny(way)
+        model = tiny(way).eval()
         loss = backward(model, rows(pooled, cpu, batch))
         found.append({n: p.grad for n, p in model.named_parameters()} | {"loss": loss})
     ours, usual = found

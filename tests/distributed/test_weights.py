@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -150,7 +150,7 @@ def logits(model: FastSlowQwen2VL) -> Tensor:
     plan = plan_row([spans], video_token_id=VIDEO_TOKEN)
     generator = torch.Generator().manual_seed(1)
     patches = torch.randn(16, 24, generator=generator)
-    found = model(patches, plan, return_logits=True).logits
+    found = model(patches, plan, read_logits=nn.Identity()).logits
     assert found is not None
     return found
 

@@ -90,6 +90,7 @@ def test_a_row_gives_the_same_loss_and_gradients() -> None:
     found = []
     for device in (torch.device("cpu"), CUDA):
         trained = model().to(device)
+        trained.train_tower()
         loss = loss_of(trained, patches_of(plan).to(device), to_device(plan, device))
         loss.backward()
         gradients = [p.grad for p in trained.parameters() if p.grad is not None]

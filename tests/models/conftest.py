@@ -16,8 +16,8 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from fastslow import LabelPlan, Span, count_tokens
-from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_row
+from fastslow import LabelPlan, Span, VideoSpan, count_tokens
+from fastslow.qwen2_vl import Family, FastSlowQwen2VL, RowPlan, plan_row
 from fastslow.qwen2_vl.model import Backbone
 
 VIDEO_TOKEN_ID = 9
@@ -89,6 +89,19 @@ def _randomise(module: torch.nn.Module, seed: int) -> None:
             parameter.copy_(0.2 * noise + int(scale))
 
 
+def _timed(span: Span, family: Family) -> Span:
+    """Let a clip that tells no time count frames, as its family would say it."""
+    if not isinstance(span, VideoSpan):
+        return span
+    times = tuple(range(span.schedule.num_frames))
+    if family.tokens_per_second is not None:
+        return replace(span, times=span.times or times)
+    if family.tells_time and not span.between:
+        nothing = ((),) * (len(span.schedule.frames) - 1)
+        return replace(span, times=times, between=nothing)
+    return span
+
+
 @pytest.fixture(scope="session")
 def lay() -> Callable[..., RowPlan]:
     """Plan a row for these models."""
@@ -97,6 +110,8 @@ def lay() -> Callable[..., RowPlan]:
         samples: Sequence[Sequence[Span]], *, padding: int = 0, **settings: Any
     ) -> RowPlan:
         length = sum(map(count_tokens, samples)) + padding
+        family = settings.get("family", Family())
+        samples = [[_timed(span, family) for span in sample] for sample in samples]
         return plan_row(
             samples, video_token_id=VIDEO_TOKEN_ID, length=length, **settings
         )

@@ -114,9 +114,19 @@ def dense(visible: KeyIntervals) -> Tensor:
     return dense_mask(interval_mask(visible), len(visible.start))[None, None]
 
 
-def test_the_cpu_is_given_the_intervals() -> None:
-    visible = visible_intervals(torch.arange(5))
-    assert mask_for_device(visible) is visible
+DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_mask_for_device__same_pairs(device: str) -> None:
+    visible = visible_intervals(
+        torch.tensor([0, 1, 1, 2, 0]), torch.tensor([0, 0, 0, 0, 1])
+    )
+    mask = mask_for_device(to_device(visible, torch.device(device)))
+    assert isinstance(mask, BlockMask) == (device == "cuda")
+    rule = mask.mask_mod if isinstance(mask, BlockMask) else interval_mask(mask)
+    expected = dense_mask(interval_mask(visible), 5)
+    assert torch.equal(dense_mask(rule, 5, device=device).cpu(), expected)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     PreTrainedConfig,
     Qwen2_5_VLConfig,
@@ -206,12 +206,12 @@ def test_stride_one_equals_transformers(
     make_family: MakeFamily, lay: Lay, make_patches: MakePatches, sample: Sample
 ) -> None:
     settings = {"attention": "causal", "after_video_rule": "spatial_axes"}
-    model = FastSlowQwen2VL(make_family("qwen2_5_vl"))
+    model = FastSlowQwen2VL(make_family("qwen2_5_vl")).eval()
     plan = lay([unpooled(sample)], family=model.family, **settings)
     patches = make_patches(plan)
     inputs = inputs_of(plan, patches, SECONDS[tuple(sample)])
     scores = make_family("qwen2_5_vl")(**inputs).logits[0]
-    output = model(patches, plan, return_logits=True)
+    output = model(patches, plan, read_logits=nn.Identity())
     assert_near(output.logits, scores[plan.labels.rows])
     loss = F.cross_entropy(
         scores[:-1], plan.layout.labels[1:], ignore_index=IGNORED_LABEL, reduction="sum"
@@ -222,7 +222,7 @@ def test_stride_one_equals_transformers(
 def test_seconds_matter(
     make_family: MakeFamily, lay: Lay, make_patches: MakePatches
 ) -> None:
-    model = FastSlowQwen2VL(make_family("qwen2_5_vl"))
+    model = FastSlowQwen2VL(make_family("qwen2_5_vl")).eval()
     slower = [
         replace(span, times=(0, 5, 9)) if isinstance(span, VideoSpan) else span
         for span in TALK
@@ -259,7 +259,7 @@ def test_targets_and_copies_are_the_frames_that_they_should_be(
     tower.blocks = torch.nn.ModuleList()
     if model_type == "qwen3_vl":
         torch.nn.init.zeros_(tower.pos_embed.weight)
-    model = FastSlowQwen2VL(backbone)
+    model = FastSlowQwen2VL(backbone).eval()
     samples = [told(TALK, model_type), told(TWO_CLIPS, model_type)]
     plan = lay(samples, family=model.family)
     patches = make_patches(plan)
@@ -288,7 +288,7 @@ def test_targets_and_copies_are_the_frames_that_they_should_be(
 def test_the_next_frame_changes_the_targets_alone(
     make_family: MakeFamily, lay: Lay, make_patches: MakePatches, model_type: str
 ) -> None:
-    model = FastSlowQwen2VL(make_family(model_type))
+    model = FastSlowQwen2VL(make_family(model_type)).eval()
     sample = told([text(1, 7), clip((3, 5), (1, 1, 1))], model_type)
     plan = lay([sample], family=model.family)
     patches = make_patches(plan)
@@ -307,15 +307,15 @@ def test_the_next_frame_changes_the_targets_alone(
 def test_packed_equals_alone(
     make_family: MakeFamily, lay: Lay, make_patches: MakePatches, model_type: str
 ) -> None:
-    model = FastSlowQwen2VL(make_family(model_type))
+    model = FastSlowQwen2VL(make_family(model_type)).eval()
     samples = [told(sample, model_type) for sample in (TALK, TWO_CLIPS)]
     plan = lay(samples, padding=9, family=model.family)
     alone = [lay([sample], family=model.family) for sample in samples]
     patches = make_patches(plan)
-    packed = model(patches, plan, return_logits=True)
+    packed = model(patches, plan, read_logits=nn.Identity())
     counts = [int(p.grid_thw.prod(1).sum()) for p in alone]
     parts = [
-        model(own, p, return_logits=True)
+        model(own, p, read_logits=nn.Identity())
         for own, p in zip(patches.split(counts), alone, strict=True)
     ]
     assert_near(packed.language_loss, sum(p.language_loss for p in parts))
@@ -329,7 +329,7 @@ def test_packed_equals_alone(
 def test_gradients_reach_every_parameter(
     make_family: MakeFamily, lay: Lay, make_patches: MakePatches, model_type: str
 ) -> None:
-    model = FastSlowQwen2VL(make_family(model_type))
+    model = FastSlowQwen2VL(make_family(model_type)).eval()
     model.freeze_tower()
     samples = [told(TALK, model_type), told(TWO_CLIPS, model_type)]
     plan = lay(samples, family=model.family)
@@ -347,7 +347,7 @@ def test_gradients_reach_every_parameter(
 def test_a_few_steps_reduce_the_loss(
     make_family: MakeFamily, lay: Lay, make_patches: MakePatches, model_type: str
 ) -> None:
-    model = FastSlowQwen2VL(make_family(model_type))
+    model = FastSlowQwen2VL(make_family(model_type)).eval()
     model.freeze_tower()
     samples = [told(TALK, model_type), told(TWO_CLIPS, model_type)]
     plan = lay(samples, family=model.family)
@@ -375,7 +375,7 @@ def test_saved_weights_give_the_same_losses(
     backbone = make_family(model_type)
     backbone.save_pretrained(tmp_path)
     loaded = type(backbone).from_pretrained(tmp_path, dtype=torch.float64)
-    models = [FastSlowQwen2VL(each) for each in (backbone, loaded)]
+    models = [FastSlowQwen2VL(each).eval() for each in (backbone, loaded)]
     plan = lay([told(TALK, model_type)], family=models[0].family)
     patches = make_patches(plan)
     saved, found = (model(patches, plan) for model in models)

@@ -196,7 +196,7 @@ def test_step_flops__matches_torch(
     lay: Callable[..., RowPlan],
     make_patches: Callable[..., Tensor],
 ) -> None:
-    model = FastSlowQwen2VL(make_family(family))
+    model = FastSlowQwen2VL(make_family(family)).eval()
     plan = lay(samples, family=model.family)
     choose(model)
     flops, queries = step_flops(model, plan), queries_of(model)
@@ -211,7 +211,7 @@ def test_step_flops__matches_pairs(
     lay: Callable[..., RowPlan],
     make_patches: Callable[..., Tensor],
 ) -> None:
-    model, plan = FastSlowQwen2VL(make_family(family)), lay([SCALED, SAMPLE])
+    model, plan = FastSlowQwen2VL(make_family(family)).eval(), lay([SCALED, SAMPLE])
     model.requires_grad_(False)
     visual, patches = model.backbone.model.visual, make_patches(plan)
     visual.set_attn_implementation("eager")
@@ -228,7 +228,10 @@ def test_step_cost__matches_step_flops(
     make_family: Callable[..., Any],
     lay: Callable[..., RowPlan],
 ) -> None:
-    model, plan = FastSlowQwen2VL(make_family(family)), lay([SCALED, SAMPLE], padding=3)
+    model, plan = (
+        FastSlowQwen2VL(make_family(family)).eval(),
+        lay([SCALED, SAMPLE], padding=3),
+    )
     choose(model)
     flops = step_flops(model, plan)
     cost = sample_cost(
@@ -251,7 +254,7 @@ def test_step_flops__padding_is_free(
 def test_step_flops__additive(
     family: str, make_family: Callable[..., Any], lay: Callable[..., RowPlan]
 ) -> None:
-    model = FastSlowQwen2VL(make_family(family))
+    model = FastSlowQwen2VL(make_family(family)).eval()
     model.train_tower()
     packed, *parts = (
         step_flops(model, lay(row)) for row in ([SAMPLE, SCALED], [SAMPLE], [SCALED])

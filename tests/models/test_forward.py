@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fastslow import IGNORED_LABEL, VideoSpan, next_frame_loss, schedule_from_strides
 from tests.models.samples import (
@@ -92,6 +93,7 @@ def test_training_keeps_no_cache(
     model.backbone.model.language_model.register_forward_hook(
         lambda module, arguments, output: outputs.extend(output.keys())
     )
+    model.freeze_tower()
     model.train()(make_patches(plan), plan)
     assert outputs == ["last_hidden_state"]
 
@@ -104,7 +106,8 @@ def test_narrow_models_take_the_patches_of_the_preprocessor(
     patches = make_patches(plan).float()
     narrow = make_model().to(dtype)
     output, expected = (
-        model(patches, plan, return_logits=True) for model in (narrow, wide)
+        model(patches, plan, read_logits=torch.nn.Identity())
+        for model in (narrow, wide)
     )
     assert output.logits.dtype == output.targets.values.dtype == dtype
     tolerance = 1e-3 if dtype == torch.float32 else 0.2
@@ -127,12 +130,36 @@ def test_gradient_checkpointing_changes_nothing(
     found = []
     for checkpointing in (False, True):
         model = make_model().train()
+        model.train_tower()
         if checkpointing:
             model.backbone.gradient_checkpointing_enable()
         language, _, following, _ = step_sums(model, patches, plan)
         (language + following).backward()
-        found.append({name: p.grad for name, p in model.named_parameters()})
+        trained = [n for n, p in model.named_parameters() if p.requires_grad]
+        found.append({name: model.get_parameter(name).grad for name in trained})
     assert_all_near(*found)
+
+
+def test_scores_are_read_some_rows_at_a_time(
+    make_model: MakeModel,
+    lay: Lay,
+    make_patches: MakePatches,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, plan = make_model(), lay(MIXED)
+    patches, labelled = make_patches(plan), len(plan.labels.rows)
+    whole = model(patches, plan, read_logits=torch.nn.Identity()).logits
+    assert whole.shape == (labelled, 40)
+    monkeypatch.setattr("fastslow.qwen2_vl.model.ROWS_AT_ONCE", 2)
+    seen = list[int]()
+
+    def best(scores: Tensor) -> Tensor:
+        seen.append(len(scores))
+        return scores.argmax(-1)
+
+    chosen = model(patches, plan, read_logits=best).logits
+    assert torch.equal(chosen, whole.argmax(-1))
+    assert sum(seen) == labelled > max(seen) == 2
 
 
 def test_only_labelled_rows_meet_the_vocabulary(
@@ -150,8 +177,8 @@ def test_only_labelled_rows_meet_the_vocabulary(
         if labels[row + 1] != IGNORED_LABEL and segments[row] == segments[row + 1]
     ]
     assert 0 < len(rows) < (labels != IGNORED_LABEL).sum()
-    output = model(patches, plan, return_logits=True)
-    every = model(patches, read_every_row(plan), return_logits=True).logits
+    output = model(patches, plan, read_logits=torch.nn.Identity())
+    every = model(patches, read_every_row(plan), read_logits=torch.nn.Identity()).logits
     assert_near(output.logits, every[rows])
     expected = F.cross_entropy(output.logits, plan.labels.targets, reduction="sum")
     assert_near(output.language_loss, expected)

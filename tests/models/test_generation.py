@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastslow import (
     FrameWindow,
@@ -64,7 +64,7 @@ def read_anew(
         samples = [[*grown, asked], [clip((1, 1), 1)]]
         plan = lay(samples, family=model.family, **how)
         with torch.no_grad():
-            output = model(patches_of(plan), plan, return_logits=True)
+            output = model(patches_of(plan), plan, read_logits=nn.Identity())
         assert output.logits is not None
         (best,) = output.logits.argmax(-1).tolist()
         if best == END:
@@ -96,7 +96,7 @@ def test_generate_answers__cache_free(
 ) -> None:
     plan = lay(PROMPTS, family=model.family, **how)
     found = generate_answers(
-        model, patches_of(plan), plan, end_token_ids=[END], max_new_tokens=9
+        model, patches_of(plan), plan, eos_token_id=[END], max_new_tokens=9
     )
     expected = [read_anew(model, prompt, lay, 9, **how) for prompt in PROMPTS]
     assert [list(answer) for answer in found] == expected
@@ -107,7 +107,7 @@ def test_generate_answers__batch_free(model: FastSlowQwen2VL, lay: Lay) -> None:
     def answers(prompts: Sequence[Sequence[Span]], padding: int = 0) -> list[Any]:
         plan = lay(prompts, padding=padding, family=model.family)
         return generate_answers(
-            model, patches_of(plan), plan, end_token_ids=[END], max_new_tokens=7
+            model, patches_of(plan), plan, eos_token_id=[END], max_new_tokens=7
         )
 
     whole = answers(PROMPTS)
@@ -115,7 +115,7 @@ def test_generate_answers__batch_free(model: FastSlowQwen2VL, lay: Lay) -> None:
     assert answers(PROMPTS, padding=5) == whole
     assert answers([PROMPTS[0]]) == whole[:1]
     black = (clip((1, 1), 1),)
-    assert answers([PROMPTS[1], black]) == whole[1:2]
+    assert answers([PROMPTS[1], black, PROMPTS[0]]) == [whole[1], (), whole[0]]
 
 
 def test_the_cache_of_the_packed_row_does_not_stay(
@@ -129,7 +129,7 @@ def test_the_cache_of_the_packed_row_does_not_stay(
 
     monkeypatch.setattr(model, "read_prompts", spy)
     plan = lay(PROMPTS, family=model.family)
-    generate_answers(model, patches_of(plan), plan, end_token_ids=(), max_new_tokens=3)
+    generate_answers(model, patches_of(plan), plan, eos_token_id=(), max_new_tokens=3)
     longest = max(map(count_tokens, PROMPTS))
     for layer in caches[0].layers:
         assert layer.keys.shape[::2] == layer.values.shape[::2] == (4, longest + 2)
@@ -138,11 +138,11 @@ def test_the_cache_of_the_packed_row_does_not_stay(
 def test_an_answer_ends_with_its_token(model: FastSlowQwen2VL, lay: Lay) -> None:
     plan = lay(PROMPTS, family=model.family)
     patches = patches_of(plan)
-    free = generate_answers(model, patches, plan, end_token_ids=(), max_new_tokens=6)
+    free = generate_answers(model, patches, plan, eos_token_id=(), max_new_tokens=6)
     assert [len(answer) for answer in free] == [6] * 4
     for end in {token for answer in free for token in answer}:
         found = generate_answers(
-            model, patches, plan, end_token_ids=[end], max_new_tokens=6
+            model, patches, plan, eos_token_id=end, max_new_tokens=6
         )
         for cut, whole in zip(found, free, strict=True):
             stop = whole.index(end) if end in whole else 6
@@ -172,7 +172,7 @@ def test_generate_answers__matches_transformers(
         eos_token_id=-1,
     )
     found = generate_answers(
-        FastSlowQwen2VL(backbone), patches, plan, end_token_ids=(), max_new_tokens=8
+        FastSlowQwen2VL(backbone), patches, plan, eos_token_id=(), max_new_tokens=8
     )
     assert list(found[0]) == whole[0, ids.shape[1] :].tolist()
 
@@ -181,9 +181,9 @@ def test_what_cannot_be_answered_is_refused(model: FastSlowQwen2VL, lay: Lay) ->
     plan = lay([(text(1), clip((1, 1), 1), text(2)), (text(1), clip((1, 1), 1))])
     with pytest.raises(ValueError, match=r"^prompt 1 ends with a clip; a prompt ends"):
         generate_answers(
-            model, patches_of(plan), plan, end_token_ids=(), max_new_tokens=1
+            model, patches_of(plan), plan, eos_token_id=(), max_new_tokens=1
         )
     with pytest.raises(ValueError, match=r"^max_new_tokens is 0; it must"):
         generate_answers(
-            model, patches_of(plan), plan, end_token_ids=(), max_new_tokens=0
+            model, patches_of(plan), plan, eos_token_id=(), max_new_tokens=0
         )

@@ -65,7 +65,9 @@ def test_packed_equals_alone(
     assert (plan.layout.segment_ids < 0).sum() == padding
     patches = make_patches(plan)
     packed_sums = step_sums(model, patches, plan)
-    packed_logits = model(patches, read_every_row(plan), return_logits=True).logits
+    packed_logits = model(
+        patches, read_every_row(plan), read_logits=torch.nn.Identity()
+    ).logits
     packed_language = gradients(model.backbone, packed_sums[0])
     packed_next = gradients(model, packed_sums[2])
 
@@ -81,7 +83,9 @@ def test_packed_equals_alone(
             own_language = gradients(backbone, loss)
         else:
             own = lay([sample])
-            scores = model(part, read_every_row(own), return_logits=True).logits
+            scores = model(
+                part, read_every_row(own), read_logits=torch.nn.Identity()
+            ).logits
             alone = step_sums(model, part, own)
             own_language = gradients(model.backbone, alone[0])
             for name, grad in gradients(model, alone[2]).items():
@@ -158,7 +162,7 @@ def test_leak_free(
     """A random cotangent misses a non-zero row of a Jacobian with probability zero."""
     plan = read_every_row(lay(samples, padding=padding))
     patches = make_patches(plan, seed).requires_grad_()
-    output = make_model(layers=layers)(patches, plan, return_logits=True)
+    output = make_model(layers=layers)(patches, plan, read_logits=torch.nn.Identity())
     outputs = (output.logits, output.predictions)
     generator = torch.Generator().manual_seed(seed)
     noise = [
@@ -197,7 +201,7 @@ def test_the_past_does_not_feel_the_future(
     patches, others = make_patches(plan, seed), make_patches(plan, seed + 1)
     everything = list(moments(samples))
     with torch.no_grad():
-        logits = model(patches, plan, return_logits=True).logits
+        logits = model(patches, plan, read_logits=torch.nn.Identity()).logits
         for now, moment in enumerate(everything):
             known = [m for m in everything[: now + 1] if m.sample == moment.sample]
             changed = others.clone()
@@ -207,7 +211,7 @@ def test_the_past_does_not_feel_the_future(
                 ids[list(m.rows)] = plan.layout.input_ids[list(m.rows)]
             layout = replace(plan.layout, input_ids=ids)
             new_logits = model(
-                changed, replace(plan, layout=layout), return_logits=True
+                changed, replace(plan, layout=layout), read_logits=torch.nn.Identity()
             ).logits
             same = (new_logits == logits).all(1)
             rows = [row for m in known for row in m.rows]
@@ -229,8 +233,8 @@ def test_every_later_token_feels_a_change(
     changed[everything[frame].patches[0]] += 1
     model = make_model()
     moved = (
-        model(changed, plan, return_logits=True).logits
-        != model(patches, plan, return_logits=True).logits
+        model(changed, plan, read_logits=torch.nn.Identity()).logits
+        != model(patches, plan, read_logits=torch.nn.Identity()).logits
     ).any(1)
     expected = torch.zeros_like(moved)
     for m in everything[frame:]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
 
 from fastslow import Span, TextSpan, VideoSpan
@@ -57,7 +57,9 @@ def test_stride_one_equals_transformers(
 ) -> None:
     plan = lay([sample], attention="causal", after_video_rule="spatial_axes")
     patches = make_patches(plan)
-    logits = make_model()(patches, read_every_row(plan), return_logits=True).logits
+    logits = make_model()(
+        patches, read_every_row(plan), read_logits=nn.Identity()
+    ).logits
     assert_near(logits, transformers_logits(make_backbone(), sample, patches))
 
 
@@ -72,7 +74,9 @@ def test_stride_one_equals_transformers_at_the_published_positions(
 ) -> None:
     plan = lay([sample], attention="causal")
     patches = make_patches(plan)
-    logits = make_model()(patches, read_every_row(plan), return_logits=True).logits
+    logits = make_model()(
+        patches, read_every_row(plan), read_logits=nn.Identity()
+    ).logits
     places = published_positions(sample)[:, None]
     assert_near(logits, transformers_logits(make_backbone(), sample, patches, places))
 
@@ -87,7 +91,9 @@ def test_a_row_of_stride_one_equals_transformers_sample_by_sample(
     samples = [unpooled(sample) for sample in MIXED]
     plan = lay(samples, attention="causal", after_video_rule="spatial_axes")
     patches = make_patches(plan)
-    logits = make_model()(patches, read_every_row(plan), return_logits=True).logits
+    logits = make_model()(
+        patches, read_every_row(plan), read_logits=nn.Identity()
+    ).logits
     backbone = make_backbone()
     alone = [
         transformers_logits(backbone, sample, part)
@@ -114,7 +120,9 @@ def test_raw_frames_go_through_as_in_transformers(
         sample += [clip(grid, *(1,) * frame_count), text(6, 10)]
     patches = torch.cat(parts)
     plan = lay([sample], attention="causal", after_video_rule="spatial_axes")
-    logits = make_model()(patches, read_every_row(plan), return_logits=True).logits
+    logits = make_model()(
+        patches, read_every_row(plan), read_logits=nn.Identity()
+    ).logits
     pixels = normalize_patches(patches, geometry).double()
     assert_near(logits, transformers_logits(make_backbone(), sample, pixels))
 
@@ -177,7 +185,7 @@ def test_pooled_frames_equal_a_forward_written_in_loops(
     described = reference.layout([spans], video_token_id=VIDEO_TOKEN_ID)
     places = torch.tensor(described["position_ids"])[1:]
     expected = forward_by_hand(make_backbone(), sample, patches, places)
-    assert_near(make_model()(patches, plan, return_logits=True).logits, expected)
+    assert_near(make_model()(patches, plan, read_logits=nn.Identity()).logits, expected)
 
 
 @st.composite

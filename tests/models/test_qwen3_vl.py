@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+from transformers.video_utils import VideoMetadata
 
 from fastslow import (
     IGNORED_LABEL,
@@ -35,11 +36,13 @@ from fastslow.qwen2_vl import (
     frame_times,
     place_clip,
     place_image,
+    plan_row,
     timestamp_texts,
 )
 from fastslow.qwen2_vl.model import Backbone
 from fastslow.testing import strategies as fst
 from recipes.edge.tiny import train_tokenizer
+from recipes.edge.video import sample_frame_indices
 
 VIDEO_TOKEN_ID = 9
 START, END = "<|vision_start|>", "<|vision_end|>"
@@ -194,6 +197,38 @@ def test_a_prompt_is_tokenized_as_a_whole(asked: str) -> None:
     assert layout.labels[len(prompt)] != IGNORED_LABEL
 
 
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        (
+            QWEN3,
+            (
+                "a clip of 3 pooled frames has no text between them, where this family "
+                "reads the time; place_clip writes it"
+            ),
+        ),
+        (
+            Family(tokens_per_second=2),
+            (
+                "a clip of 3 frames has no times, by which this family places them; "
+                "place_clip gives them"
+            ),
+        ),
+    ],
+)
+def test_a_clip_has_to_tell_the_time_as_its_family_does(
+    family: Family, said: str
+) -> None:
+    def plan(*strides: int) -> RowPlan:
+        clip = VideoSpan(grid=(1, 1), schedule=schedule_from_strides(strides))
+        return plan_row([[clip]], video_token_id=VIDEO_TOKEN_ID, family=family)
+
+    plan(1)
+    with pytest.raises(ValueError) as error:
+        plan(1, 1, 1)
+    assert str(error.value) == said
+
+
 @pytest.mark.parametrize("raw", [4, 7])
 def test_raw_frames_that_do_not_fit_are_refused(raw: int) -> None:
     with pytest.raises(ValueError) as error:
@@ -204,6 +239,62 @@ def test_raw_frames_that_do_not_fit_are_refused(raw: int) -> None:
         f"seconds holds {raw} raw frames, which make {(raw + 1) // 2} frames, but the "
         "schedule is for 3"
     )
+
+
+@pytest.mark.parametrize(
+    "seconds", [(3.0, 2.0), (0.0, float("nan")), (0.0, float("inf"))]
+)
+def test_times_have_to_be_in_order(seconds: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError) as error:
+        place_clip(
+            (1, 1), repeat_strides(1, (1,)), seconds, family=QWEN3, encode=encode
+        )
+    assert str(error.value) == (
+        f"seconds is {list(seconds)}; they must be finite and never fall"
+    )
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
+def test_a_rate_has_to_be_above_zero(rate: float) -> None:
+    with pytest.raises(ValueError) as error:
+        place_clip(
+            (1, 1),
+            repeat_strides(1, (1,)),
+            (0.0, 1.0),
+            family=Family(tokens_per_second=2),
+            encode=encode,
+            sampled_fps=rate,
+        )
+    assert str(error.value) == f"sampled_fps is {rate}; it must be above 0"
+
+
+@given(
+    st.integers(4, 2000),
+    st.sampled_from((24.0, 25.0, 29.97, 30.0, 60.0)),
+    st.integers(2, 64),
+)
+@example(250, 25.0, 20)
+@example(3000, 30.0, 64)
+def test_times_are_those_of_the_processor_that_knows_the_rate(
+    total: int, fps: float, most: int
+) -> None:
+    """What transformers' own processor makes of frames spread over a video."""
+    indices = sample_frame_indices(total, most)
+    metadata = VideoMetadata(
+        total_num_frames=total, fps=fps, frames_indices=list(indices)
+    )
+    told = Family(tokens_per_second=2)
+    frames = temporal_patches(len(indices))
+    clip = place_clip(
+        (1, 1),
+        repeat_strides(frames, (1,)),
+        [index / fps for index in indices],
+        family=told,
+        encode=encode,
+        sampled_fps=metadata.sampled_fps,
+    )
+    gap = 2 * torch.tensor(2 / metadata.sampled_fps)
+    assert clip.span.times == tuple((torch.arange(frames) * gap).long().tolist())
 
 
 def test_the_other_families_tell_time_by_positions() -> None:
@@ -273,8 +364,8 @@ def test_stride_one_equals_transformers(
     plan = lay([spans], attention="causal")
     patches = make_patches(plan)
     scores = make_family("qwen3_vl")(**inputs_of(plan, patches)).logits[0]
-    model = FastSlowQwen2VL(make_family("qwen3_vl"))
-    output = model(patches, plan, return_logits=True)
+    model = FastSlowQwen2VL(make_family("qwen3_vl")).eval()
+    output = model(patches, plan, read_logits=nn.Identity())
     assert_near(output.logits, scores[plan.labels.rows])
     loss = F.cross_entropy(
         scores[:-1], plan.layout.labels[1:], ignore_index=IGNORED_LABEL, reduction="sum"
@@ -324,8 +415,8 @@ def test_every_level_is_pooled_by_the_plan(
     ).last_hidden_state[0]
     real = plan.layout.segment_ids >= 0
     expected = backbone.lm_head(hidden)[real]
-    model = FastSlowQwen2VL(make_family("qwen3_vl"))
-    assert_near(model(patches, plan, return_logits=True).logits[real], expected)
+    model = FastSlowQwen2VL(make_family("qwen3_vl")).eval()
+    assert_near(model(patches, plan, read_logits=nn.Identity()).logits[real], expected)
 
 
 def test_every_frame_predicts_the_next_across_the_text_between(lay: Lay) -> None:

@@ -137,6 +137,45 @@ def test_reset_takes_the_weights_of_now(
     assert not any(p.requires_grad for p in model.target_tower.parameters())
 
 
+def put_adapters_into(model: FastSlowQwen2VL) -> None:
+    peft = pytest.importorskip("peft")
+    adapters = peft.LoraConfig(r=2, target_modules="all-linear")
+    peft.inject_adapter_in_model(adapters, model.backbone)
+    model.double()
+
+
+def test_a_tower_that_trains_is_not_its_own_target(
+    make_model: Callable[..., FastSlowQwen2VL], step: Step
+) -> None:
+    said = r"^\d+ parameters of the tower train, such as (.*), and its features are the"
+    with pytest.raises(ValueError, match=said):
+        step(make_model().train())
+    adapted = make_model().train()
+    adapted.freeze_tower()
+    step(adapted)
+    put_adapters_into(adapted)
+    with pytest.raises(ValueError, match=said) as error:
+        step(adapted)
+    assert "lora_A" in str(error.value)
+    without = make_model().train()
+    without.drop_next_frame()
+    step(without)
+
+
+def test_adapters_in_a_tower_leave_its_copy_alone(
+    make_model: Callable[..., FastSlowQwen2VL], step: Step
+) -> None:
+    model = make_model().train()
+    model.train_tower()
+    put_adapters_into(model)
+    first, second = step(model), step(model)
+    assert torch.equal(second.targets.values, first.targets.values)
+    assert not torch.equal(second.predictions, first.predictions)
+    said = r"^the tower and its copy differ in \d+ parameters, such as blocks.*; reset"
+    with pytest.raises(ValueError, match=said):
+        model.reset_target_tower()
+
+
 def test_without_a_copy_there_is_nothing_to_reset(
     make_model: Callable[..., FastSlowQwen2VL],
 ) -> None:

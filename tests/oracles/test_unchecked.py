@@ -411,10 +411,10 @@ def test_what_a_model_cannot_take_is_refused() -> None:
         assert refused(model, patches, plan.layout) == (
             "plan is a TokenLayout; it must be a RowPlan, as plan_row gives"
         )
-        for ends, found in ((1, "end_token_ids is 1; it must hold whole numbers"), (
-            [None], "end_token_ids[0] is None; it must be a whole number"
+        for ends, found in ((1.5, "eos_token_id is 1.5; it must hold whole numbers"), (
+            [None], "eos_token_id[0] is None; it must be a whole number"
         )):
-            answer = partial(generate_answers, end_token_ids=ends, max_new_tokens=1)
+            answer = partial(generate_answers, eos_token_id=ends, max_new_tokens=1)
             assert refused(answer, model, patches, plan) == f"{found}, from 0 on"
         shape = tuple(patches.shape)
         assert refused(model, patches.long(), plan) == (
