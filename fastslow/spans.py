@@ -37,7 +37,7 @@ class VideoSpan:
         grid: Height and width of every frame before pooling, in merged tokens.
         schedule: How its frames are pooled, in the same tokens.
         times: Position in time of each frame, from 0 on and never falling; frame ``t``
-            stands at ``t`` by default.
+            stands at ``t`` by default, or at 0 where text sets frames apart.
         between: Token ids of the text between one pooled frame and the next. Positions
             then start anew with every pooled frame, where the text before it ends.
             Nothing stands between frames by default.
@@ -64,6 +64,8 @@ class VideoSpan:
         tokens_per_frame(self.grid, self.schedule)
         encoded_grids(self.grid, self.schedule)
         frames, pooled = self.schedule.num_frames, len(self.schedule.frames)
+        if between and not self.times:
+            object.__setattr__(self, "times", (0,) * frames)
         in_order = list(self.times) == sorted(self.times)
         if self.times and not (len(self.times) == frames and in_order):
             raise ValueError(

@@ -102,7 +102,8 @@ def plan_row(
         The plan, on the CPU; ``to_device`` moves it.
 
     Raises:
-        ValueError: As ``build_layout`` does.
+        ValueError: As ``build_layout`` does, or if a clip does not tell the time as
+            the family's do, see ``place_clip``.
 
     Laws:
         counts_agree: pooled tokens, placeholders and video rows are equally many:
@@ -115,6 +116,8 @@ def plan_row(
         after_video_rule=after_video_rule,
         length=length,
     )
+    for clip in layout.clips:
+        _check_time(clip, family)
     runs = [run for clip in layout.clips for run in encoded_runs(clip)]
     merge_size = family.geometry.merge_size
     return RowPlan(
@@ -133,3 +136,19 @@ def plan_row(
         labels=plan_labels(layout),
         next_frame=plan_next_frame(layout),
     )
+
+
+def _check_time(clip: VideoSpan, family: Family) -> None:
+    """Raise unless a clip of several frames tells the time as its family does."""
+    frames = len(clip.schedule.frames)
+    if family.tells_time and frames > 1 and not clip.between:
+        raise ValueError(
+            f"a clip of {frames} pooled frames has no text between them, where this "
+            "family reads the time; place_clip writes it"
+        )
+    frames = clip.schedule.num_frames
+    if family.tokens_per_second is not None and frames > 1 and not clip.times:
+        raise ValueError(
+            f"a clip of {frames} frames has no times, by which this family places "
+            "them; place_clip gives them"
+        )

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 import torch
@@ -40,11 +42,13 @@ def place_clip(
     *,
     family: Family,
     encode: Callable[[str], Sequence[int]],
+    sampled_fps: float | None = None,
 ) -> PlacedClip:
     """Lay out a clip as the backbone's family tells the time.
 
-    Qwen2-VL counts frames. Qwen2.5-VL moves positions on by the seconds between frames.
-    Qwen3-VL reads the time as text before each frame, and each frame is placed anew.
+    Qwen2-VL counts frames. Qwen2.5-VL moves positions on by the seconds between frames,
+    all alike. Qwen3-VL reads the time as text before each frame, and each frame is
+    placed anew.
 
     Args:
         grid: Height and width of every frame before pooling, in merged tokens.
@@ -52,19 +56,24 @@ def place_clip(
         seconds: When each raw frame that was sampled was taken, in order.
         family: The backbone's family.
         encode: Gives a text's token ids, special tokens recognised, none added.
+        sampled_fps: Raw frames that were sampled for each second of the whole video, as
+            transformers' ``VideoMetadata`` counts them; by default as many as
+            ``seconds`` are apart. Qwen2.5-VL was trained on the former: frames from the
+            first to the last are further apart than the video's share of them is long.
 
     Returns:
         The clip, and the text that opens it.
 
     Raises:
         ValueError: If there are not as many raw frames as the schedule's frames hold,
-            or as ``temporal_patches`` does.
+            ``seconds`` fall or are not finite, ``sampled_fps`` is not above 0, or as
+            ``temporal_patches`` does.
 
     Laws:
         same_frames: grid and schedule stay what they are: ``(span.grid, span.schedule)
             == (grid, schedule)``
         matches_transformers: positions and ids are those of transformers' own processor
-            and model
+            and model, given its ``sampled_fps``
 
     Example:
         >>> from fastslow import repeat_strides
@@ -83,6 +92,7 @@ def place_clip(
             f"seconds holds {len(seconds)} raw frames, which make {frames} frames, but "
             f"the schedule is for {schedule.num_frames}"
         )
+    _check_seconds(seconds, sampled_fps)
     if family.tells_time:
         opening, *between = timestamp_texts(
             schedule, seconds, temporal_patch_size=raw_frames
@@ -97,13 +107,27 @@ def place_clip(
     times: tuple[int, ...] = ()
     if family.tokens_per_second is not None:
         gap = (seconds[-1] - seconds[0]) / max(len(seconds) - 1, 1)
+        seconds_per_frame = gap * raw_frames
+        if sampled_fps is not None:
+            seconds_per_frame = raw_frames / sampled_fps
         times = frame_times(
             frames,
-            seconds_per_frame=gap * raw_frames,
+            seconds_per_frame=seconds_per_frame,
             tokens_per_second=family.tokens_per_second,
         )
     span = VideoSpan(grid=grid, schedule=schedule, times=times)
     return PlacedClip(span=span, opening=VISION_START)
+
+
+def _check_seconds(seconds: Sequence[float], sampled_fps: float | None) -> None:
+    """Raise unless times are finite and in order, and a rate is above 0."""
+    falls = any(after < before for before, after in pairwise(seconds))
+    if falls or not all(map(isfinite, seconds)):
+        raise ValueError(
+            f"seconds is {list(seconds)}; they must be finite and never fall"
+        )
+    if sampled_fps is not None and not sampled_fps > 0:
+        raise ValueError(f"sampled_fps is {sampled_fps}; it must be above 0")
 
 
 def place_image(grid: Grid) -> PlacedClip:

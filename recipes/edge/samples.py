@@ -128,12 +128,14 @@ def plan_sample(
             place = place_image(clip_grid(1, *size, settings.family.geometry)[1])
         else:
             grid, schedule = schedule_clip(len(indices), size, settings)
+            length = clip.info.length
             place = place_clip(
                 grid,
                 schedule,
                 seconds,
                 family=settings.family,
                 encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
+                sampled_fps=len(indices) / length if length else None,
             )
             wanted = settings.add_time_instruction
             said.append(f"\n{time_instruction(clip, seconds)}" if wanted else "")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from fastslow import VideoSpan, repeat_strides
+from fastslow import VideoSpan, build_layout, repeat_strides
 from fastslow.testing import strategies as fst
 
 THREE_FRAMES: dict[str, Any] = {"grid": (2, 2), "schedule": repeat_strides(3, (1,))}
@@ -15,6 +15,13 @@ THREE_FRAMES: dict[str, Any] = {"grid": (2, 2), "schedule": repeat_strides(3, (1
 def test_a_clip_lasts_until_its_last_frame_has_begun(clip: VideoSpan) -> None:
     times = clip.times or range(clip.schedule.num_frames)
     assert clip.time_extent == max(times) + 1
+
+
+def test_a_frame_that_text_sets_apart_begins_where_the_text_ends() -> None:
+    clip = VideoSpan(**THREE_FRAMES, between=((5,), (6, 7)))
+    _, time, height, _ = build_layout([[clip]], video_token_id=9).position_ids.tolist()
+    assert time == [0, 0, 0, 0, 2, 3, 3, 3, 3, 5, 6, 7, 7, 7, 7]
+    assert height == [0, 0, 1, 1, 2, 3, 3, 4, 4, 5, 6, 7, 7, 8, 8]
 
 
 @pytest.mark.parametrize("times", [(0, 1), (0, 1, 2, 3), (0, 2, 1)])

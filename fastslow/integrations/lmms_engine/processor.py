@@ -157,6 +157,7 @@ class FastSlowProcessor:
             [number / fps for number in range(len(frames))],
             family=self.family,
             encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
+            sampled_fps=fps,
         )
         return clip, patchify_clip(frames, self.family.geometry)
 

@@ -100,7 +100,7 @@ def _sample_tokens(
                     start, run = start + 1, run + 1
             case (grid, (num_frames, frames, edge, _), *_):
                 times, between = placement(span)
-                times = times or range(num_frames)
+                times = times or ([0] * num_frames if between else range(num_frames))
                 longest = times[-1] + 1 if after_video_rule == "all_axes" else 0
                 extent = max(*grid, longest)
                 for number, pooled in enumerate(frames):
