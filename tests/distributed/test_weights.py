@@ -150,7 +150,7 @@ def logits(model: FastSlowQwen2VL) -> Tensor:
     plan = plan_row([spans], video_token_id=VIDEO_TOKEN)
     generator = torch.Generator().manual_seed(1)
     patches = torch.randn(16, 24, generator=generator)
-    found = model(patches, plan, read_logits=nn.Identity()).logits
+    found = model.eval()(patches, plan, read_logits=nn.Identity()).logits
     assert found is not None
     return found
 
