@@ -7,8 +7,10 @@ import io
 import os
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -23,8 +25,6 @@ UNZIPPED_BYTES = 2**24
 
 UNZIPPED_RATIO = 10
 """How many times as large a larger one may become; clips hardly grow at all."""
-
-_EQUAL = 2
 
 _T = TypeVar("_T")
 
@@ -181,41 +181,67 @@ def match_members(
     """Find wanted files among the members of archives.
 
     Archives are packed from other folders than the rows were written for. So a member
-    is the wanted one if the names are equal; else if one ends with the other; else if
-    the last parts are equal. Where members of several names are equally alike, none is.
+    is the wanted one if the names are equal; else if one ends with the other, or the
+    last parts are equal, and no other name and no other member ends so. Of what may be
+    another's clip, nothing is found.
 
     Args:
         wanted: Names in rows.
-        members: Name of each member, and what is known of it.
+        members: Name of each member, and what is known of it; of equal names the first
+            counts.
 
     Returns:
         What is known of each wanted file that was found, by its name.
+
+    Laws:
+        one_each: no member is given for two names that differ
     """
-    by_last = dict[str, list[str]]()
-    for name in wanted:
-        by_last.setdefault(PurePosixPath(name).name, []).append(name)
-    found = dict[str, tuple[int, dict[str, _T]]]()
+    tree = dict[tuple[int, str], int]()
+    names = {name: _grow(tree, name) for name in wanted}
+    differing = {ends[-1:]: ends for ends in names.values()}
+    names_with = Counter(chain.from_iterable(differing.values()))
+    members_with, seen = Counter[int](), set[tuple[str, ...]]()
+    whole, known_with = dict[int, _T](), dict[int, _T]()
     for member, known in members:
-        for name in by_last.get(PurePosixPath(member).name, ()):
-            rank = _likeness(name, member)
-            best, places = found.get(name, (-1, {}))
-            if rank > best:
-                found[name] = rank, {member: known}
-            elif rank == best:
-                places.setdefault(member, known)
-    return {
-        name: next(iter(places.values()))
-        for name, (rank, places) in found.items()
-        if rank == _EQUAL or len(places) == 1
-    }
+        parts = PurePosixPath(member).parts
+        ends = _find_ends(tree, parts)
+        if ends and parts not in seen:
+            seen.add(parts)
+            members_with.update(ends)
+            known_with |= dict.fromkeys(ends, known)
+            if len(ends) == len(parts):
+                whole[ends[-1]] = known
+    found = dict[str, _T]()
+    for name, ends in names.items():
+        for end in ends:
+            is_alone = names_with[end] == members_with[end] == 1
+            if is_alone and (end in {ends[0], ends[-1]} or end in whole):
+                found[name] = known_with[end]
+        if ends and ends[-1] in whole:
+            found[name] = whole[ends[-1]]
+    return found
 
 
-def _likeness(name: str, member: str) -> int:
-    """Tell how alike two paths are whose last parts are equal."""
-    name, member = name.removeprefix("./"), member.removeprefix("./")
-    if name == member:
-        return _EQUAL
-    return int(name.endswith(f"/{member}") or member.endswith(f"/{name}"))
+def _grow(tree: dict[tuple[int, str], int], name: str) -> tuple[int, ...]:
+    """Number the ends of a path, its last part first; equal ends have one number."""
+    end, ends = 0, list[int]()
+    for part in reversed(PurePosixPath(name).parts):
+        end = tree.setdefault((end, part), len(tree) + 1)
+        ends.append(end)
+    return tuple(ends)
+
+
+def _find_ends(
+    tree: dict[tuple[int, str], int], parts: tuple[str, ...]
+) -> tuple[int, ...]:
+    """Give the numbers of those ends of a path that are known."""
+    end, ends = 0, list[int]()
+    for part in reversed(parts):
+        if (end, part) not in tree:
+            break
+        end = tree[end, part]
+        ends.append(end)
+    return tuple(ends)
 
 
 def archive_digest(archive: str) -> str:
