@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from recipes.edge.containers import FAILING
 from recipes.edge.data_files import fetch
 from recipes.edge.media import MediaFile
 
@@ -62,7 +63,8 @@ class ArchiveStore:
 
         Raises:
             ArchiveError: If the archive is missing or broken.
-            OSError: If the cache cannot be written to; the archive may be good.
+            OSError: If the cache cannot be written to or the machine fails; the archive
+                may be good.
         """
         if archive.endswith(".tar") and Path(archive).exists():
             return Path(archive)
@@ -120,6 +122,8 @@ def _unzipped(archive: str, source: Path) -> Iterator[bytes]:
                     raise OSError(f"it would have more than {most:,} bytes")
                 yield block
     except (OSError, EOFError, zlib.error) as error:
+        if getattr(error, "errno", None) in FAILING:
+            raise
         raise ArchiveError(f"{archive} cannot be unpacked: {error}") from error
 
 
@@ -138,6 +142,7 @@ def list_members(archive: str, plain: Path) -> Iterator[MediaFile]:
 
     Raises:
         ArchiveError: If the archive is broken, or stores a file in parts.
+        OSError: If the machine fails.
     """
     try:
         with _Headers(plain) as file, tarfile.open(fileobj=file, mode="r:") as members:
@@ -158,6 +163,8 @@ def list_members(archive: str, plain: Path) -> Iterator[MediaFile]:
                         size=member.size,
                     )
     except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
+        if getattr(error, "errno", None) in FAILING:
+            raise
         raise ArchiveError(f"{archive} is no readable tar archive: {error}") from error
 
 

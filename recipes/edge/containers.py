@@ -5,10 +5,11 @@ and reading it ends.
 """
 
 import errno
+import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import cast
 
 import av
@@ -33,16 +34,19 @@ FORMATS = (
 )
 """Formats that hold their own frames. A playlist would have other files opened."""
 
-_FAILING_DISK = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
-"""What a file system says of itself: no fault of a sample, which is not left out."""
+FAILING = {
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
+"""What a machine says of itself: no fault of a sample, which is not left out."""
 
 
 class VideoError(ValueError):
     """A video file cannot be used; the message names the path and the reason."""
 
 
-class SlowError(VideoError):
-    """A video file takes too long; that may be the disk's fault."""
+class DoubtfulError(VideoError):
+    """A video file cannot be used this time; that may be the disk's fault."""
 
 
 @contextmanager
@@ -58,6 +62,7 @@ def open_video(file: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]:
     Raises:
         VideoError: If the file is missing, empty, a folder or not a video, or if its
             video stream is missing or has no decoder.
+        OSError: If the machine fails, see ``FAILING``.
     """
     _check_file(file)
     options = {
@@ -78,6 +83,7 @@ def open_video(file: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]:
     except av.ArgumentError as error:
         raise VideoError(f"{file} is in no format that is read here") from error
     except av.FFmpegError as error:
+        _blame(file, error)
         raise VideoError(
             f"{file} cannot be opened as a video: {error.strerror}"
         ) from error
@@ -102,6 +108,7 @@ def read_packets(
 
     Raises:
         VideoError: If that takes longer, whoever takes the time.
+        OSError: If the machine fails, see ``FAILING``.
         av.FFmpegError: If the file breaks.
     """
     started = time.monotonic()
@@ -113,11 +120,37 @@ def read_packets(
                 yield cast("Packet[VideoStream]", packet)
     except av.ExitError as error:
         raise _too_slow(file) from error
+    except av.FFmpegError as error:
+        _blame(file, error)
+        raise
 
 
-def _too_slow(file: MediaFile) -> SlowError:
+def _too_slow(file: MediaFile) -> DoubtfulError:
     """Say that a clip takes too long."""
-    return SlowError(f"{file} takes longer than {CLIP_SECONDS:.0f} s to read")
+    return DoubtfulError(f"{file} takes longer than {CLIP_SECONDS:.0f} s to read")
+
+
+def _blame(file: MediaFile, error: av.FFmpegError) -> None:
+    """Refuse to blame a clip for what the machine did.
+
+    FFmpeg says EIO of a file that is cut off too. Who is at fault is seen where all of
+    its bytes are read once more; where that goes well, it stays open.
+    """
+    if error.errno == errno.EIO:
+        _read_through(file)
+        raise DoubtfulError(f"{file} cannot be read: {error.strerror}") from error
+    if error.errno in FAILING:
+        raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+def _read_through(file: MediaFile) -> None:
+    """Read all bytes of a clip, in its time; one that is gone by now has none."""
+    until = time.monotonic() + CLIP_SECONDS
+    with suppress(FileNotFoundError), file.path.open("rb") as opened:
+        opened.seek(file.offset)
+        left = os.fstat(opened.fileno()).st_size if file.size is None else file.size
+        while time.monotonic() < until and (block := opened.read(min(left, 2**20))):
+            left -= len(block)
 
 
 def _check_file(file: MediaFile) -> None:
@@ -125,7 +158,7 @@ def _check_file(file: MediaFile) -> None:
     try:
         status = file.path.stat()
     except (OSError, ValueError) as error:
-        if getattr(error, "errno", None) in _FAILING_DISK:
+        if getattr(error, "errno", None) in FAILING:
             raise
         reason = getattr(error, "strerror", None) or error
         raise VideoError(f"{file} cannot be opened: {reason}") from error

@@ -1,6 +1,7 @@
 """What the headers of clips say, read once for a whole archive."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
+import av
+
 from recipes.edge.archives import (
     ArchiveError,
     ArchiveStore,
@@ -18,7 +21,7 @@ from recipes.edge.archives import (
     list_members,
     locked,
 )
-from recipes.edge.containers import SlowError, VideoError
+from recipes.edge.containers import DoubtfulError, VideoError
 from recipes.edge.conversations import BadSample, Kind
 from recipes.edge.media import MediaFile
 from recipes.edge.video import VideoInfo, probe_video
@@ -28,6 +31,9 @@ _Result = TypeVar("_Result")
 
 THREADS = 8
 """Headers that are read at a time."""
+
+FORMAT = 1
+"""What is written of a member; another number where the words mean something else."""
 
 AT_ONCE = 4096
 """Conversations that are held in memory while they are joined."""
@@ -71,8 +77,9 @@ def index_archive(archive: str, store: ArchiveStore) -> Iterator[Clip | BadSampl
     """Read the headers of everything in an archive, once.
 
     What they say is written beside the store's archives, and read from there when the
-    same archive is asked for again, by any number of processes. A member that took too
-    long is tried again each time.
+    same archive is asked for again, by any number of processes with the same decoders.
+    A member that took too long, or may have met a disk that failed, is tried again each
+    time.
 
     Args:
         archive: A path, or the address of a file on the hub.
@@ -83,8 +90,9 @@ def index_archive(archive: str, store: ArchiveStore) -> Iterator[Clip | BadSampl
 
     Raises:
         ArchiveError: If the archive is missing or broken.
+        OSError: If the machine fails; nothing is written down then.
     """
-    path = store.cache_dir / f"{archive_digest(archive)}.headers.jsonl"
+    path = store.cache_dir / f"{archive_digest(archive)}.{_reader()}.headers.jsonl"
     if not path.exists():
         store.cache_dir.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock")):
@@ -120,6 +128,13 @@ def read_clip(row: dict[str, Any]) -> Clip:
     return Clip(**row | {"info": VideoInfo(**info | {"seconds": seconds})})
 
 
+def _reader() -> str:
+    """Name what is written of members, and the decoders that it was read with."""
+    fields = [field.name for field in dataclasses.fields(VideoInfo)]
+    known = repr((FORMAT, fields, sorted(av.library_versions.items())))
+    return hashlib.sha256(known.encode()).hexdigest()[:8]
+
+
 def _write_members(path: Path, archive: str, store: ArchiveStore) -> None:
     """Write the headers in an archive aside, and show them by a rename.
 
@@ -152,15 +167,15 @@ def _is_still(held: IO[bytes], path: Path) -> bool:
 
 
 def _entry(archive: str, member: MediaFile) -> dict[str, Any]:
-    """Give what is written of a member; of a slow one, only where it lies."""
+    """Give what is written of a member; of a doubtful one, only where it lies."""
     try:
         return dataclasses.asdict(_probe(archive, member))
-    except SlowError:
+    except DoubtfulError:
         return {"name": member.name, "offset": member.offset, "size": member.size}
 
 
 def _read(entry: dict[str, Any], archive: str, store: ArchiveStore) -> Clip | BadSample:
-    """Read what is written of a member, and try a slow one again."""
+    """Read what is written of a member, and try a doubtful one again."""
     if "reason" in entry:
         return BadSample(**entry)
     if "info" in entry:
@@ -168,7 +183,7 @@ def _read(entry: dict[str, Any], archive: str, store: ArchiveStore) -> Clip | Ba
     member = MediaFile(path=store.open(archive), archive=archive, **entry)
     try:
         return _probe(archive, member)
-    except SlowError as error:
+    except DoubtfulError as error:
         return BadSample(sample_id=member.name, source=archive, reason=str(error))
 
 
@@ -178,7 +193,7 @@ def _probe(archive: str, member: MediaFile) -> Clip | BadSample:
         if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
             raise VideoError(f"{member} has a name that leads out of the archive")
         info = probe_video(member)
-    except SlowError:
+    except DoubtfulError:
         raise
     except VideoError as error:
         return BadSample(sample_id=member.name, source=archive, reason=str(error))

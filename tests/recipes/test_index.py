@@ -154,6 +154,29 @@ def test_a_clip_that_took_too_long_is_tried_again(
     assert isinstance(broken, BadSample)
 
 
+def test_other_decoders_read_headers_anew(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = str(dataset / "1_2_m_youtube" / "videos.tar")
+    store = ArchiveStore(tmp_path / "cache")
+    _, refused = index_archive(archive, store)
+    assert isinstance(refused, BadSample)
+
+    def decode(_: MediaFile) -> VideoInfo:
+        return VideoInfo(num_frames=2, fps=1.0, height=3, width=4)
+
+    monkeypatch.setattr("recipes.edge.headers.probe_video", decode)
+    assert list(index_archive(archive, store))[1] == refused
+    newer = {"libavcodec": (99, 0, 0)}
+    with monkeypatch.context() as installed:
+        installed.setattr("recipes.edge.headers.av.library_versions", newer)
+        assert isinstance(list(index_archive(archive, store))[1], Clip)
+    with monkeypatch.context() as changed:
+        changed.setattr("recipes.edge.headers.FORMAT", 0)
+        assert isinstance(list(index_archive(archive, store))[1], Clip)
+    assert list(index_archive(archive, store))[1] == refused
+
+
 def read_packets_of(file: MediaFile) -> VideoInfo:
     """Read a clip to its end before its header."""
     with open_video(file) as (container, stream):

@@ -1,0 +1,163 @@
+"""Whose fault it is that a clip cannot be read: its own, or the machine's."""
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import pytest
+import torch
+
+from recipes.edge.archives import ArchiveStore, list_members
+from recipes.edge.clips import write_clip
+from recipes.edge.containers import (
+    FAILING,
+    DoubtfulError,
+    VideoError,
+    open_video,
+    read_packets,
+)
+from recipes.edge.headers import Clip, index_archive
+from recipes.edge.media import MediaFile
+from recipes.edge.video import probe_video
+from tests.recipes.test_archives import pack
+
+OPEN = "recipes.edge.containers.av.open"
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    write_clip(tmp_path / "clip.mp4", torch.zeros(5, 3, 48, 64, dtype=torch.uint8))
+    return tmp_path / "clip.mp4"
+
+
+def fail_with(number: int) -> av.FFmpegError:
+    """Say what FFmpeg does of an error of the machine."""
+    kind = av.error.classes.get(number, av.FFmpegError)
+    error = kind(number, os.strerror(number), "clip")
+    assert isinstance(error, av.FFmpegError)
+    return error
+
+
+class BrokenContainer:
+    """A file that breaks while it is read."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def demux(self) -> Iterator[None]:
+        yield from ()
+        raise fail_with(self.number)
+
+
+def read(file: MediaFile, number: int) -> None:
+    with open_video(file) as (_, stream):
+        list(read_packets(file, BrokenContainer(number), stream))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", sorted(FAILING - {errno.EIO}))
+def test_a_machine_that_fails_is_no_fault_of_a_clip(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    said = rf"{os.strerror(number)}: '.*clip\.mp4'$"
+    with pytest.raises(OSError, match=said) as found:
+        read(MediaFile(path=clip), number)
+    assert found.value.errno == number
+    assert not isinstance(found.value, av.FFmpegError)
+
+    def fail(*_: object, **__: object) -> None:
+        raise fail_with(number)
+
+    monkeypatch.setattr(OPEN, fail)
+    with pytest.raises(OSError, match=said):
+        probe_video(MediaFile(path=clip))
+
+
+def test_too_few_handles_are_no_fault_of_a_clip(clip: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            probe_video(MediaFile(path=clip))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("stretch", [{}, {"offset": 7, "size": 100, "name": "a"}])
+def test_who_is_at_fault_is_seen_where_the_bytes_are_read_again(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, stretch: dict[str, int]
+) -> None:
+    file = MediaFile(path=clip)
+    with pytest.raises(DoubtfulError, match=r"mp4 cannot be read: Input/output error"):
+        read(file, errno.EIO)
+    opened = list[str]()
+    part = MediaFile(path=clip, **stretch)  # type: ignore[arg-type]
+
+    def fail(*_: object, **__: object) -> None:
+        raise fail_with(errno.EIO)
+
+    def fail_too(path: Path, mode: str) -> None:
+        opened.append(mode)
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(OPEN, fail)
+    with pytest.raises(DoubtfulError, match="cannot be read: Input/output error"):
+        probe_video(part)
+    monkeypatch.setattr(Path, "open", fail_too)
+    with pytest.raises(OSError, match=r"Input/output error: '.*clip\.mp4'$"):
+        probe_video(part)
+    assert opened == ["rb"]
+
+
+def test_a_clip_that_is_gone_is_a_bad_one(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        clip.unlink()
+        raise fail_with(errno.EIO)
+
+    monkeypatch.setattr(OPEN, fail)
+    with pytest.raises(VideoError, match="cannot be read"):
+        probe_video(MediaFile(path=clip))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])
+def test_nothing_of_a_failing_machine_is_written_down(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    files = {f"{each}.mp4": clip.read_bytes() for each in range(3)}
+    archive = str(pack(tmp_path / "clips.tar", files))
+    store, calls, whole = ArchiveStore(tmp_path / "cache"), list[object](), av.open
+
+    def fail_once(*arguments: object, **options: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise fail_with(number)
+        return whole(*arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(OPEN, fail_once)
+    if number != errno.EIO:
+        with pytest.raises(OSError, match="Too many open files"):
+            list(index_archive(archive, store))
+    assert [type(each) for each in index_archive(archive, store)] == [Clip] * 3
+
+
+def test_an_archive_on_a_failing_machine_is_not_a_broken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = str(pack(tmp_path / "clips.tar.gz", {"a": b"1"}))
+    store = ArchiveStore(tmp_path / "cache")
+    plain = store.open(archive)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr("recipes.edge.archives.tarfile.open", fail)
+    monkeypatch.setattr("recipes.edge.archives.gzip.open", fail)
+    with pytest.raises(OSError, match="Stale file handle"):
+        list(list_members(archive, plain))
+    plain.unlink()
+    with pytest.raises(OSError, match="Stale file handle"):
+        store.open(archive)
