@@ -126,14 +126,21 @@ def find_beside(folder: Path, name: str) -> Path:
         RowError: If it is a file elsewhere.
     """
     file = folder / name
-    inside = Path(os.path.realpath(folder))
-    if inside.parent.name == "snapshots":
-        inside = inside.parents[1]
+    inside = _around(Path(os.path.realpath(folder)))
     if os.path.lexists(file) and inside not in Path(os.path.realpath(file)).parents:
         raise RowError(
             f"{file} is outside of {inside}; clips lie in the folder of their data file"
         )
     return file
+
+
+def _around(folder: Path) -> Path:
+    """Give the repository in the hub's cache that a folder is of; else the folder."""
+    for snapshots in folder.parents:
+        repository = snapshots.parent
+        if snapshots.name == "snapshots" and (repository / "blobs").is_dir():
+            return repository
+    return folder
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, object]]:

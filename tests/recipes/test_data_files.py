@@ -159,17 +159,28 @@ def test_links_lead_to_files_inside(tmp_path: Path) -> None:
             find_beside(folder, name)
 
 
-def test_files_in_the_cache_of_the_hub_are_links(tmp_path: Path) -> None:
-    snapshot = tmp_path / "datasets--a--b" / "snapshots" / "123"
-    snapshot.mkdir(parents=True)
-    (tmp_path / "datasets--a--b" / "blobs").mkdir()
-    (tmp_path / "datasets--a--b" / "blobs" / "456").touch()
+@pytest.mark.parametrize("subset", [".", "0_30_s", "deep/er"])
+def test_files_in_the_cache_of_the_hub_are_links(tmp_path: Path, subset: str) -> None:
+    repository = tmp_path / "datasets--a--b"
+    folder = repository / "snapshots" / "123" / subset
+    folder.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "456").touch()
     (tmp_path / "outside").touch()
-    (snapshot / "a.mp4").symlink_to("../../blobs/456")
-    (snapshot / "b.mp4").symlink_to("../../../outside")
-    assert find_beside(snapshot, "a.mp4") == snapshot / "a.mp4"
+    (folder / "a.mp4").symlink_to(repository / "blobs" / "456")
+    (folder / "b.mp4").symlink_to(tmp_path / "outside")
+    assert find_beside(folder, "a.mp4") == folder / "a.mp4"
     with pytest.raises(RowError, match=r"is outside of .*datasets--a--b; clips lie"):
-        find_beside(snapshot, "b.mp4")
+        find_beside(folder, "b.mp4")
+
+
+def test_a_folder_called_snapshots_is_no_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "snapshots" / "may" / "cats"
+    folder.mkdir(parents=True)
+    (tmp_path / "mine" / "secret.mp4").touch()
+    (folder / "a.mp4").symlink_to(tmp_path / "mine" / "secret.mp4")
+    with pytest.raises(RowError, match=r"is outside of .*cats; clips lie"):
+        find_beside(folder, "a.mp4")
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
