@@ -78,7 +78,8 @@ def plan_data(config: Config, world: World) -> Data:
     if checkpoint is not None:
         build_meta_model(checkpoint)  # weights that do not fit are refused at once
     paths = _data_paths(config)
-    store = ArchiveStore(CACHE, most=config.archives_on_disk or None)
+    most, run = config.archives_on_disk or None, str(config.output_dir.resolve())
+    store = ArchiveStore(CACHE, most=most, run=run)
     bad = list[BadSample]()
     train, held_out = (
         read_samples(path, parts, store, config.output_dir / f"{name}.arrow", bad)

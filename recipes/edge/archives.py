@@ -39,18 +39,25 @@ class ArchiveStore:
 
     A .tar is read where it lies. Any other is unzipped once, into the cache; clips are
     compressed already, so that takes as much room as the archive. Any number of
-    processes may share the cache.
+    processes and of runs may share the cache; none lets go of what another run has
+    unzipped.
 
     Args:
         cache_dir: Where unzipped archives go.
-        most: Unzipped archives to keep; the one that was opened longest ago goes
-            first. None keeps all.
+        most: Archives to keep of those that the run unzipped; the one that was opened
+            longest ago goes first. None keeps all.
+        run: Name of the run, the same in all of its processes and after a restart: what
+            it unzipped is written down under that name, beside the archives.
     """
 
-    def __init__(self, cache_dir: Path, *, most: int | None = None) -> None:
+    def __init__(
+        self, cache_dir: Path, *, most: int | None = None, run: str = ""
+    ) -> None:
         """Keep where archives go; nothing is written yet."""
         self.cache_dir = cache_dir
         self.most = most
+        name = hashlib.sha256(run.encode()).hexdigest()[:32]
+        self._unzipped_by_run = cache_dir / "unzipped" / name
 
     def open(self, archive: str) -> Path:
         """Give the .tar of an archive, fetched and unzipped if it is not there.
@@ -75,9 +82,9 @@ class ArchiveStore:
                 with locked(plain.with_suffix(".lock")):
                     if not plain.exists():
                         self._unzip(archive, plain)
-            with suppress(FileNotFoundError):  # let go by another process meanwhile
-                with suppress(PermissionError):  # another user's, who keeps it
-                    os.utime(plain)
+            with suppress(FileNotFoundError):  # another run has unzipped it
+                os.utime(self._unzipped_by_run / plain.name)
+            if plain.exists():  # else let go by another process meanwhile
                 return plain
 
     def _unzip(self, archive: str, plain: Path) -> None:
@@ -91,22 +98,24 @@ class ArchiveStore:
         except (ArchiveError, OSError):
             partial.unlink(missing_ok=True)
             raise
+        if self.most is not None:
+            self._make_room_for(plain.name, self.most)
         partial.rename(plain)
         if downloads in source.parents:
             source.unlink()
-        self._make_room(plain)
 
-    def _make_room(self, newest: Path) -> None:
+    def _make_room_for(self, newest: str, most: int) -> None:
         """Remove what was opened longest ago; who has it open still can read it."""
-        if self.most is None:
-            return
-        kept = list[tuple[float, Path]]()
-        for each in self.cache_dir.glob("*.tar"):
+        self._unzipped_by_run.mkdir(parents=True, exist_ok=True)
+        (self._unzipped_by_run / newest).touch()
+        kept = list[tuple[float, str]]()
+        for each in self._unzipped_by_run.iterdir():
             with suppress(FileNotFoundError):  # other processes make room as well
-                kept.append((each.stat().st_mtime, each))
+                kept.append((each.stat().st_mtime, each.name))
         kept = sorted(pair for pair in kept if pair[1] != newest)
-        for _, each in kept[: max(len(kept) + 1 - self.most, 0)]:
-            each.unlink(missing_ok=True)
+        for _, name in kept[: max(len(kept) + 1 - most, 0)]:
+            (self._unzipped_by_run / name).unlink(missing_ok=True)
+            (self.cache_dir / name).unlink(missing_ok=True)
 
 
 def _unzipped(archive: str, source: Path) -> Iterator[bytes]:

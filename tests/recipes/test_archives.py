@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -80,13 +81,46 @@ def test_what_was_opened_longest_ago_goes_first(tmp_path: Path) -> None:
         str(pack(tmp_path / f"{name}.tar.gz", {"a": name.encode()})) for name in "abc"
     ]
     first, second = (store.open(archive) for archive in archives[:2])
-    os.utime(second, (1, 1))
+    time.sleep(0.02)
+    assert store.open(archives[0]) == first
     reader = second.open("rb")
     third = store.open(archives[2])
     assert (first.exists(), second.exists(), third.exists()) == (True, False, True)
     with reader:
         assert len(reader.read()) > 0
     assert store.open(archives[1]).exists()
+
+
+def test_a_run_lets_go_of_what_it_unzipped_and_of_nothing_else(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    archives = [
+        str(pack(tmp_path / f"{name}.tar.gz", {"a": name.encode()}))
+        for name in "abcdefgh"
+    ]
+    others = [ArchiveStore(cache).open(archive) for archive in archives[:3]]
+    streamed = ArchiveStore(cache, most=2, run="streamed")
+    others.append(streamed.open(archives[3]))
+    mine = ArchiveStore(cache, most=2, run="mine")
+    opened = [mine.open(archive) for archive in archives]
+    assert [plain.exists() for plain in others] == [True] * 4
+    assert [plain.exists() for plain in opened[4:]] == [False, False, True, True]
+
+
+def test_the_processes_of_a_run_share_its_limit(tmp_path: Path) -> None:
+    archives = [
+        str(pack(tmp_path / f"{name}.tar.gz", {"a": name.encode()})) for name in "abcd"
+    ]
+    store = ArchiveStore(tmp_path / "cache", most=2, run="mine")
+    again = ArchiveStore(tmp_path / "cache", most=2, run="mine")
+    opened = []
+    for each, archive in zip(
+        (store, pickle.loads(pickle.dumps(store))) * 2, archives, strict=True
+    ):
+        opened.append(each.open(archive))
+        time.sleep(0.02)
+    assert [plain.exists() for plain in opened] == [False, False, True, True]
+    opened.append(again.open(archives[0]))
+    assert [plain.exists() for plain in opened[1:4]] == [False, False, True]
 
 
 def test_processes_share_a_cache(tmp_path: Path) -> None:
@@ -256,13 +290,16 @@ def test_a_cache_of_another_user_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = str(pack(tmp_path / "clips.tgz", {"a": b"1"}))
-    store = ArchiveStore(tmp_path / "cache")
-    plain = store.open(archive)
+    plain = ArchiveStore(tmp_path / "cache").open(archive)
 
-    def refuse(path: Path) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        if path.exists():
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+        raise FileNotFoundError(path)
 
-    monkeypatch.setattr(os, "utime", refuse)
+    for name in ("utime", "open", "mkdir", "unlink"):
+        monkeypatch.setattr(os, name, refuse)
+    store = ArchiveStore(tmp_path / "cache", most=3)
     assert store.open(archive) == plain
 
 
@@ -274,14 +311,16 @@ def test_an_archive_that_is_let_go_while_it_is_opened_comes_again(
     with tarfile.open(source, "w:gz") as archive:
         archive.add(__file__, "a.py")
     store, touch, touched = ArchiveStore(tmp_path / "cache", most=3), os.utime, []
+    plain = store.open(str(source))
 
-    def let_go_first(path: Path) -> None:
+    def let_go_first(path: Path, *arguments: object) -> None:
         touched.append(path)
         if len(touched) == 1:
             path.unlink()
-        touch(path)
+            plain.unlink()
+        touch(path, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "utime", let_go_first)
-    plain = store.open(str(source))
-    assert touched == [plain, plain]
+    assert store.open(str(source)) == plain
+    assert len(touched) > 1
     assert plain.exists()
