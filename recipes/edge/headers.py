@@ -4,12 +4,14 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import IO, Any, TypeVar
 
 import av
@@ -119,6 +121,37 @@ def map_in_threads(
     with ThreadPoolExecutor(THREADS) as threads:
         while some := list(islice(items, AT_ONCE)):
             yield from threads.map(function, some)
+
+
+def ask_once(
+    function: Callable[[_Item], _Result], most: int
+) -> Callable[[_Item], _Result]:
+    """Let threads that ask for the same share one answer.
+
+    Args:
+        function: What answers.
+        most: Answers that are remembered, those that were asked for last.
+
+    Returns:
+        A function that gives the same answers.
+    """
+    answers, lock = OrderedDict[_Item, Future[_Result]](), Lock()
+
+    def ask(item: _Item) -> _Result:
+        with lock:
+            is_new = item not in answers
+            answer = answers.setdefault(item, Future())
+            answers.move_to_end(item)
+            if len(answers) > most:
+                answers.popitem(last=False)
+        if is_new:
+            try:
+                answer.set_result(function(item))
+            except BaseException as error:  # whoever waits gets it too
+                answer.set_exception(error)
+        return answer.result()
+
+    return ask
 
 
 def read_clip(row: dict[str, Any]) -> Clip:

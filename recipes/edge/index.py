@@ -22,9 +22,16 @@ from recipes.edge.conversations import (
     row_id,
 )
 from recipes.edge.data_files import Subset, fetch, find_beside, read_rows
-from recipes.edge.headers import Clip, index_archive, map_in_threads, read_clip
+from recipes.edge.headers import (
+    AT_ONCE,
+    Clip,
+    ask_once,
+    index_archive,
+    map_in_threads,
+    read_clip,
+)
 from recipes.edge.media import MediaFile
-from recipes.edge.video import probe_video
+from recipes.edge.video import VideoInfo, probe_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +127,9 @@ def join_samples(
     """Read the rows of a dataset, and the headers of the clips that they name.
 
     A clip is a file, named relative to the data file, or else a member of an archive
-    beside it. Archives are gone through once, see ``index_archive``; rows are joined
-    some thousands at a time.
+    beside it. Archives are gone through once, see ``index_archive``, unless all clips
+    are files; rows are joined some thousands at a time, and rows about one file that
+    are no further apart share its header.
 
     Args:
         subsets: Where the rows are.
@@ -134,11 +142,13 @@ def join_samples(
     Raises:
         ValueError: If a data file is broken as a whole.
     """
+    probe = ask_once(_probe, AT_ONCE)
     for subset in subsets:
         members = _members_of(subset, store)
         for address in subset.files:
             file = fetch(address)
-            join = partial(_join, folder=file.parent, members=members)
+            find = partial(_find, folder=file.parent, members=members, probe=probe)
+            join = partial(_join, find=find)
             for found in map_in_threads(join, _conversations(file)):
                 if isinstance(found, Sample):
                     yield found
@@ -190,14 +200,14 @@ def _id_or(row: object, default: str) -> str:
 
 
 def _join(
-    read: tuple[str, Conversation | BadSample], folder: Path, members: Members
+    read: tuple[str, Conversation | BadSample], find: Callable[[Media], Clip]
 ) -> Sample | BadSample:
     """Join a conversation to the headers of its clips."""
     source, conversation = read
     if isinstance(conversation, BadSample):
         return conversation
     try:
-        clips = [_find(media, folder, members) for media in conversation.media]
+        clips = [find(media) for media in conversation.media]
     except (RowError, VideoError) as error:
         return BadSample(
             sample_id=conversation.sample_id, source=source, reason=str(error)
@@ -211,16 +221,31 @@ def _join(
     )
 
 
-def _find(media: Media, folder: Path, members: Members) -> Clip:
+def _find(
+    media: Media,
+    folder: Path,
+    members: Members,
+    probe: Callable[[Path], VideoInfo | VideoError],
+) -> Clip:
     """Give the clip that a row names, with its header."""
     file = find_beside(folder, media.name)
     entry = members.get(media.name)
     if entry is None or file.is_file():
-        info = probe_video(MediaFile(path=file))
+        info = probe(file)
+        if isinstance(info, VideoError):
+            raise VideoError(str(info))
         return Clip(kind=media.kind, source=str(file), info=info)
     if isinstance(entry, BadSample):
         raise VideoError(entry.reason)
     return dataclasses.replace(entry, kind=media.kind)
+
+
+def _probe(file: Path) -> VideoInfo | VideoError:
+    """Give the header of a file, or why it has none."""
+    try:
+        return probe_video(MediaFile(path=file))
+    except VideoError as error:
+        return error
 
 
 def _from_json(text: str) -> Sample:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from recipes.edge.clips import write_clip
 from recipes.edge.containers import VideoError, open_video, read_packets
 from recipes.edge.conversations import BadSample, Turn
 from recipes.edge.data_files import list_subsets
-from recipes.edge.headers import Clip, index_archive
+from recipes.edge.headers import Clip, ask_once, index_archive, map_in_threads
 from recipes.edge.index import Sample, join_samples, write_index
 from recipes.edge.media import MediaFile
 from recipes.edge.video import VideoInfo, probe_video
@@ -262,6 +263,48 @@ def test_a_file_beside_the_rows_needs_no_archive(tmp_path: Path) -> None:
         path=tmp_path / "3.mp4"
     )
     assert not (tmp_path / "cache").exists()
+
+
+def test_rows_about_one_file_share_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip_bytes(tmp_path, 3)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    rows = [row(name) for name in ("3.mp4", "broken.mp4")] * 100
+    write_rows(tmp_path / "rows.json", rows)
+    probed = list[str]()
+
+    def probe(file: MediaFile) -> VideoInfo:
+        probed.append(file.path.name)
+        return probe_video(file)
+
+    monkeypatch.setattr("recipes.edge.index.probe_video", probe)
+    samples, bad = joined(tmp_path / "rows.json", tmp_path / "cache")
+    assert (len(samples), len(bad)) == (100, 100)
+    assert {each.clips[0].info.num_frames for each in samples} == {3}
+    assert len({each.reason for each in bad}) == 1
+    assert sorted(probed) == ["3.mp4", "broken.mp4"]
+
+
+def test_threads_ask_once_and_forget_in_time() -> None:
+    asked = list[int]()
+
+    def answer(number: int) -> int:
+        asked.append(number)
+        time.sleep(0.01)
+        if number < 0:
+            raise OSError("lost")
+        return 2 * number
+
+    once = ask_once(answer, 2)
+    assert list(map_in_threads(once, iter([1, 2] * 20))) == [2, 4] * 20
+    assert sorted(asked) == [1, 2]
+    assert [once(number) for number in (1, 3, 1, 2)] == [2, 6, 2, 4]
+    assert sorted(asked) == [1, 2, 2, 3]
+    for _ in range(2):
+        with pytest.raises(OSError, match="lost"):
+            once(-1)
+    assert asked[4:] == [-1]
 
 
 def test_a_clip_is_named_by_its_archive_and_not_by_the_unzipped_copy(
