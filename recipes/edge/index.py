@@ -160,17 +160,28 @@ Members = dict[str, Clip | BadSample]
 
 
 def _members_of(subset: Subset, store: ArchiveStore) -> Members:
-    """Find what a subset's rows name in its archives."""
+    """Find in a subset's archives what its rows name, where that is no file."""
     if not subset.archives:
         return {}
     wanted = {
-        media.name
-        for address in subset.files
-        for _, conversation in _conversations(fetch(address))
+        media.name: file.parent
+        for file in map(fetch, subset.files)
+        for _, conversation in _conversations(file)
         if isinstance(conversation, Conversation)
         for media in conversation.media
     }
-    return match_members(wanted, _entries(subset, store))
+    missing = {name for name, folder in wanted.items() if _is_missing(folder, name)}
+    if not missing:
+        return {}
+    found = match_members(wanted, _entries(subset, store))
+    return {name: entry for name, entry in found.items() if name in missing}
+
+
+def _is_missing(folder: Path, name: str) -> bool:
+    """Tell whether a name is of no file; one that leads elsewhere is a bad row."""
+    with suppress(RowError):
+        return not find_beside(folder, name).is_file()
+    return False
 
 
 def _entries(subset: Subset, store: ArchiveStore) -> Iterator[tuple[str, Any]]:
@@ -230,7 +241,7 @@ def _find(
     """Give the clip that a row names, with its header."""
     file = find_beside(folder, media.name)
     entry = members.get(media.name)
-    if entry is None or file.is_file():
+    if entry is None:
         info = probe(file)
         if isinstance(info, VideoError):
             raise VideoError(str(info))

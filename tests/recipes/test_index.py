@@ -265,6 +265,33 @@ def test_a_file_beside_the_rows_needs_no_archive(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+def test_archives_beside_their_files_are_not_opened(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for each in (tmp_path, folder):
+        clip_bytes(each, 3)
+    (folder / "up").symlink_to(tmp_path)
+    write_rows(folder / "rows.json", [row("3.mp4"), row("up/3.mp4")])
+    (folder / "clips.tar.gz").write_bytes(b"half of it")
+    samples, bad = joined(folder, tmp_path / "cache")
+    assert [each.clips[0].source for each in samples] == [str(folder / "3.mp4")]
+    assert [each.sample_id for each in bad] == ["up/3.mp4"]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_clip_of_a_file_does_not_take_the_place_of_a_missing_one(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "data"
+    (folder / "A").mkdir(parents=True)
+    (folder / "A" / "9.mp4").write_bytes(clip_bytes(tmp_path, 3))
+    write_rows(folder / "rows.json", [row("A/9.mp4"), row("B/9.mp4")])
+    pack(folder / "clips.tar", {"A/9.mp4": clip_bytes(tmp_path, 4)})
+    samples, bad = joined(folder, tmp_path / "cache")
+    assert [each.clips[0].info.num_frames for each in samples] == [3]
+    assert [each.sample_id for each in bad] == ["B/9.mp4"]
+
+
 def test_rows_about_one_file_share_its_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
