@@ -80,11 +80,11 @@ def plan_data(config: Config, world: World) -> Data:
     paths = _data_paths(config)
     most, run = config.archives_on_disk or None, str(config.output_dir.resolve())
     store = ArchiveStore(CACHE, most=most, run=run)
-    bad = list[BadSample]()
+    bad = list[BadSample](), list[BadSample]()
     train, held_out = (
-        read_samples(path, parts, store, config.output_dir / f"{name}.arrow", bad)
-        for name, path, parts in zip(
-            ("train", "held_out"), paths, (config.data_subsets, ()), strict=True
+        read_samples(path, parts, store, config.output_dir / f"{name}.arrow", unread)
+        for name, path, parts, unread in zip(
+            ("train", "held_out"), paths, (config.data_subsets, ()), bad, strict=True
         )
     )
     folder = checkpoint or _make_tokenizer(config, train)
@@ -92,18 +92,21 @@ def plan_data(config: Config, world: World) -> Data:
     family = Family() if checkpoint is None else family_of(read_config(checkpoint))
     settings = clip_settings(config, family, world.device)
     workers = config.dataloader_num_workers
-    planned = [
-        plan_samples(index, settings, tokenizer, store, num_workers=workers)
-        for index in (train, held_out)
-    ]
-    bad += [sample for _, unplanned in planned for sample in unplanned]
-    refuse_empty(paths[0], planned[0][0], bad)
+    planned = list[PlannedSamples]()
+    for index, path, unusable in zip((train, held_out), paths, bad, strict=True):
+        samples, unplanned = plan_samples(
+            index, settings, tokenizer, store, num_workers=workers
+        )
+        unusable.extend(unplanned)
+        planned.append(samples)
+        if path is not None:
+            refuse_empty(path, samples, unusable)
     return Data(
         checkpoint=checkpoint,
         tokenizer=folder,
-        train=planned[0][0],
-        held_out=planned[1][0],
-        bad=bad,
+        train=planned[0],
+        held_out=planned[1],
+        bad=[*bad[0], *bad[1]],
         chance=most_common_share(train, held_out),
     )
 
@@ -147,8 +150,10 @@ def refuse_empty(
 ) -> None:
     """Refuse a dataset without a sample that can be used, and say why that is so."""
     if not len(planned):
-        reasons = "; ".join(list(dict.fromkeys(each.reason for each in bad))[:3])
-        raise ValueError(f"{data_path} has no sample that can be used: {reasons}")
+        reasons = list(dict.fromkeys(each.reason for each in bad)) or ["it has no row"]
+        raise ValueError(
+            f"{data_path} has no sample that can be used: {'; '.join(reasons[:3])}"
+        )
 
 
 def most_common_share(train: Iterable[Sample], held_out: Iterable[Sample]) -> float:

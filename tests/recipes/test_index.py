@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.data import most_common_share
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.clips import write_clip
 from recipes.edge.containers import VideoError, open_video, read_packets
@@ -231,26 +230,6 @@ def test_samples_come_back_from_disk(tmp_path: Path) -> None:
     assert list(index) == samples
     assert (len(index), index[1], index.sample_ids()) == (2, samples[1], ["a", "b"])
     assert list(write_index(tmp_path / "index.arrow", ())) == []
-
-
-def test_the_most_common_answer() -> None:
-    def samples(*answers: str) -> list[Sample]:
-        return [
-            Sample(
-                sample_id="",
-                source="",
-                turns=(
-                    Turn(role="user", text="?"),
-                    Turn(role="assistant", text=answer),
-                ),
-            )
-            for answer in answers
-        ]
-
-    train = samples("a", "b", "b", "c")
-    assert most_common_share(train, samples("b", "a", "b", "c")) == 0.5
-    assert most_common_share(train, []) == 0
-    assert most_common_share([], samples("a")) == 0
 
 
 def test_a_file_beside_the_rows_needs_no_archive(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""What a run is trained on and asked, or why it is refused."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.data import most_common_share, plan_data
+from recipes.edge.conversations import Turn
+from recipes.edge.distributed import process_group
+from recipes.edge.index import Sample
+from recipes.qwen2vl_tiny import TINY
+
+ROW = {
+    "conversations": [
+        {"from": "human", "value": "Why?"},
+        {"from": "gpt", "value": "So."},
+    ]
+}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text(json.dumps(rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "said"),
+    [
+        ([ROW | {"id": 0.5}], [{}], "train.json .*: id is a number; it must be .*"),
+        ([ROW | {"video": "a"}], [{}], "train.json .*: .*a cannot be opened: No .*"),
+        ([ROW], [{}], "held_out.json .*: the row has no conversation; it needs .*"),
+        ([{}, ROW], [], "held_out.json .*: it has no row"),
+    ],
+)
+def test_data_without_a_usable_sample_are_refused_with_their_own_reason(
+    tmp_path: Path,
+    train: list[dict[str, Any]],
+    held_out: list[dict[str, Any]],
+    said: str,
+) -> None:
+    config = replace(
+        TINY,
+        data_path=write_rows(tmp_path / "train.json", train),
+        eval_data_path=write_rows(tmp_path / "held_out.json", held_out),
+        output_dir=tmp_path / "run",
+    )
+    with process_group() as world, pytest.raises(ValueError, match=said) as error:
+        plan_data(config, world)
+    assert str(error.value).count("; ") == said.count("; ")
+
+
+def test_the_unusable_samples_of_both_are_named(tmp_path: Path) -> None:
+    config = replace(
+        TINY,
+        data_path=write_rows(tmp_path / "train.json", [ROW, {}]),
+        eval_data_path=write_rows(tmp_path / "held_out.json", [{}, ROW]),
+        output_dir=tmp_path / "run",
+    )
+    with process_group() as world:
+        data = plan_data(config, world)
+    assert (len(data.train), len(data.held_out)) == (1, 1)
+    assert [each.sample_id for each in data.bad] == ["train.json:2", "held_out.json:1"]
+
+
+def test_runs_keep_apart_what_they_unzipped(tmp_path: Path) -> None:
+    config = replace(
+        TINY,
+        data_path=write_rows(tmp_path / "train.json", [ROW]),
+        archives_on_disk=3,
+        output_dir=tmp_path / "run",
+    )
+    with process_group() as world:
+        stores = [
+            plan_data(replace(config, output_dir=tmp_path / run), world).train.store
+            for run in ("a", "b", "a")
+        ]
+    first, second, again = (vars(store) for store in stores)
+    assert first == again
+    assert first != second
+    assert first["most"] == 3
+
+
+def samples(*answers: str) -> Iterator[Sample]:
+    for answer in answers:
+        asked = Turn(role="user", text="?")
+        said = Turn(role="assistant", text=answer)
+        yield Sample(sample_id="", source="", turns=(asked, said))
+
+
+def test_the_most_common_answer() -> None:
+    train = list(samples("a", "b", "b", "c"))
+    assert most_common_share(train, samples("b", "a", "b", "c")) == 0.5
+    assert most_common_share(train, []) == 0
+    assert most_common_share([], samples("a")) == 0
