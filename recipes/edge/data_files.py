@@ -51,8 +51,9 @@ def list_subsets(data_path: str, patterns: Sequence[str] = ()) -> list[Subset]:
 
     Args:
         data_path: Path or ``OWNER/NAME``.
-        patterns: Which files to take, by ``SUBSET/SPLIT`` or ``SUBSET``, with ``*`` for
-            any text; all where there is no pattern. A file whose name says ``cap``,
+        patterns: Which files to take, by ``SUBSET/SPLIT`` or ``SUBSET``, or by
+            ``SPLIT`` where the dataset is one folder, with ``*`` for any text; all
+            where there is no pattern. A file whose name says ``cap``,
             ``oe`` or ``mc`` is of the split ``caption``, ``open_ended`` or
             ``multi_choice``; any other is of a split of its own name.
 
@@ -78,7 +79,9 @@ def list_subsets(data_path: str, patterns: Sequence[str] = ()) -> list[Subset]:
     for pattern in patterns:
         taken = {f for each in subsets for f in each.files if _takes(pattern, each, f)}
         if not taken:
-            known = {each.name or file for each in subsets for file in each.files}
+            known = {
+                each.name or _split(file) for each in subsets for file in each.files
+            }
             raise ValueError(
                 f"data_subsets has {pattern!r}, which takes no file; {data_path} holds "
                 f"{', '.join(sorted(known))}"
@@ -234,11 +237,16 @@ def _is_data(file: str) -> bool:
 
 def _takes(pattern: str, subset: Subset, file: str) -> bool:
     """Tell whether a pattern takes a data file."""
+    split = _split(file)
+    names = (subset.name or split, f"{subset.name}/{split}")
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def _split(file: str) -> str:
+    """Name the split that a data file is of."""
     stem = PurePosixPath(file).stem
     words = set(re.split(r"[^a-z]+", stem.lower()))
-    split = next((name for word, name in _SPLITS.items() if word in words), stem)
-    names = (subset.name, f"{subset.name}/{split}")
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    return next((name for word, name in _SPLITS.items() if word in words), stem)
 
 
 def _read_json(file: Path) -> list[object]:

@@ -72,9 +72,31 @@ def test_a_pattern_that_takes_nothing_is_an_error(folder: Path) -> None:
     )
     with pytest.raises(ValueError, match=said):
         list_subsets(str(folder), ("*", "nextqa"))
-    one = next(folder.rglob("*.json"))
-    with pytest.raises(ValueError, match=rf" takes no file; {one} holds {one}$"):
+    one = folder / PUBLISHED[2]
+    said = rf" takes no file; {one} holds multi_choice$"
+    with pytest.raises(ValueError, match=said):
         list_subsets(str(one), ("nextqa",))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [
+        ("caption", ["a_cap.json"]),
+        ("*/caption", ["a_cap.json"]),
+        ("multi*", ["a_mc.json"]),
+        ("rest", ["rest.jsonl"]),
+        ("*", ["a_cap.json", "a_mc.json", "rest.jsonl"]),
+    ],
+)
+def test_patterns_take_splits_where_the_dataset_is_one_folder(
+    tmp_path: Path, pattern: str, files: list[str]
+) -> None:
+    for name in ("a_cap.json", "a_mc.json", "rest.jsonl"):
+        (tmp_path / name).touch()
+    (subset,) = list_subsets(str(tmp_path), (pattern,))
+    assert names(subset.files) == files
+    with pytest.raises(ValueError, match=r" holds caption, multi_choice, rest$"):
+        list_subsets(str(tmp_path), (f"none/{pattern}",))
 
 
 def test_the_hub_lists_as_a_folder_does(
