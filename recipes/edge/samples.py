@@ -1,5 +1,6 @@
 """A sample whose every token is planned from metadata, its pixels still on disk."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -239,9 +240,12 @@ def time_instruction(clip: Clip, seconds: Sequence[float]) -> str:
 
 
 def _turns(sample: Sample, said: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Give a sample's turns, with what is said of each video right after it."""
+    """Give a sample's turns, with what is said of each video on a line after it."""
     waiting = iter(said)
+
+    def show(found: re.Match[str]) -> str:
+        about = next(waiting, "")
+        return f"<video>{about}" + ("\n" if about and found[1] else "")
+
     for turn in sample.turns:
-        first, *others = turn.text.split("<video>")
-        shown = (f"<video>{next(waiting, '')}{other}" for other in others)
-        yield turn.role, first + "".join(shown)
+        yield turn.role, re.sub(r"<video>(?=(\S?))", show, turn.text)
