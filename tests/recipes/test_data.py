@@ -1,6 +1,7 @@
 """What a run is trained on and asked, or why it is refused."""
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -96,3 +97,20 @@ def test_the_most_common_answer() -> None:
     assert most_common_share(train, samples("b", "a", "b", "c")) == 0.5
     assert most_common_share(train, []) == 0
     assert most_common_share([], samples("a")) == 0
+
+
+def test_long_answers_are_not_kept() -> None:
+    long = "w" * 2000
+    asked = list(samples("a"))
+    tracemalloc.start()
+    train = (one for n in range(5000) for one in samples(f"{n} {long}"))
+    assert most_common_share(train, asked) == 0
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3_000_000  # the answers have 10 MB
+
+
+def test_answers_of_several_turns_are_told_apart() -> None:
+    (one,), (two,) = samples("a, b"), samples("a")
+    more = replace(two, turns=(*two.turns, *two.turns))
+    assert most_common_share([more], [one, two, more]) == 1 / 3
