@@ -1,5 +1,6 @@
 """Conversations about videos and pictures, as rows of users' files hold them."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -138,8 +139,16 @@ def parse_row(row: object, default_id: str) -> Conversation:
 
 
 def row_id(row: object, default: str) -> str:
-    """Give the id of a row, or the default where it has none."""
+    """Give the id of a row, or the default where it has none.
+
+    Whole numbers may come as floating-point ones, and a missing one as no number: so
+    tables hold columns of integers with gaps.
+    """
     value = row.get("id") if isinstance(row, dict) else None
+    if isinstance(value, float) and math.isnan(value):
+        value = None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if value is None or value == "":
         return default
     is_number = isinstance(value, int) and not isinstance(value, bool)

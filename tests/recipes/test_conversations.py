@@ -348,6 +348,20 @@ def test_parquet_with_embedded_videos(tmp_path: Path) -> None:
     assert [one.reason for one in bad] == ["video is an object; it must be a string"]
 
 
+def test_ids_from_a_column_of_integers_with_gaps(tmp_path: Path) -> None:
+    ids = [7.0, float("nan"), None, -(2.0**53), 0.5, float("inf")]
+    file = write_parquet(tmp_path / "rows.parquet", [row(id=each) for each in ids])
+    samples, bad = read_samples(file)
+    assert [each.sample_id for each in samples] == [
+        "7",
+        "rows.parquet:2",
+        "rows.parquet:3",
+        "-9007199254740992",
+    ]
+    assert {each.reason for each in bad} == {"id is a number; it must be a string"}
+    assert [each.sample_id for each in bad] == ["rows.parquet:5", "rows.parquet:6"]
+
+
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_a_file_without_rows(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"rows{suffix}"
