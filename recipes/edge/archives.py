@@ -261,13 +261,14 @@ def _find_ends(
 
 
 def archive_digest(archive: str) -> str:
-    """Name an archive so that another file in its place has another name.
+    """Name an archive, a local one so that another file in its place has another name.
 
     Args:
         archive: A path, or the address of a file on the hub.
 
     Returns:
-        Digits that change when the file does.
+        Digits that change with the path, the size and the time of change of a file, and
+        with an address alone: another file at the same address has the same ones.
     """
     path, identity = Path(archive), archive
     if path.exists():
