@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import os
 import pickle
 import resource
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recipes.edge.archives import (
     ArchiveError,
@@ -229,6 +232,38 @@ def test_no_clip_of_another_sample_takes_the_place_of_a_missing_one(
     for order in (1, -1):
         known = [(name, name) for name in members[::order]]
         assert match_members(wanted[::order], known) == found
+
+
+paths = st.lists(
+    st.lists(st.sampled_from("ab"), min_size=1, max_size=4).map("/".join),
+    max_size=6,
+    unique=True,
+)
+
+
+@given(wanted=paths, members=paths)
+def test_names_are_matched_as_when_they_are_compared_two_by_two(
+    wanted: list[str], members: list[str]
+) -> None:
+    def alone(end: str) -> bool:
+        ending = [
+            [path for path in each if f"/{path}".endswith(f"/{end}")]
+            for each in (wanted, members)
+        ]
+        return list(map(len, ending)) == [1, 1]
+
+    expected = {}
+    for name, member in itertools.product(wanted, members):
+        shorter, longer = sorted((name, member), key=len)
+        ends = [name.split("/")[-1]]
+        ends += [shorter] if longer.endswith(f"/{shorter}") else []
+        alike = ends[0] == member.split("/")[-1] and any(map(alone, ends))
+        if name == member or alike:
+            assert name not in expected
+            expected[name] = member
+    found = match_members(wanted, [(name, name) for name in members])
+    assert found == expected
+    assert len(set(found.values())) == len(found)
 
 
 def test_of_equal_names_the_first_counts() -> None:
