@@ -331,6 +331,7 @@ def test_a_dry_run_names_a_broken_archive(
     make_clips(tmp_path / "clips", num_clips=1, held_out=0, seed=0)
     archive = tmp_path / "clips" / "clips.tar"
     archive.write_text("no tar")
+    (tmp_path / "clips" / "videos" / "00000.mp4").unlink()  # else it is not opened
     monkeypatch.setattr("recipes.preview.CACHE", tmp_path / "cache")
     monkeypatch.setattr(sys, "argv", ["recipe", "--dry-run"])
     with pytest.raises(SystemExit, match=f"^error: {archive} is no readable tar"):
