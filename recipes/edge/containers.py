@@ -133,10 +133,11 @@ def _too_slow(file: MediaFile) -> DoubtfulError:
 def _blame(file: MediaFile, error: av.FFmpegError) -> None:
     """Refuse to blame a clip for what the machine did.
 
-    FFmpeg says EIO of a file that is cut off too. Who is at fault is seen where all of
-    its bytes are read once more; where that goes well, it stays open.
+    FFmpeg says EIO of a file that is cut off too, and ENOMEM of one that claims more
+    than there is. Who is at fault is seen where all of its bytes are read once more;
+    where that goes well, it stays open.
     """
-    if error.errno == errno.EIO:
+    if error.errno in {errno.EIO, errno.ENOMEM}:
         _read_through(file)
         raise DoubtfulError(f"{file} cannot be read: {error.strerror}") from error
     if error.errno in FAILING:
