@@ -41,7 +41,14 @@ from recipes.edge.settings import read_settings, write_settings
 RECIPE = Path(__file__).with_name("qwen2vl_tiny.py")
 """What is started; a settings file names every setting, so any recipe would do."""
 
-RESULT_DEPENDS_ON = {"max_steps", "data_path", "eval_data_path"}
+RESULT_DEPENDS_ON = {
+    "learning_rate",
+    "warmup_steps",
+    "max_grad_norm",
+    "max_steps",
+    "data_path",
+    "eval_data_path",
+}
 """What a run may go on with, but a result must not be taken over with."""
 
 

@@ -209,6 +209,11 @@ FREE_TO_CHANGE = frozenset(
         "output_dir",
         "data_path",
         "eval_data_path",
+        "learning_rate",
+        "warmup_steps",
+        "max_grad_norm",
+        "max_skipped_steps",
+        "max_bad_share",
         "max_steps",
         "save_steps",
         "save_total_limit",
@@ -225,8 +230,9 @@ FREE_TO_CHANGE = frozenset(
         "assumed_mfu",
     }
 )
-"""Settings that may differ when a run goes on from a checkpoint, by dotted names. Data
-may have moved; that they are the same samples is checked by what they say."""
+"""Settings that may differ when a run goes on from a checkpoint, by dotted names: those
+without which a run that ended for its own good could never go on, too. Data may have
+moved; that they are the same samples is checked by what they say."""
 
 NESTED = "autoregressive_config"
 """Key under which settings of the method may stand as well."""

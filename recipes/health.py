@@ -225,16 +225,18 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             sees=_sees_no_skill,
             lasts=200,
             says=_says_no_skill,
-            advice="after the warm-up it should be: raise loss_weight or the "
-            "learning_rate, or look whether the clips move at all",
+            advice="after the warm-up it should be: raise the learning_rate, look "
+            "whether the clips move at all, or begin a new run from model-N with a "
+            "larger loss_weight",
         ),
         "collapsed_predictions": Rule(
             sees=_sees_collapse,
             lasts=50,
             says=_says_collapse,
-            advice="lower the learning_rate or raise loss_weight, and see whether rows "
-            "hold clips that differ; a skill above 0 then shows that a constant beats "
-            "a copy, not that motion is predicted",
+            advice="lower the learning_rate, or begin a new run from model-N with a "
+            "larger loss_weight, and see whether rows hold clips that differ; a skill "
+            "above 0 then shows that a constant beats a copy, not that motion is "
+            "predicted",
         ),
         # Rows of some steps are longer than those of others; a rank that is the
         # slowest by far in twenty steps in a row is so by itself.

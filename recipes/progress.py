@@ -18,7 +18,11 @@ from recipes.edge.conversations import BadSample
 from recipes.edge.distributed import World, broadcast_from_main
 from recipes.edge.optimization import SkippedSteps
 from recipes.edge.quarantine import Quarantine
-from recipes.edge.settings import check_same_settings, settings_as_json
+from recipes.edge.settings import (
+    changed_settings,
+    check_same_settings,
+    settings_as_json,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,8 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
     takes as many rows of a step as all of them have to.
 
     Returns:
-        Where the run stands, and a sentence for each checkpoint that is damaged.
+        Where the run stands, and what to say of it: a sentence for each checkpoint that
+        is damaged, and one for the settings that changed.
 
     Raises:
         MainRankError: If all checkpoints are damaged, the run began with other settings
@@ -85,7 +90,7 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
         stream=StreamState(**stream | {"waiting": tuple(stream["waiting"])}),
         skipped=SkippedSteps(**state["skipped"]),
     )
-    return progress, passed_over
+    return progress, [*passed_over, *_changes(state, config)]
 
 
 def moved_with_data(
@@ -112,6 +117,13 @@ def moved_with_data(
         if rest != sample.source and rest[:1] in {"/", ":"}:
             return dataclasses.replace(sample, source=now + rest)
     return sample
+
+
+def _changes(state: Mapping[str, Any], config: Config) -> list[str]:
+    """Say in one sentence which settings are not those of the checkpoint."""
+    changes = changed_settings(state["settings"], config).items()
+    words = [f"{name} is {now}, was {then}" for name, (then, now) in changes]
+    return [f"{'; '.join(words)} until step {state['step']}"] if words else []
 
 
 def _refuse_other_run(state: dict[str, Any], folder: Path, run: Run) -> None:

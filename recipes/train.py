@@ -91,7 +91,7 @@ def main(config: Config) -> None:
     with process_group() as world, only_run(config.output_dir, world):
         with refusals_in_words():
             run = prepare(config, world)
-            progress, passed_over = resume(run)
+            progress, said = resume(run)
         broadcast_from_main(lambda: keep_record(run, progress), world)
         with RunLog(
             output_dir=config.output_dir,
@@ -99,7 +99,7 @@ def main(config: Config) -> None:
             first_step=progress.step + 1,
             world=world,
         ) as log:
-            log.message("\n".join([*passed_over, describe(run, progress)]))
+            log.message("\n".join([*said, describe(run, progress)]))
             if config.output_hidden_states and not progress.step:
                 log.message(NO_HIDDEN_STATES)
             with stop, checkpoint_saver(run, log) as saver:

@@ -147,6 +147,27 @@ def settings_as_json(config: Any) -> dict[str, Any]:
     return settings
 
 
+def changed_settings(
+    before: Mapping[str, Any], config: Any
+) -> dict[str, tuple[Any, Any]]:
+    """Find the settings that are not what they were.
+
+    Args:
+        before: What ``settings_as_json`` gave then.
+        config: The settings now.
+
+    Returns:
+        For each that differs, by dotted name, what it was (None where it was not there)
+        and what it is.
+    """
+    settings_before = dict(by_dotted_name(before))
+    return {
+        name: (settings_before.get(name), now)
+        for name, now in by_dotted_name(settings_as_json(config))
+        if settings_before.get(name) != now
+    }
+
+
 def check_same_settings(
     before: Mapping[str, Any], config: Any, *, free: Collection[str]
 ) -> None:
@@ -160,10 +181,8 @@ def check_same_settings(
     Raises:
         ValueError: If any other setting differs; the message names it.
     """
-    settings_before = dict(by_dotted_name(before))
-    for name, now in by_dotted_name(settings_as_json(config)):
-        then = settings_before.get(name)
-        if name not in free and then != now:
+    for name, (then, now) in changed_settings(before, config).items():
+        if name not in free:
             raise ValueError(
                 f"{name} is {now!r} but the run began with {then!r}; it "
                 "goes on with the settings that it began with, or in another output_dir"

@@ -262,12 +262,19 @@ def test_an_ablation_goes_on_where_it_was_interrupted(
     assert (out / "ablation.md").read_text() in words
     assert (out / "ablation.svg").is_file()
 
-    with pytest.raises(ValueError) as caught:
-        refuse_other_run(replace(one, max_steps=4), 1)
-    assert str(caught.value) == (
-        f"{one.output_dir}: max_steps is 4 but the run began with 3; it goes on with "
-        "the settings that it began with, or in another output_dir"
-    )
+    for name, other, begun in (
+        ("max_steps", 4, 3),
+        ("learning_rate", 1.0, 2e-3),
+        ("warmup_steps", 1, 20),
+        ("max_grad_norm", 2.0, 1.0),
+    ):
+        changes: dict[str, Any] = {name: other}
+        with pytest.raises(ValueError) as caught:
+            refuse_other_run(replace(one, **changes), 1)
+        assert str(caught.value) == (
+            f"{one.output_dir}: {name} is {other} but the run began with {begun}; it "
+            "goes on with the settings that it began with, or in another output_dir"
+        )
     with pytest.raises(ValueError) as caught:
         refuse_other_run(one, 2)
     assert str(caught.value) == (

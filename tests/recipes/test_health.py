@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recipes.config import FREE_TO_CHANGE, Config
 from recipes.edge.clips import make_clips
 from recipes.edge.distributed import process_group
 from recipes.edge.metrics import RunLog
+from recipes.edge.settings import setting_names
 from recipes.health import (
     RAMP_STEPS,
     REPEAT,
@@ -153,6 +155,14 @@ def test_every_rule_says_what_it_saw_and_what_to_do() -> None:
     }.items():
         assert words in found[rule]
         assert found[rule].endswith(RULES[rule].advice)
+
+
+def test_advice_is_what_a_run_that_goes_on_may_follow() -> None:
+    """Or what a new run may."""
+    for rule in RULES.values():
+        for part in rule.advice.split(", "):
+            named = {name for name in setting_names(Config) if name in part}
+            assert named <= FREE_TO_CHANGE or "begin a new run" in part
 
 
 @given(st.integers(1, 260))

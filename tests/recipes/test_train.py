@@ -324,6 +324,26 @@ def test_a_run_goes_on_with_its_settings(
         train(tmp_path, clips / "train.jsonl", **changes)
 
 
+def test_a_run_may_go_on_more_gently_and_says_so(clips: Path, tmp_path: Path) -> None:
+    train(tmp_path, clips / "train.jsonl")
+    gently = {"learning_rate": 1e-5, "max_grad_norm": 0.5, "warmup_steps": 2}
+    bounds = {"max_skipped_steps": 20, "max_bad_share": 0.5}
+    changes = {**gently, **bounds, "max_steps": 4}
+    for steps in (3, 4):
+        changes["max_steps"] = steps
+        train(tmp_path, clips / "train.jsonl", **changes)
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    first, second = [line for line in lines if ", was " in line]
+    assert first.endswith(
+        "learning_rate is 1e-05, was 0.002; warmup_steps is 2, was 1; max_grad_norm is "
+        "0.5, was 1.0; max_skipped_steps is 20, was 10; max_steps is 3, was 2; "
+        "max_bad_share is 0.5, was 0.05 until step 2"
+    )
+    assert second.endswith("max_steps is 4, was 3 until step 3")
+    rates = [row["learning_rate"] for row in metrics(tmp_path)]
+    assert rates[1] > 1e-4 > rates[2]
+
+
 def test_a_run_does_not_go_back(clips: Path, tmp_path: Path) -> None:
     train(tmp_path, clips / "train.jsonl", save_steps=1)
     with pytest.raises(SystemExit) as error:
