@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from recipes.edge.distributed import World, broadcast_from_main
@@ -65,14 +66,18 @@ def good_checkpoint(output_dir: Path, world: World) -> tuple[Path | None, list[s
 def remove_old_checkpoints(output_dir: Path, *, keep: int) -> None:
     """Remove all but the newest checkpoints; the main rank calls this.
 
+    What cannot be removed (over NFS, a folder of which another process has a file open)
+    stays, under a name that begins with a dot: a later call or start tries again.
+
     Args:
         output_dir: Folder of a run.
         keep: Checkpoints to keep, at least 1.
     """
     for folder in list_checkpoints(output_dir)[:-keep]:
         removed = folder.with_name(f".{folder.name}.removed")
-        folder.rename(removed)
-        shutil.rmtree(removed)
+        with suppress(OSError):  # what stayed of the same step may be in the way
+            folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def _refuse_damaged(output_dir: Path, damages: Mapping[Path, str]) -> None:
@@ -87,9 +92,10 @@ def _refuse_damaged(output_dir: Path, damages: Mapping[Path, str]) -> None:
 
 def _remove_leftovers(output_dir: Path) -> None:
     """Remove what was half written or half removed when a run ended."""
-    for kind in ("partial", "removed"):
-        for folder in output_dir.glob(f".checkpoint-*.{kind}"):
-            shutil.rmtree(folder)
+    for folder in output_dir.glob(".checkpoint-*.partial"):
+        shutil.rmtree(folder)
+    for folder in output_dir.glob(".checkpoint-*.removed"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put_aside(damaged: Mapping[Path, str]) -> None:

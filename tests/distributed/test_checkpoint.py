@@ -5,8 +5,10 @@ of a resumed run is the same run without any checkpoint, compared bit for bit.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import pickle
 import random
 import re
@@ -366,6 +368,35 @@ def test_leftovers_are_removed(tmp_path: Path, world: World) -> None:
     (tmp_path / ".checkpoint-3.partial").mkdir()
     assert good_checkpoint(tmp_path, world) == (saved, [])
     assert list(tmp_path.iterdir()) == [saved]
+
+
+def test_a_checkpoint_that_cannot_be_removed_ends_no_run(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS keeps a file that somebody has open in its folder, under another name."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    saved = [save_one(tmp_path, step, world) for step in (1, 2)]
+    removed = tmp_path / ".checkpoint-1.removed"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refuse)
+        remove_old_checkpoints(tmp_path, keep=1)
+        assert {*tmp_path.iterdir()} == {removed, saved[1]}
+        assert good_checkpoint(tmp_path, world) == (saved[1], [])
+        (removed / "file").touch()
+        shutil.copytree(saved[1], saved[0])
+        patch.setattr(os, "unlink", refuse)
+        remove_old_checkpoints(tmp_path, keep=1)  # the first one is in its way
+        assert {*tmp_path.iterdir()} == {removed, *saved}
+        (tmp_path / ".checkpoint-3.partial").mkdir()
+        with pytest.raises(MainRankError, match="Directory not empty"):
+            good_checkpoint(tmp_path, world)
+    remove_old_checkpoints(tmp_path, keep=1)
+    assert good_checkpoint(tmp_path, world) == (saved[1], [])
+    remove_old_checkpoints(tmp_path, keep=1)
+    assert [*tmp_path.iterdir()] == [saved[1]]
 
 
 def test_a_checkpoint_that_cannot_be_written_is_not_seen(
