@@ -17,7 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
+import torch
 import tyro
 
 from recipes.ablation import (
@@ -52,6 +54,10 @@ RESULT_DEPENDS_ON = {
 """What a run may go on with, but a result must not be taken over with."""
 
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""Names the GPUs that a process sees, from which each rank takes that of its number."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
     """What the command line says."""
@@ -63,7 +69,7 @@ class Ablation:
     jobs: int = 1
     """Runs at a time. Speeds compare only where the machine has room for all."""
     ranks: int = 1
-    """Processes of each run."""
+    """Processes of each run, each with a GPU of its own where there are any."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -74,14 +80,44 @@ class Ablation:
                 )
 
 
+def split_gpus(jobs: int, ranks: int) -> list[dict[str, str]]:
+    """Give each of the runs that go at a time GPUs of its own, one for each rank.
+
+    Args:
+        jobs: Runs at a time.
+        ranks: Processes of each run.
+
+    Returns:
+        What to add to the environment of each; nothing where there are no GPUs.
+
+    Raises:
+        ValueError: If there are GPUs, but fewer than all of them need.
+    """
+    if not torch.cuda.is_available():
+        return [{}] * jobs
+    count = torch.cuda.device_count()
+    if count < jobs * ranks:
+        raise ValueError(
+            f"jobs is {jobs} and ranks is {ranks} but {count} GPUs are visible; every "
+            "rank of every run at a time needs one of its own"
+        )
+    outer = os.environ.get(VISIBLE)
+    names = outer.split(",") if outer else [str(number) for number in range(count)]
+    firsts = range(0, jobs * ranks, ranks)
+    return [{VISIBLE: ",".join(names[first : first + ranks])} for first in firsts]
+
+
 class Runner:
     """Runs that are under way, so that they can be ended together."""
 
     def __init__(self, ranks: int, jobs: int) -> None:
-        """Start nothing yet."""
+        """Start nothing yet; refuse what there are too few GPUs for."""
         self.ranks = ranks
         threads = max(1, (os.cpu_count() or 1) // (ranks * jobs))
         self.environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+        self._free = SimpleQueue[dict[str, str]]()
+        for own in split_gpus(jobs, ranks):
+            self._free.put(own)
         self._lock = threading.Lock()
         self._running = set[subprocess.Popen[bytes]]()
         self._ended = False
@@ -98,12 +134,21 @@ class Runner:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(self.ranks), str(RECIPE)]
         command += ["--config", str(folder / SETTINGS_FILE)]
-        with (folder / "console.log").open("ab") as console:
+        own = self._free.get()
+        try:
+            return self._wait_for(command, folder / "console.log", own)
+        finally:
+            self._free.put(own)
+
+    def _wait_for(self, command: list[str], log: Path, own: dict[str, str]) -> int:
+        """Start a run on GPUs of its own; give its exit status at its end."""
+        environment = self.environment | own
+        with log.open("ab") as console:
             with self._lock:
                 if self._ended:
                     return 1
                 process = subprocess.Popen(
-                    command, stdout=console, stderr=console, env=self.environment
+                    command, stdout=console, stderr=console, env=environment
                 )
                 self._running.add(process)
             status = process.wait()

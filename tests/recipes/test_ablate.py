@@ -6,13 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 
-from recipes.ablate import Ablation, is_finished, refuse_other_run
+from recipes.ablate import (
+    Ablation,
+    Runner,
+    is_finished,
+    refuse_other_run,
+    split_gpus,
+)
 from recipes.ablation import (
     Result,
     markdown_table,
@@ -318,6 +326,66 @@ def test_a_run_that_fails_is_missing(preloaded: Any, tmp_path: Path) -> None:
     assert "none.json does not exist" in console.read_text()
     rows = json.loads((tmp_path / "out" / "ablation.json").read_text())
     assert [(row["seeds"], row["missing"]) for row in rows] == [([], 1), ([], 1)]
+
+
+def show_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+
+
+@pytest.mark.parametrize(
+    ("outer", "count", "found"),
+    [
+        (None, 0, [None, None]),
+        (None, 5, ["0,1", "2,3"]),
+        ("7,5,GPU-1,0", 4, ["7,5", "GPU-1,0"]),
+    ],
+)
+def test_runs_at_a_time_have_gpus_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, outer: str | None, count: int, found: list[Any]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if outer is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", outer)
+    show_gpus(monkeypatch, count)
+    slots = split_gpus(jobs=2, ranks=2)
+    assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in slots] == found
+
+
+def test_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    show_gpus(monkeypatch, 3)
+    with pytest.raises(ValueError) as caught:
+        Runner(ranks=2, jobs=2)
+    assert str(caught.value) == (
+        "jobs is 2 and ranks is 2 but 3 GPUs are visible; every rank of every run at a "
+        "time needs one of its own"
+    )
+
+
+def test_a_run_takes_the_gpus_of_one_that_has_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    show_gpus(monkeypatch, 2)
+    runner, both = Runner(ranks=1, jobs=2), Barrier(2, timeout=60)
+    seen = list[str]()
+
+    class Started:
+        """Stands for a process; two of them are there at a time."""
+
+        def __init__(self, _: object, *, env: dict[str, str], **__: object) -> None:
+            seen.append(env["CUDA_VISIBLE_DEVICES"])
+
+        def wait(self) -> int:
+            both.wait()
+            return 0
+
+    monkeypatch.setattr("subprocess.Popen", Started)
+    configs = [replace(TINY, output_dir=tmp_path / str(n)) for n in range(4)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(runner.run, configs)) == [0] * 4
+    assert sorted(seen) == ["0", "0", "1", "1"]
+    assert sorted(seen[:2]) == ["0", "1"]
 
 
 @pytest.mark.parametrize("name", ["jobs", "ranks"])
