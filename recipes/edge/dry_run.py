@@ -175,8 +175,6 @@ def report(plan: Plan, found: Forecast, samples: Sequence[Sample]) -> str:
     config, device = plan.config, plan.device
     memory, flops, rows = found.memory, found.flops, config.rows_per_step
     step = flops.total * rows
-    seconds = step / (config.assumed_mfu * device.bf16_flops)
-    tokens = found.fill * config.tokens_per_row * rows
     shares = ", ".join(
         f"{name} {part / flops.total:.0%}"
         for name, part in (
@@ -199,10 +197,21 @@ def report(plan: Plan, found: Forecast, samples: Sequence[Sample]) -> str:
         "  total": f"{_gib(memory.total)} of {_gib(device.memory_bytes).strip()}, "
         f"of which {USABLE:.0%} may be planned",
         "step": f"{step:.3g} FLOPs of each GPU in {rows} rows: {shares}",
-        "time": f"{seconds:.2f} s a step at an MFU of {config.assumed_mfu:.0%}, "
-        f"{tokens / seconds:,.0f} tokens a second and GPU",
+        **_time(plan, step, found.fill * config.tokens_per_row * rows),
     }
     return "\n".join(f"{name:14} {words}" for name, words in lines.items())
+
+
+def _time(plan: Plan, flops: float, tokens: float) -> dict[str, str]:
+    """Say how long a step lasts; nothing where the known peak is not that of it."""
+    config = plan.config
+    if config.parallel.compute != "bfloat16":
+        return {}
+    seconds = flops / (config.assumed_mfu * plan.device.bf16_flops)
+    return {
+        "time": f"{seconds:.2f} s a step at an MFU of {config.assumed_mfu:.0%}, "
+        f"{tokens / seconds:,.0f} tokens a second and GPU"
+    }
 
 
 def _first_clip(samples: Sequence[Sample]) -> str:

@@ -16,7 +16,7 @@ from fastslow.qwen2_vl import plan_row, step_flops
 from recipes.config import Config
 from recipes.edge.clips import make_clips
 from recipes.edge.devices import find_device
-from recipes.edge.dry_run import Plan, first_that_fits, fits, forecast
+from recipes.edge.dry_run import Plan, first_that_fits, fits, forecast, report
 from recipes.edge.memory import estimate_memory
 from recipes.edge.parallel import Parallel, choose_trained
 from recipes.edge.published import model_config
@@ -116,6 +116,9 @@ def test_every_preset_fits_what_it_says(name: str, preset: Config) -> None:
     assert preset.num_gpus == int(said[1])
     text, is_possible = preview(preset)
     assert is_possible, text
+    share = re.search(r"rows: tower (\d+)%,", text)
+    assert share is not None
+    assert re.search(rf"\b{share[1]}% of the[^%]* {name.upper()}\s+preset", table)
 
 
 def test_without_the_next_frame_loss_a_run_takes_less() -> None:
@@ -246,6 +249,14 @@ def test_a_dry_run_says_what_the_host_would_hold() -> None:
     )
     assert said is not None, text
     assert float(said[2]) == pytest.approx(state, abs=0.02)
+
+
+def test_a_dry_run_knows_the_time_of_bfloat16_alone() -> None:
+    plan = small_plan(512)
+    found = forecast(plan, [SAMPLE])
+    assert " s a step at an MFU of 40%, " in report(plan, found, [SAMPLE])
+    plan = small_plan(512, parallel=Parallel(compute="float32"))
+    assert " a step at an MFU" not in report(plan, found, [SAMPLE])
 
 
 def test_a_dry_run_names_the_settings_of_a_clip_that_no_row_holds() -> None:
