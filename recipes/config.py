@@ -116,7 +116,8 @@ class Config:
     dataloader_pin_memory: bool = True
     """Whether rows wait in page-locked memory for their way to a GPU."""
     dataloader_persistent_workers: bool = True
-    """Whether those processes outlive a pass over the data."""
+    """Accepted without effect; those processes live as long as the run, whose stream of
+    rows has no end."""
     tf32: bool = True
     """Whether GPUs may multiply float32 matrices in TensorFloat-32."""
     output_hidden_states: bool = True

@@ -225,8 +225,6 @@ def row_stream(run: Run, progress: Progress) -> Iterator[Row]:
         ),
         num_workers=config.dataloader_num_workers,
         pin_memory=config.dataloader_pin_memory and world.device.type == "cuda",
-        persistent_workers=config.dataloader_persistent_workers
-        and config.dataloader_num_workers > 0,
     )
 
 

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import active_children
 from threading import Thread
-from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -179,7 +178,7 @@ def stream_rows(
     dealing: Dealing,
     *,
     num_workers: int,
-    **loading: Any,
+    pin_memory: bool = False,
 ) -> Iterator[Row]:
     """Deal an endless stream of bins to ranks, and decode this rank's.
 
@@ -192,8 +191,7 @@ def stream_rows(
         state: Where the stream stands.
         dealing: How bins are drawn and dealt.
         num_workers: Processes that decode ahead; 0 decodes in this one.
-        **loading: ``pin_memory`` and ``persistent_workers`` of torch's ``DataLoader``;
-            the first needs a GPU, the second processes.
+        pin_memory: Whether rows wait in page-locked memory, which needs a GPU.
 
     Yields:
         This rank's rows.
@@ -207,7 +205,7 @@ def stream_rows(
         sampler=_deal(dataset.samples, state, dealing),
         num_workers=num_workers,
         worker_init_fn=_outlive_signals,
-        **loading,
+        pin_memory=pin_memory,
         generator=torch.Generator(),
     )
 

@@ -23,7 +23,7 @@ from recipes.edge.conversations import Turn
 from recipes.edge.headers import Clip
 from recipes.edge.held_out import pack_questions
 from recipes.edge.index import Sample, write_index
-from recipes.edge.loader import Dealing, PackedRows, count_rows, stream_rows
+from recipes.edge.loader import Dealing, PackedRows, Row, count_rows, stream_rows
 from recipes.edge.media import MediaFile
 from recipes.edge.sample_set import PlannedSamples, plan_samples
 from recipes.edge.samples import (
@@ -558,18 +558,23 @@ def test_the_fingerprint_knows_names_and_texts_and_no_places(tmp_path: Path) -> 
     assert print_of("reworded", turns=turns("yet"), sample_id="0") != said
 
 
-def test_options_reach_torch(planned: PlannedSamples) -> None:
-    """torch refuses processes that persist where there are none."""
-    with pytest.raises(ValueError, match="persistent_workers option needs num_workers"):
-        next(
-            stream_rows(
-                rows_of(planned),
-                StreamState(),
-                dealing(),
-                num_workers=0,
-                persistent_workers=True,
-            )
-        )
+@pytest.mark.parametrize("pinned", [False, True])
+def test_options_reach_torch(
+    planned: PlannedSamples, pinned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[bool]()
+
+    def load(*_: object, pin_memory: bool, **__: object) -> list[Row]:
+        asked.append(pin_memory)
+        return []
+
+    monkeypatch.setattr("recipes.edge.loader.DataLoader", load)
+    rows = rows_of(planned)
+    stream = stream_rows(
+        rows, StreamState(), dealing(), num_workers=0, pin_memory=pinned
+    )
+    assert list(stream) == []
+    assert asked == [pinned]
 
 
 def test_a_header_that_lies_is_found_out(
