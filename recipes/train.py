@@ -146,6 +146,11 @@ def refuse_impossible(config: Config, world: World) -> None:
     """Refuse settings that no run can have on these ranks, or that this one has not."""
     refuse_other_settings(config)
     check_copies(world.size, config.parallel.replicate)
+    if config.eval_data_path is not None and config.data_path is None:
+        raise ValueError(
+            f"eval_data_path is {config.eval_data_path} but data_path is not there; "
+            "clips that the recipe makes come with held-out ones of their own"
+        )
 
 
 def checkpoint_saver(run: Run, log: RunLog) -> CheckpointSaver:

@@ -77,6 +77,8 @@ class Parallel:
             raise ValueError(f"replicate is {self.replicate}; it must be at least 1")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank is {self.lora_rank}; it must be at least 0")
+        if self.lora_alpha < 1:
+            raise ValueError(f"lora_alpha is {self.lora_alpha}; it must be at least 1")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(
                 f"lora_dropout is {self.lora_dropout}; it must lie between 0 and 1, "

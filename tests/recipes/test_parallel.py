@@ -159,6 +159,7 @@ def prepared(world: World, **settings: Any) -> FastSlowQwen2VL:
     [
         ({"replicate": 0}, "replicate is 0; it must be at least 1"),
         ({"lora_rank": -1}, "lora_rank is -1; it must be at least 0"),
+        ({"lora_alpha": 0}, "lora_alpha is 0; it must be at least 1"),
         (
             {"lora_dropout": 1.0},
             "lora_dropout is 1.0; it must lie between 0 and 1, without 1",

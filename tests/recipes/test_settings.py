@@ -78,7 +78,7 @@ def configs(draw: st.DrawFn) -> Config:
             activation_checkpointing=st.sampled_from(["none", "selective", "full"]),
             torch_compile=st.booleans(),
             replicate=counts,
-            lora_alpha=st.integers(-(2**63), 2**63 - 1),
+            lora_alpha=st.integers(1, 2**63 - 1),
             lora_dropout=st.floats(0, 1, exclude_max=True),
         ),
     }

@@ -434,6 +434,13 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
         train(tmp_path / "run", tmp_path / "none.json")
 
 
+def test_questions_of_your_own_go_with_data_of_your_own(tmp_path: Path) -> None:
+    message = "^error: eval_data_path is a.json but data_path is not there; clips that"
+    with pytest.raises(SystemExit, match=message):
+        main(replace(TINY, output_dir=tmp_path / "run", eval_data_path="a.json"))
+    assert not (tmp_path / "run" / "clips").exists()
+
+
 @pytest.mark.parametrize("recipe", ["qwen2vl_tiny.py", "evaluate.py"])
 def test_what_a_run_is_refused_for_is_one_sentence(tmp_path: Path, recipe: str) -> None:
     none = tmp_path / "none.json"
