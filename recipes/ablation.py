@@ -24,6 +24,11 @@ LAST_SHARE = 0.1
 """Share of a run's steps, at its end, over which losses are averaged."""
 
 
+LOSSES = ("loss", "language_loss", "autoregressive_loss", "skill")
+"""What is averaged over them. One that is null where the loss is not had nothing to be
+computed of in that step; a run whose loss is null has diverged."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """One point of an axis.
@@ -46,7 +51,8 @@ class Result:
     """What one run came to. What it did not measure is None.
 
     Attributes:
-        loss: What was minimised, over the last steps, as all losses.
+        loss: What was minimised, over the last steps, as all losses; there is none
+            where it was not finite in one of them.
         language_loss: Cross entropy for each trained token.
         autoregressive_loss: The next-frame loss for each pair of frames.
         skill: How far below the loss of copying that is.
@@ -127,6 +133,7 @@ def result_of(output_dir: Path) -> Result:
         (row for row in reversed(rows) if row.get("event") == "evaluation"), {}
     )
     last = steps[-max(1, round(LAST_SHARE * len(steps))) :]
+    ended_well = all(row.get("loss") is not None for row in last)
 
     def mean(name: str, of: Sequence[Mapping[str, Any]]) -> float | None:
         values = [row[name] for row in of if row.get(name) is not None]
@@ -137,10 +144,7 @@ def result_of(output_dir: Path) -> Result:
         return median(values) if values else None
 
     return Result(
-        loss=mean("loss", last),
-        language_loss=mean("language_loss", last),
-        autoregressive_loss=mean("autoregressive_loss", last),
-        skill=mean("skill", last),
+        **{name: mean(name, last) if ended_well else None for name in LOSSES},
         accuracy=asked.get("accuracy"),
         chance=asked.get("chance"),
         tokens_per_clip=mean("tokens_per_clip", steps),
@@ -160,7 +164,8 @@ def summarise(
 
     Returns:
         For each variant its axis, label and seeds, and for each number of ``Result``
-        its ``mean``, ``deviation`` (of a sample; None of one run) and ``values``.
+        its ``mean`` (None where a run has none), ``deviation`` (of a sample; None of
+        one run) and ``values``.
     """
     rows = []
     for variant in variants:
@@ -169,8 +174,9 @@ def summarise(
         numbers = {}
         for name in Result.__dataclass_fields__:
             values = [each[name] for each in found if each[name] is not None]
+            is_whole = bool(values) and len(values) == len(found)
             numbers[name] = {
-                "mean": fmean(values) if values else None,
+                "mean": fmean(values) if is_whole else None,
                 "deviation": stdev(values) if len(values) > 1 else None,
                 "values": values,
             }
@@ -215,7 +221,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         accuracy = row["accuracy"]["values"]
         spread = "-"
-        if accuracy:
+        if row["accuracy"]["mean"] is not None:
             least, most = min(accuracy), max(accuracy)
             spread = f"{row['accuracy']['mean']:.3f} ({least:.3f} to {most:.3f})"
         lines.append(

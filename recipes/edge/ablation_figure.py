@@ -64,8 +64,8 @@ def _draw(panel: Axes, group: Sequence[Mapping[str, Any]], name: str) -> None:
         values = row[name]["values"]
         colour = BASE if row["is_base"] else COLOUR
         panel.plot([place] * len(values), values, "o", ms=4, alpha=0.6, color=colour)
-        if values:
-            mean = row[name]["mean"]
+        mean = row[name]["mean"]
+        if mean is not None:
             panel.hlines(mean, place - 0.3, place + 0.3, color=colour, linewidth=2)
     if name == "accuracy":
         chance = [value for row in group for value in row["chance"]["values"]]

@@ -173,12 +173,27 @@ def test_a_run_is_summed_up_by_its_end(tmp_path: Path) -> None:
     assert (found.skill, found.autoregressive_loss) == (None, None)
 
 
+@pytest.mark.parametrize("step", [18, 19])
+def test_a_run_that_diverges_at_its_end_has_no_loss(tmp_path: Path, step: int) -> None:
+    rows: list[dict[str, Any]] = [
+        {"step": n, "loss": 1.0, "skill": 0.5, "tokens_per_second": 4}
+        for n in range(1, 21)
+    ]
+    rows[step - 1] |= {"loss": None}
+    lines = [json.dumps(each) for each in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    found = result_of(tmp_path)
+    is_last = step > 18  # a tenth of the steps counts
+    assert (found.loss, found.skill) == ((None, None) if is_last else (1.0, 0.5))
+    assert found.tokens_per_second == 4
+
+
 def test_the_table_has_means_and_spread(tmp_path: Path) -> None:
     variants = plan_ablation(grid(RATIOS), OUT)
     (first, second), (third, missing) = (each.configs for each in variants)
     results = {
         first.output_dir: RESULT,
-        second.output_dir: replace(RESULT, accuracy=0.75, loss=3.0),
+        second.output_dir: replace(RESULT, accuracy=0.75, loss=3.0, skill=None),
         third.output_dir: replace(RESULT, accuracy=None, autoregressive_loss=None),
     }
     rows = summarise(variants, results)
@@ -193,7 +208,7 @@ def test_the_table_has_means_and_spread(tmp_path: Path) -> None:
     assert markdown_table(rows).splitlines()[2:] == [
         (
             "| **ratio** | slow_frame_ratio 0 | 2 | 0.625 (0.500 to 0.750) | 2.500 | "
-            "1.5000 | 0.5000 | 0.250 | 40.0 | 1000 | 200 |"
+            "1.5000 | 0.5000 | - | 40.0 | 1000 | 200 |"
         ),
         (
             "|  | slow_frame_ratio 0.5 (base) | 1, 1 missing | - | 2.000 | 1.5000 | - "
