@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from recipes.edge.distributed import World, broadcast_from_main, gather_from_ran
 MANIFEST = "manifest.json"
 """Name of the file that lists all others of a folder, with their sizes and digests."""
 
+_OF_RANK = re.compile(r"__([0-9]{1,9})_")
+"""Begins the name of a file that DCP writes on a rank."""
+
 Entry = dict[str, Any]
 """Size and digest of a file: ``bytes`` and ``sha256``."""
 
 
 def digest_files(folder: Path, world: World) -> dict[str, Entry]:
-    """Compute size and digest of every file, each rank those of its share.
+    """Compute size and digest of every file, each rank those of ``share_of``.
 
     All ranks call this together.
 
@@ -30,9 +34,30 @@ def digest_files(folder: Path, world: World) -> dict[str, Entry]:
     names = broadcast_from_main(
         lambda: sorted(file.name for file in folder.iterdir()), world
     )
-    share = names[world.rank :: world.size]
+    share = share_of(names, world)
     parts = gather_from_ranks({name: entry_of(folder / name) for name in share}, world)
     return {name: entry for part in parts for name, entry in part.items()}
+
+
+def share_of(names: Iterable[str], world: World) -> list[str]:
+    """Choose the files that this rank reads: those that it wrote, as DCP names them.
+
+    Its machine may still hold them in memory. Those of ranks that are not there go to
+    the others in turn, and what no name says anything of is the main rank's.
+
+    Args:
+        names: All files of a folder.
+        world: The ranks.
+
+    Returns:
+        The names of this rank's; each file is one rank's.
+    """
+    writers = {name: _OF_RANK.match(name) for name in names}
+    return [
+        name
+        for name, writer in writers.items()
+        if (int(writer[1]) if writer else 0) % world.size == world.rank
+    ]
 
 
 def entry_of(file: Path) -> Entry:
@@ -56,7 +81,7 @@ def write_manifest(folder: Path, entries: Mapping[str, Entry]) -> None:
 def find_damage(folder: Path, world: World) -> str | None:
     """Compare a folder with its manifest.
 
-    All ranks call this together; each reads its share of the files.
+    All ranks call this together; each reads the files of ``share_of``.
 
     Args:
         folder: The folder.
@@ -68,7 +93,7 @@ def find_damage(folder: Path, world: World) -> str | None:
     expected = broadcast_from_main(lambda: _read_manifest(folder), world)
     if expected is None:
         return f"it has no readable {MANIFEST}"
-    share = sorted(expected)[world.rank :: world.size]
+    share = share_of(expected, world)
     mine = [_compare(folder / name, expected[name]) for name in share]
     found = [words for part in gather_from_ranks(mine, world) for words in part]
     return min(filter(None, found), default=None)

@@ -36,6 +36,7 @@ from recipes.edge.checkpoint_folders import (
 )
 from recipes.edge.checkpoint_saver import CheckpointSaver
 from recipes.edge.distributed import MainRankError, World, process_group
+from recipes.edge.manifests import share_of
 
 STATE = {"position": 7, "buffer": [[3, 0.1], []], "settings": {"name": "tiny"}}
 
@@ -481,6 +482,22 @@ def test_every_file_has_its_digest(tmp_path: Path, world: World) -> None:
         for name, file in files.items()
     }
     assert {"state.json", ".metadata"} < set(listed)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 12])
+def test_a_rank_reads_what_it_wrote(world: World, size: int) -> None:
+    others = [".metadata", "state.json", "__x_0.distcp", f"__{'9' * 5000}_0.distcp"]
+    files = sorted(f"__{rank}_{part}.distcp" for rank in range(11) for part in (0, 1))
+    ranks = [dataclasses.replace(world, rank=rank, size=size) for rank in range(size)]
+    shares = [share_of([*others, *files], each) for each in ranks]
+    dealt = [name for share in shares for name in share]
+    assert sorted(dealt) == sorted([*others, *files])
+    for rank, share in enumerate(shares):
+        own = {name for name in files if name.startswith(f"__{rank}_")}
+        assert own <= set(share)
+    assert set(others) <= set(shares[0])
+    counts = [len(share) for share in shares[: min(size, 11)]]
+    assert max(counts[1:], default=0) - min(counts) <= 2
 
 
 def cut(file: Path) -> None:
