@@ -89,12 +89,17 @@ def of_all_ranks(name: str, sums: dict[str, float], world: World) -> list[float]
 
 
 def count_step(run: Run, rows: list[Row], waited: float) -> dict[str, float]:
-    """Count what this rank's rows hold, and the work and the waiting that they are."""
-    return (
-        count_rows(rows)
-        | by_rank("waited", waited, run.world)
-        | {"flops": sum(step_flops(run.model, row.plan).total for row in rows)}
-    )
+    """Count what this rank's rows hold, and the waiting that they are."""
+    return count_rows(rows) | by_rank("waited", waited, run.world)
+
+
+def count_flops(run: Run, rows: list[Row]) -> int:
+    """Count the work that this rank's rows are.
+
+    The host takes up to half a second for the rows of a large model: call it while a
+    GPU is at work.
+    """
+    return sum(step_flops(run.model, row.plan).total for row in rows)
 
 
 def spreads(output: FastSlowOutput) -> list[Tensor]:
@@ -128,14 +133,16 @@ def mean_losses(
     }
 
 
-def throughput(run: Run, counts: dict[str, float], seconds: float) -> dict[str, float]:
+def throughput(
+    run: Run, counts: dict[str, float], flops: float, seconds: float
+) -> dict[str, float]:
     """Measure the whole step's wall clock, data wait included, for each rank."""
     ranks, device = run.world.size, this_device(run.world.device)
     waited = of_all_ranks("waited", counts, run.world)
     waits = [each / seconds for each in waited]
     mfu = {}
     if device is not None:
-        mfu["mfu"] = counts["flops"] / (seconds * ranks * device.bf16_flops)
+        mfu["mfu"] = flops / (seconds * ranks * device.bf16_flops)
     return mfu | {
         "tokens_per_second": counts["tokens"] / seconds / ranks,
         "frames_per_second": counts["frames"] / seconds / ranks,

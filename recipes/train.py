@@ -55,6 +55,7 @@ from recipes.edge.weights import build_meta_model, load_pretrained, materialize
 from recipes.measures import (
     TERMS,
     by_rank,
+    count_flops,
     count_step,
     describe,
     mean_losses,
@@ -191,9 +192,11 @@ def train(
         if counts["bad_samples"]:
             run.quarantine.share(bad for row in rows for bad in row.bad)
         with profiled(config.output_dir, run.world, wanted=step == config.profile_step):
-            losses, skipped = train_step(run, step, rows, counts, progress.skipped)
+            losses, flops, skipped = train_step(
+                run, step, rows, counts, progress.skipped
+            )
             seconds = time.perf_counter() - started
-        log.step(step, losses | throughput(run, counts, seconds))
+        log.step(step, losses | throughput(run, counts, flops, seconds))
         refuse_to_skip_on(skipped, most_in_a_row=config.max_skipped_steps)
         progress = replace(progress, step=step, stream=rows[-1].state, skipped=skipped)
         is_last = step == config.max_steps
@@ -260,8 +263,12 @@ def train_step(
     rows: list[Row],
     counts: dict[str, float],
     skipped: SkippedSteps,
-) -> tuple[dict[str, float], SkippedSteps]:
-    """Take one optimizer step; every loss is divided by its count over all ranks."""
+) -> tuple[dict[str, float], float, SkippedSteps]:
+    """Take one optimizer step; every loss is divided by its count over all ranks.
+
+    Returns:
+        The numbers of the step, the FLOPs of all ranks, and what is skipped with it.
+    """
     config, model, world = run.config, run.model, run.world
     model.train()
     terms = TERMS if config.loss_weight else TERMS[:1]
@@ -280,16 +287,17 @@ def train_step(
             loss = loss + config.loss_weight * ahead / pairs
         (loss * world.size).backward()  # FSDP divides gradients by the number of ranks
         sums += torch.stack(losses).detach()
+    flops = count_flops(run, rows)  # while a GPU is at the last backward pass
     norm = clip_gradients(model, config.max_grad_norm)
     skipped = count_skipped(norm, skipped)
     rate = set_learning_rate(run, step)
     if not skipped.in_a_row:
         run.optimizer.step()
     run.optimizer.zero_grad()
-    mine = dict(zip(terms, sums.tolist(), strict=True))
+    mine = dict(zip(terms, sums.tolist(), strict=True)) | {"flops": flops}
     mine |= by_rank("peak", peak_memory(world.device) / 2**30, world)
     total = sum_over_ranks(mine, world)
-    return {
+    numbers = {
         **mean_losses(
             total, counts["labels"], counts["pairs"], weight=config.loss_weight
         ),
@@ -297,7 +305,8 @@ def train_step(
         "gradient_norm": norm,
         "skipped_steps": skipped.total,
         "peak_memory_gib": max(of_all_ranks("peak", total, world)),
-    }, skipped
+    }
+    return numbers, total["flops"], skipped
 
 
 def set_learning_rate(run: Run, step: int) -> float:

@@ -92,7 +92,7 @@ def one_step(config: Config, cut: Cut, world: World) -> dict[str, Any]:
         world=world,
     )
     with AllReduces() as all_reduces:
-        losses, _ = train_step(run, 20, rows, counts, SkippedSteps())
+        losses, *_ = train_step(run, 20, rows, counts, SkippedSteps())
     moved = {
         name: weight.full_tensor() - before[name]
         for name, weight in model.named_parameters()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,29 @@ def test_a_run_that_learns_nothing_exports_the_weights_that_it_began_with(
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor), name
     assert json.loads((second / "trace-0.json").read_text())["traceEvents"]
+
+
+def test_work_is_counted_when_a_gpu_has_all_of_it(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host counts while the GPU computes; until then nothing needs the count."""
+    called = list[str]()
+
+    def noted(name: str, function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            called.append(name)
+            return function(*arguments, **options)
+
+        return call
+
+    for name, place in (
+        ("backward", "torch.Tensor.backward"),
+        ("count", "recipes.measures.step_flops"),
+        ("clip", "recipes.train.clip_gradients"),
+    ):
+        monkeypatch.setattr(place, noted(name, pkgutil.resolve_name(place)))
+    train(tmp_path, clips / "train.jsonl", max_steps=1, gradient_accumulation_steps=2)
+    assert called == ["backward", "backward", "count", "count", "clip"]
 
 
 def test_a_finished_run_is_left_alone(clips: Path, tmp_path: Path) -> None:
