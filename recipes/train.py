@@ -288,7 +288,7 @@ def train_step(
         (loss * world.size).backward()  # FSDP divides gradients by the number of ranks
         sums += torch.stack(losses).detach()
     flops = count_flops(run, rows)  # while a GPU is at the last backward pass
-    norm = clip_gradients(model, config.max_grad_norm)
+    norm = clip_gradients(model, config.max_grad_norm, world)
     skipped = count_skipped(norm, skipped)
     rate = set_learning_rate(run, step)
     if not skipped.in_a_row:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
+from recipes.edge.distributed import World, sum_over_ranks
 from recipes.edge.shards import local_part
 
 
@@ -61,24 +61,26 @@ def build_optimizer(
     )
 
 
-def clip_gradients(model: nn.Module, max_norm: float) -> float:
+def clip_gradients(model: nn.Module, max_norm: float, world: World) -> float:
     """Scale the gradients of a sharded model down to a bound.
 
-    Each rank adds up its own shards, and one all-reduce over all ranks adds up theirs;
-    what several ranks hold counts once. So the norm is the same on every rank to the
-    last bit, also where the model is replicated or its gradients live in host memory.
+    Each rank adds up its own shards, and ``sum_over_ranks`` adds up those of all; what
+    several ranks hold counts once. So the norm is the same on every rank to the last
+    bit, also where the model is replicated or its gradients live in host memory.
 
     Args:
-        model: A root module, sharded with ``fully_shard`` over all ranks or not.
+        model: A root module, sharded with ``fully_shard`` over all ranks.
         max_norm: Largest norm of all gradients together that is let through; 0 lets all
             through.
+        world: The ranks; all call this together.
 
     Returns:
         The norm that they had, the same on every rank. If it is not finite, the
         gradients are left alone: ``count_skipped`` says what to do.
     """
     gradients = [each.grad for each in model.parameters() if each.grad is not None]
-    norm = math.sqrt(_sum_of_squares(gradients))
+    squares = sum_over_ranks({"squares": _sum_of_squares(gradients)}, world)
+    norm = math.sqrt(squares["squares"])
     if math.isfinite(norm) and norm > max_norm > 0:
         shards = [local_part(gradient) for gradient in gradients]
         torch._foreach_mul_(shards, max_norm / norm)
@@ -141,31 +143,18 @@ def refuse_to_skip_on(skipped: SkippedSteps, *, most_in_a_row: int) -> None:
 
 
 def _sum_of_squares(gradients: Sequence[Tensor]) -> float:
-    """Add up the squares of whole gradients, in float64 and one all-reduce."""
+    """Add up this rank's part of the squares of all gradients, in float64."""
     by_copies: dict[int, list[Tensor]] = {}
     for gradient in gradients:
         by_copies.setdefault(_count_copies(gradient), []).append(local_part(gradient))
-    total = torch.zeros((), dtype=torch.float64, device=_device(gradients))
-    for copies, shards in by_copies.items():
-        norm = torch.nn.utils.get_total_norm(shards)
-        total += norm.to(total).square() / copies
-    if dist.is_initialized():
-        dist.all_reduce(total)
-    return total.item()
+    return sum(
+        torch.nn.utils.get_total_norm(shards).double().square().item() / copies
+        for copies, shards in by_copies.items()
+    )
 
 
 def _count_copies(gradient: Tensor) -> int:
     """Count the ranks that hold each entry of a gradient."""
-    if not isinstance(gradient, DTensor):
-        return dist.get_world_size() if dist.is_initialized() else 1
+    assert isinstance(gradient, DTensor)
     sizes = zip(gradient.device_mesh.shape, gradient.placements, strict=True)
     return math.prod(size for size, place in sizes if isinstance(place, Replicate))
-
-
-def _device(gradients: Sequence[Tensor]) -> torch.device:
-    """Tell where ranks talk: where a mesh computes, not where its shards are kept."""
-    for gradient in gradients:
-        if isinstance(gradient, DTensor):
-            return torch.device(gradient.device_mesh.device_type)
-        return gradient.device
-    return torch.device("cpu")

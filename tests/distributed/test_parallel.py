@@ -166,9 +166,15 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def step(
-    model: nn.Module, rows: list[int], size: int, settings: Parallel | None = None
+    model: nn.Module,
+    rows: list[int],
+    settings: Parallel | None = None,
+    world: World | None = None,
 ) -> dict[str, Any]:
-    """Take a step of plain gradient descent; give all that it is made of."""
+    """Take a step of plain gradient descent; give all that it is made of.
+
+    Without a world it is the step of a whole model, whose gradients torch clips.
+    """
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=RATE)
     total = torch.zeros(())
@@ -176,10 +182,14 @@ def step(
         if settings is not None:
             all_reduce_once(model, settings, is_last=turn == len(rows))
         loss = losses(model, number)
-        (loss * size).backward()
+        (loss * (world.size if world else 1)).backward()
         total += loss.detach()
     found: dict[str, Any] = {"loss": total.item(), "gradients": gradients(model)}
-    found["norm"] = clip_gradients(model, MAX_NORM)
+    found["norm"] = (
+        clip_gradients(model, MAX_NORM, world)
+        if world
+        else torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM).item()
+    )
     found["clipped"] = gradients(model)
     optimizer.step()
     found["weights"] = {name: whole(each) for name, each in model.named_parameters()}
@@ -206,7 +216,7 @@ def take_steps(folder: Path, world: World) -> dict[str, Any]:
         replicate = 2 if world.size == 4 else 1
         parallel = Parallel(replicate=replicate, **settings)
         parallelise(model, parallel, world)
-        found[name] = step(model, deal(world), world.size, parallel)
+        found[name] = step(model, deal(world), parallel, world)
         losses_of_ranks = gather_from_ranks(found[name]["loss"], world)
         found[name]["loss"] = sum(losses_of_ranks)
         norms = gather_from_ranks(found[name]["norm"], world)
@@ -234,7 +244,7 @@ def skip(folder: Path, world: World) -> dict[str, Any]:
     before = gradients(model)
     skipped, told = SkippedSteps(), ""
     for _ in range(3):
-        norm = clip_gradients(model, MAX_NORM)
+        norm = clip_gradients(model, MAX_NORM, world)
         try:
             skipped = count_skipped(norm, skipped)
             refuse_to_skip_on(skipped, most_in_a_row=2)
@@ -338,7 +348,7 @@ def merge(folder: Path, world: World) -> dict[str, Any]:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
     for number in deal(world):
         (losses(model, number) * world.size).backward()
-    clip_gradients(model, 1.0)
+    clip_gradients(model, 1.0, world)
     optimizer.step()
     model.eval()
     with torch.no_grad():
@@ -400,7 +410,7 @@ def alone() -> Callable[[str], dict[str, Any]]:
     def take(name: str) -> dict[str, Any]:
         model = build()
         choose_trained(model, Parallel(**{**STEPS[name], "compute": "float32"}))
-        return step(model, [0, 1, 2, 3], 1)
+        return step(model, [0, 1, 2, 3])
 
     return take
 

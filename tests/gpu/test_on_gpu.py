@@ -205,7 +205,7 @@ def test_steps_in_half_precision_learn_a_row(
         for _ in range(20):
             loss = loss_of(trained, patches, on_gpu)
             loss.backward()
-            clip_gradients(trained, 1.0)
+            clip_gradients(trained, 1.0, world)
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())

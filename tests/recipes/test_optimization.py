@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from recipes.edge.distributed import World, process_group
 from recipes.edge.optimization import (
@@ -21,23 +22,46 @@ from recipes.edge.optimization import (
 )
 
 
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
     """This process alone."""
-    monkeypatch.delenv("RANK", raising=False)
-    with process_group() as alone:
-        yield alone
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RANK", raising=False)
+        with process_group() as alone:
+            yield alone
 
 
-def make_model(scale: float) -> nn.Sequential:
-    """Make a small model with gradients, one weight without."""
+def make_model() -> nn.Sequential:
+    """Make a small model of which one weight does not train."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
     model[0].bias.requires_grad_(False)
-    for parameter in model.parameters():
+    return model
+
+
+def make_models(world: World, scale: float) -> tuple[nn.Sequential, nn.Sequential]:
+    """Make a whole model with gradients, and the same sharded."""
+    plain, sharded = make_model(), make_model()
+    fully_shard(sharded, mesh=world.mesh)
+    for name, parameter in plain.named_parameters():
         if parameter.requires_grad:
             parameter.grad = scale * torch.randn(parameter.shape)
-    return model
+            other = sharded.get_parameter(name)
+            assert isinstance(other, DTensor)
+            other.grad = distribute_tensor(
+                parameter.grad, other.device_mesh, other.placements
+            )
+    return plain, sharded
+
+
+def full_gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Give all gradients of a sharded model by name."""
+    found = dict[str, Tensor]()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert isinstance(parameter.grad, DTensor)
+            found[name] = parameter.grad.full_tensor().clone()
+    return found
 
 
 @given(total=st.integers(1, 200), warmup=st.integers(0, 200))
@@ -84,52 +108,37 @@ def test_a_model_may_have_parameters_of_one_kind(lost: int) -> None:
 @example(scale=1.0, max_norm=0.0)
 @example(scale=1.0, max_norm=math.inf)
 @example(scale=1e15, max_norm=1.0)
-def test_clipping_equals_that_of_torch(scale: float, max_norm: float) -> None:
-    found, expected = make_model(scale), make_model(scale)
+def test_clipping_equals_that_of_torch(
+    world: World, scale: float, max_norm: float
+) -> None:
+    expected, found = make_models(world, scale)
     weights = [each for each in expected.parameters() if each.grad is not None]
     norm = math.sqrt(sum(each.grad.double().square().sum() for each in weights))
     for each in weights:
         each.grad *= min(1.0, max_norm / norm) if max_norm else 1.0
-    assert clip_gradients(found, max_norm) == pytest.approx(norm, rel=1e-5)
-    for name, parameter in expected.named_parameters():
-        other = found.get_parameter(name).grad
-        if parameter.grad is None:
-            assert other is None
-        else:
-            torch.testing.assert_close(other, parameter.grad, rtol=1e-5, atol=0.0)
+    assert clip_gradients(found, max_norm, world) == pytest.approx(norm, rel=1e-5)
+    gradients = full_gradients(found)
+    assert len(gradients) == len(weights) == 3
+    for name, gradient in gradients.items():
+        other = expected.get_parameter(name).grad
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=0.0)
 
 
-@pytest.mark.parametrize("max_norm", [0.5, 100.0])
-def test_a_sharded_model_is_clipped_alike(world: World, max_norm: float) -> None:
-    plain, sharded = make_model(1.0), make_model(1.0)
-    fully_shard(sharded, mesh=world.mesh)
-    inputs = torch.randn(4, 3)
-    for model in (plain, sharded):
-        model.zero_grad()
-        model(inputs).square().sum().backward()
-    assert clip_gradients(sharded, max_norm) == clip_gradients(plain, max_norm)
-    for name, parameter in plain.named_parameters():
-        other = sharded.get_parameter(name).grad
-        assert (other is None) == (parameter.grad is None)
-        if other is not None:
-            assert torch.equal(other.full_tensor(), parameter.grad)
-
-
-def test_a_model_without_gradients_has_no_norm() -> None:
-    assert clip_gradients(nn.Linear(2, 2), 1.0) == 0.0
+def test_a_model_without_gradients_has_no_norm(world: World) -> None:
+    assert clip_gradients(fully_shard(make_model(), mesh=world.mesh), 1.0, world) == 0.0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_gradients_that_are_not_finite_are_left_alone(bad: float) -> None:
-    model = make_model(1.0)
-    weight = model[2].weight
-    weight.grad[0, 0] = bad
-    before = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
-    norm = clip_gradients(model, 0.1)
+def test_gradients_that_are_not_finite_are_left_alone(world: World, bad: float) -> None:
+    _, model = make_models(world, 1.0)
+    gradient = model[2].weight.grad
+    assert isinstance(gradient, DTensor)
+    gradient.to_local()[0, 0] = bad
+    before = full_gradients(model)
+    norm = clip_gradients(model, 0.1, world)
     assert math.isnan(norm) if math.isnan(bad) else norm == math.inf
-    for name, gradient in before.items():
-        found = model.get_parameter(name).grad
-        torch.testing.assert_close(found, gradient, rtol=0, atol=0, equal_nan=True)
+    for name, found in full_gradients(model).items():
+        torch.testing.assert_close(found, before[name], rtol=0, atol=0, equal_nan=True)
 
 
 @given(st.lists(st.sampled_from([0.0, 2.5, math.inf, math.nan])), st.integers(0, 3))
