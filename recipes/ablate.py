@@ -44,6 +44,7 @@ RECIPE = Path(__file__).with_name("qwen2vl_tiny.py")
 """What is started; a settings file names every setting, so any recipe would do."""
 
 RESULT_DEPENDS_ON = {
+    "model_name_or_path",
     "learning_rate",
     "warmup_steps",
     "max_grad_norm",

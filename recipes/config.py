@@ -209,6 +209,7 @@ BOUNDS = {
 FREE_TO_CHANGE = frozenset(
     {
         "output_dir",
+        "model_name_or_path",
         "data_path",
         "eval_data_path",
         "learning_rate",
@@ -234,7 +235,8 @@ FREE_TO_CHANGE = frozenset(
 )
 """Settings that may differ when a run goes on from a checkpoint, by dotted names: those
 without which a run that ended for its own good could never go on, too. Data may have
-moved; that they are the same samples is checked by what they say."""
+moved; that they are the same samples is checked by what they say. So may the
+weights to begin with, of which only configuration and tokenizer are read again."""
 
 NESTED = "autoregressive_config"
 """Key under which settings of the method may stand as well."""

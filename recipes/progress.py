@@ -15,7 +15,7 @@ from recipes.data import Data
 from recipes.edge.checkpoint import load_checkpoint
 from recipes.edge.checkpoint_folders import good_checkpoint
 from recipes.edge.conversations import BadSample
-from recipes.edge.distributed import World, broadcast_from_main
+from recipes.edge.distributed import MainRankError, World, broadcast_from_main
 from recipes.edge.optimization import SkippedSteps
 from recipes.edge.quarantine import Quarantine
 from recipes.edge.settings import (
@@ -23,6 +23,7 @@ from recipes.edge.settings import (
     check_same_settings,
     settings_as_json,
 )
+from recipes.edge.weights import load_pretrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,27 +57,34 @@ class Progress:
 
 
 def resume(run: Run) -> tuple[Progress, list[str]]:
-    """Go on from the last good checkpoint, if there is one.
+    """Go on from the last good checkpoint, if there is one, or begin.
 
     All ranks call this together. There may be more of them than before, or fewer: each
-    takes as many rows of a step as all of them have to.
+    takes as many rows of a step as all of them have to. A checkpoint holds all weights
+    of the model, and is refused where it does not, so those that the run began with are
+    not read again.
 
     Returns:
         Where the run stands, and what to say of it: a sentence for each checkpoint that
-        is damaged, and one for the settings that changed.
+        is damaged, one for the settings that changed, and one for a head that the
+        weights to begin with do not have.
 
     Raises:
-        MainRankError: If all checkpoints are damaged, the run began with other settings
-            or data, its end is past, or the ranks cannot share the rows of a step.
+        MainRankError: If all checkpoints are damaged, the run began with another model,
+            other settings or data, its end is past, or the ranks cannot share the rows
+            of a step.
     """
     config = run.config
     folder, passed_over = good_checkpoint(config.output_dir, run.world)
     if folder is None:
         rows = config.rows_per_step * run.world.size
-        return Progress(rows_per_step=rows), passed_over
-    state = load_checkpoint(
-        folder, model=run.model, optimizer=run.optimizer, world=run.world
-    )
+        return Progress(rows_per_step=rows), _begin(run)
+    try:
+        state = load_checkpoint(
+            folder, model=run.model, optimizer=run.optimizer, world=run.world
+        )
+    except ValueError as error:  # every rank finds the same
+        raise MainRankError(str(error), str(error)) from error
     broadcast_from_main(lambda: _refuse_other_run(state, folder, run), run.world)
     run.quarantine.add(
         moved_with_data(BadSample(**sample), state["settings"], run.config)
@@ -91,6 +99,19 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
         skipped=SkippedSteps(**state["skipped"]),
     )
     return progress, [*passed_over, *_changes(state, config)]
+
+
+def _begin(run: Run) -> list[str]:
+    """Read the weights to begin with, if they are not drawn; say what they lack."""
+    folder, model = run.data.checkpoint, run.model
+    if folder is None:
+        return []
+    has_head = load_pretrained(folder, model)
+    if model.target_tower is not None:
+        model.reset_target_tower()
+    if has_head or not run.config.loss_weight:
+        return []
+    return [f"{folder} has no next-frame head; a new one is trained"]
 
 
 def moved_with_data(

@@ -51,7 +51,7 @@ from recipes.edge.random_states import seed_generators
 from recipes.edge.settings import settings_as_json, write_settings
 from recipes.edge.stopping import STOPPED, StopSignal
 from recipes.edge.tiny import tiny_config
-from recipes.edge.weights import build_meta_model, load_pretrained, materialize
+from recipes.edge.weights import build_meta_model, materialize
 from recipes.measures import (
     TERMS,
     by_rank,
@@ -237,7 +237,7 @@ def row_stream(run: Run, progress: Progress) -> Iterator[Row]:
 
 
 def build_model(config: Config, data: Data, world: World) -> FastSlowQwen2VL:
-    """Build the model, shard it, and give it its weights."""
+    """Build the model, and shard it; weights of files are NaN until ``resume``."""
     if data.checkpoint is None:
         torch.manual_seed(config.seed)
         shape = tiny_config(len(data.train.tokenizer))
@@ -250,9 +250,6 @@ def build_model(config: Config, data: Data, world: World) -> FastSlowQwen2VL:
     if data.checkpoint is not None:
         offload = config.parallel.cpu_offload
         materialize(model, world.device, seed=config.seed, offload=offload)
-        load_pretrained(data.checkpoint, model)
-        if model.target_tower is not None:
-            model.reset_target_tower()
     reset_adapters(model, seed=config.seed)
     return model
 

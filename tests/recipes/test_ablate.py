@@ -290,12 +290,13 @@ def test_an_ablation_goes_on_where_it_was_interrupted(
         ("learning_rate", 1.0, 2e-3),
         ("warmup_steps", 1, 20),
         ("max_grad_norm", 2.0, 1.0),
+        ("model_name_or_path", "other", None),
     ):
         changes: dict[str, Any] = {name: other}
         with pytest.raises(ValueError) as caught:
             refuse_other_run(replace(one, **changes), 1)
         assert str(caught.value) == (
-            f"{one.output_dir}: {name} is {other} but the run began with {begun}; it "
+            f"{one.output_dir}: {name} is {other!r} but the run began with {begun}; it "
             "goes on with the settings that it began with, or in another output_dir"
         )
     with pytest.raises(ValueError) as caught:

@@ -24,6 +24,7 @@ from recipes.edge.conversations import BadSample
 from recipes.edge.devices import this_device
 from recipes.edge.distributed import process_group
 from recipes.edge.parallel import Parallel
+from recipes.edge.tiny import tiny_config
 from recipes.progress import moved_with_data
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import build_model, main
@@ -366,6 +367,62 @@ def test_a_run_may_go_on_more_gently_and_says_so(clips: Path, tmp_path: Path) ->
     assert second.endswith("max_steps is 4, was 3 until step 3")
     rates = [row["learning_rate"] for row in metrics(tmp_path)]
     assert rates[1] > 1e-4 > rates[2]
+
+
+@pytest.mark.parametrize("settings", [{"tower": "trained"}, {"lora_rank": 2}])
+def test_a_run_that_goes_on_needs_no_other_weights(
+    clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+) -> None:
+    """They may be gone from where they were, and are not read from where they are."""
+    train(tmp_path / "first", clips / "train.jsonl")
+    begun = tmp_path / "first" / "model-2"
+    (begun / "next_frame_head.safetensors").unlink()
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+
+    def go(run: Path, weights: Path) -> list[str]:
+        train(
+            *(run, clips / "train.jsonl"),
+            model_name_or_path=str(weights),
+            max_steps=4,
+            parallel=Parallel(compute="float32", **settings),
+        )
+        return (run / "train.log").read_text().splitlines()
+
+    headless = f"{begun} has no next-frame head; a new one is trained"
+    assert sum(line.endswith(headless) for line in go(whole, begun)) == 1
+    shutil.copytree(whole, resumed)
+    for name in ("checkpoint-4", "model-4"):
+        shutil.rmtree(resumed / name)
+    moved = begun.rename(tmp_path / "moved")
+    monkeypatch.setattr("recipes.progress.load_pretrained", None)
+    log = go(resumed, moved)
+    changes = [line for line in log if line.endswith(" until step 2")]
+    assert [f"model_name_or_path is {moved}, was {begun}" in c for c in changes] == [
+        True
+    ]
+    assert sum("has no next-frame head" in line for line in log) == 1
+    for file in ("model.safetensors", "next_frame_head.safetensors"):
+        expected, found = (
+            load_file(run / "model-4" / file) for run in (whole, resumed)
+        )
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    losses = [[row["loss"] for row in metrics(run)] for run in (whole, resumed)]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_goes_on_with_a_model_of_its_shape(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path, clips / "train.jsonl", max_steps=1)
+    monkeypatch.setattr("recipes.train.tiny_config", lambda size: tiny_config(size + 8))
+    with pytest.raises(SystemExit) as error:
+        train(tmp_path, clips / "train.jsonl")
+    said = str(error.value)
+    assert said.startswith(f"error: {tmp_path / 'checkpoint-1'} holds ")
+    assert " of shape (" in said and "\n" not in said
 
 
 def test_a_run_does_not_go_back(clips: Path, tmp_path: Path) -> None:
