@@ -80,13 +80,11 @@ def names_in_model(saved: Iterable[str], model: FastSlowQwen2VL) -> dict[str, st
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
     names = {}
     for name in saved:
-        renamed = name
+        names[name] = name
         if not name.startswith(HEAD_PREFIX):
-            renamed, _ = rename_source_key(
+            names[name], _ = rename_source_key(
                 name, renamings, converters, bare.base_model_prefix, known
             )
-        # A rule for the other layout may match a name that needs no translation.
-        names[name] = name if renamed not in known and name in known else renamed
     return names
 
 

@@ -10,7 +10,18 @@ from transformers import AutoModelForImageTextToText
 
 from recipes.edge.distributed import process_group
 from recipes.edge.export import export_pretrained
-from recipes.edge.weights import build_meta_model, load_pretrained, materialize
+from recipes.edge.weight_names import (
+    HEAD_PREFIX,
+    named_weights,
+    names_in_files,
+    names_in_model,
+)
+from recipes.edge.weights import (
+    build_meta_model,
+    load_pretrained,
+    materialize,
+    meta_model,
+)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
@@ -34,3 +45,20 @@ def test_a_checkpoint_comes_out_as_it_went_in(
         assert torch.equal(found[name], weight), name
     for name, buffer in backbone.named_buffers():
         assert torch.equal(model.backbone.get_buffer(name), buffer), name
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_names_of_both_layouts_are_those_of_the_modules(
+    make_family: Callable[[str], Any], model_type: str
+) -> None:
+    """No rule for the hub's layout touches a name that is the module's already."""
+    model = meta_model(make_family(model_type).config)
+    names = list(named_weights(model))
+    assert names_in_model(names, model) == {name: name for name in names}
+    in_files = names_in_files(
+        [name for name in names if not name.startswith(HEAD_PREFIX)], model
+    )
+    found = names_in_model(in_files.values(), model)
+    assert {found[saved]: name for name, saved in in_files.items()} == {
+        name: name for name in in_files
+    }
