@@ -45,8 +45,8 @@ class Config:
     then drawn archive by archive, and the next one is fetched meanwhile. 0 keeps all
     and mixes all samples."""
     eval_data_path: str | None = None
-    """Held-out conversations, in the same form; all subsets are taken. Clips that the
-    recipe makes, without data_path, come with held-out ones of their own."""
+    """Held-out conversations, in the same form; all subsets are taken. It needs
+    data_path: clips that the recipe makes come with held-out ones of their own."""
     frame_sampling_strategy: str = "interleave"
     """Which frames are slow. One of ``interleave``, ``first_slow``, ``last_slow``,
     ``uniform``, or a constructor of the core with its own arguments, such as

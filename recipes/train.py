@@ -149,7 +149,7 @@ def refuse_impossible(config: Config, world: World) -> None:
     check_copies(world.size, config.parallel.replicate)
     if config.eval_data_path is not None and config.data_path is None:
         raise ValueError(
-            f"eval_data_path is {config.eval_data_path} but data_path is not there; "
+            f"eval_data_path is {config.eval_data_path} but there is no data_path; "
             "clips that the recipe makes come with held-out ones of their own"
         )
 

@@ -516,7 +516,7 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_questions_of_your_own_go_with_data_of_your_own(tmp_path: Path) -> None:
-    message = "^error: eval_data_path is a.json but data_path is not there; clips that"
+    message = "^error: eval_data_path is a.json but there is no data_path; clips that"
     with pytest.raises(SystemExit, match=message):
         main(replace(TINY, output_dir=tmp_path / "run", eval_data_path="a.json"))
     assert not (tmp_path / "run" / "clips").exists()
