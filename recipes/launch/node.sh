@@ -9,9 +9,12 @@
 # RESTARTS   how often ranks, and this node's agent, are started again; 3 by default
 # RUN_ID     tells runs apart that meet at the same place
 #
-# When a rank fails, the agents start all ranks again; when this node's agent dies, it is
-# started again and joins the others. Ranks go on from the last checkpoint, so at most the
-# steps since then are done twice. All nodes need one file system and the same environment.
+# When a rank fails, the agents start all ranks again; when this node's agent ends, it is
+# started again and joins the others. Each agent has RESTARTS of its own, so a run without
+# hope is started (1 + RESTARTS) ** 2 times, 16 by default: agents that could not start ranks
+# again would end a run that lost one rank after it had lost a node. Ranks go on from the last
+# checkpoint, so at most the steps since then are done twice. All nodes need one file system
+# and the same environment.
 #
 # SIGTERM is passed on, Ctrl-C reaches all anyway. The ranks save and end, within GRACE
 # seconds (600 by default), and node.sh ends with 143, starting nothing again. The same line

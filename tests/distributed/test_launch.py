@@ -157,6 +157,28 @@ def node_environment() -> dict[str, str]:
     }
 
 
+def test_a_run_without_hope_is_given_up(tmp_path: Path) -> None:
+    """Two agents start its rank two times each."""
+    (tmp_path / "rank.py").write_text(
+        "import pathlib, sys\n"
+        "with pathlib.Path(__file__).with_name('starts').open('a') as starts:\n"
+        "    starts.write('one\\n')\n"
+        "sys.exit(1)\n"
+    )
+    done = subprocess.run(
+        ["recipes/launch/node.sh", str(tmp_path / "rank.py")],
+        check=False,
+        cwd=ROOT,
+        env=node_environment() | {"RESTARTS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert done.returncode == 1
+    assert (tmp_path / "starts").read_text().splitlines() == ["one"] * 4
+    assert done.stderr.count("node.sh: torchrun ended with 1, attempt") == 2
+
+
 RANK = """
 import os, signal, sys, time
 
