@@ -106,7 +106,8 @@ def evaluate(options: Options) -> None:
         questions = broadcast_from_main(
             lambda: plan_questions(options, checkpoint, config, model, shared), world
         )
-        answers = list(ask(model, questions, options.max_new_tokens, world))
+        workers = config.dataloader_num_workers
+        answers = list(ask(model, questions, options.max_new_tokens, world, workers))
         ranks = gather_from_ranks(answers, world)
         if world.is_main:
             found = evaluation(questions, list(chain(*ranks)))
@@ -145,14 +146,21 @@ def plan_questions(
     index = write_index(folder / "prompts.arrow", prompts())
     tokenizer = read_tokenizer(checkpoint)
     settings = clip_settings(config, model.family, model.backbone.device)
-    planned, unplanned = plan_samples(index, settings, tokenizer, store)
+    workers = config.dataloader_num_workers
+    planned, unplanned = plan_samples(
+        index, settings, tokenizer, store, num_workers=workers
+    )
     return Questions(
         prompts=planned, references=tuple(references), bad=(*bad, *unplanned)
     )
 
 
 def ask(
-    model: FastSlowQwen2VL, questions: Questions, max_new_tokens: int, world: World
+    model: FastSlowQwen2VL,
+    questions: Questions,
+    max_new_tokens: int,
+    world: World,
+    num_workers: int,
 ) -> Iterator[dict[str, Any]]:
     """Answer this rank's share of the questions, and score the answers."""
     prompts = questions.prompts
@@ -162,6 +170,7 @@ def ask(
         max_new_tokens=max_new_tokens,
         rank=world.rank,
         world_size=world.size,
+        num_workers=num_workers,
     )
     for answer in answers:
         number = prompts.numbers[answer.number]

@@ -343,7 +343,11 @@ def ask_held_out(run: Run, log: RunLog) -> None:
     """Ask every held-out question, and record how many answers are right."""
     config, data, world = run.config, run.data, run.world
     accuracy, asked = held_out_accuracy(
-        run.model, PackedRows(data.held_out), world, run.quarantine.share
+        run.model,
+        PackedRows(data.held_out),
+        world,
+        run.quarantine.share,
+        num_workers=config.dataloader_num_workers,
     )
     if asked:
         log.scalars(config.max_steps, {"accuracy": accuracy, "chance": data.chance})

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from fastslow import StreamState, to_device
 from fastslow.qwen2_vl import FastSlowQwen2VL, generate_answers
 from recipes.config import SETTINGS_FILE, Config, load_config
-from recipes.edge.loader import PackedRows
+from recipes.edge.loader import PackedRows, read_rows
 from recipes.edge.pretrained import read_end_tokens
 from recipes.edge.sample_set import PlannedSamples
 from recipes.edge.weights import build_meta_model, load_pretrained, materialize
@@ -147,6 +147,7 @@ def answer_prompts(
     stop_texts: Collection[str] = (),
     rank: int = 0,
     world_size: int = 1,
+    num_workers: int = 0,
 ) -> Iterator[Answer]:
     """Answer prompts row by row, without the tokens of the chat format.
 
@@ -157,20 +158,26 @@ def answer_prompts(
         stop_texts: An answer ends before the first of these, too.
         rank: This process, of those that share the rows.
         world_size: Processes that share the rows.
+        num_workers: Processes that decode ahead; 0 decodes in this one.
 
     Yields:
         An answer for each prompt of this rank's rows, see ``pack_prompts``.
     """
     bins = pack_prompts(prompts.lengths, prompts.settings.capacity, max_new_tokens)
     tokenizer = prompts.tokenizer
-    rows = PackedRows(prompts)
+    mine = bins[rank::world_size]
     device, ends = model.backbone.device, find_end_tokens(model, tokenizer)
-    for chosen in bins[rank::world_size]:
-        row = rows[chosen, StreamState()]
+    rows = read_rows(
+        PackedRows(prompts),
+        [(chosen, StreamState()) for chosen in mine],
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    for chosen, row in zip(mine, rows, strict=True):
         failed = {sample.source: sample.reason for sample in row.bad}
         ids = generate_answers(
             model,
-            row.patches.to(device),
+            row.patches.to(device, non_blocking=True),
             to_device(row.plan, device),
             eos_token_id=ends,
             max_new_tokens=max_new_tokens,

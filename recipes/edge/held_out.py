@@ -8,7 +8,7 @@ from fastslow import StreamState, best_fit_decreasing, to_device
 from fastslow.qwen2_vl import FastSlowQwen2VL
 from recipes.edge.conversations import BadSample
 from recipes.edge.distributed import World, sum_over_ranks
-from recipes.edge.loader import PackedRows
+from recipes.edge.loader import PackedRows, read_rows
 from recipes.edge.sample_set import PlannedSamples
 
 
@@ -18,6 +18,8 @@ def held_out_accuracy(
     questions: PackedRows,
     world: World,
     report_bad: Callable[[list[BadSample]], None],
+    *,
+    num_workers: int = 0,
 ) -> tuple[float, int]:
     """Ask every question; an answer counts when all of its tokens are right.
 
@@ -29,6 +31,7 @@ def held_out_accuracy(
         questions: They are packed into rows of their capacity and dealt to ranks.
         world: The ranks; all call this together.
         report_bad: Takes the samples of this rank that could not be decoded.
+        num_workers: Processes that decode ahead; 0 decodes in this one.
 
     Returns:
         Share of right answers over all ranks, and the number of questions; 0 and 0
@@ -37,11 +40,17 @@ def held_out_accuracy(
     bins = pack_questions(questions.samples)
     model.eval()
     asked, right, bad = 0, 0, list[BadSample]()
-    for first in range(0, len(bins), world.size):
-        dealt = (*bins[first : first + world.size], *[()] * world.size)
-        row = questions[dealt[world.rank], StreamState()]
+    rounds = -(-len(bins) // world.size)
+    mine = (*bins, *[()] * world.size)[world.rank :: world.size][:rounds]
+    rows = read_rows(
+        questions,
+        [(chosen, StreamState()) for chosen in mine],
+        num_workers=num_workers,
+        pin_memory=world.device.type == "cuda",
+    )
+    for row in rows:
         plan = to_device(row.plan, world.device)
-        patches = row.patches.to(world.device)
+        patches = row.patches.to(world.device, non_blocking=True)
         sum_over_ranks({}, world)  # clips take any time; the model's collectives do not
         chosen = model(patches, plan, read_logits=lambda each: each.argmax(-1)).logits
         wrong = chosen != plan.labels.targets

@@ -2,7 +2,7 @@
 
 import atexit
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import active_children
@@ -193,8 +193,30 @@ def stream_rows(
         num_workers: Processes that decode ahead; 0 decodes in this one.
         pin_memory: Whether rows wait in page-locked memory, which needs a GPU.
 
-    Yields:
+    Returns:
         This rank's rows.
+    """
+    bins = _deal(dataset.samples, state, dealing)
+    return read_rows(dataset, bins, num_workers=num_workers, pin_memory=pin_memory)
+
+
+def read_rows(
+    dataset: PackedRows,
+    bins: Iterable[tuple[tuple[int, ...], StreamState]],
+    *,
+    num_workers: int,
+    pin_memory: bool = False,
+) -> Iterator[Row]:
+    """Decode bins in the order in which they come, ahead of their use.
+
+    Args:
+        dataset: The rows.
+        bins: Samples of each, and the state that its row carries.
+        num_workers: Processes that decode ahead; 0 decodes in this one.
+        pin_memory: Whether rows wait in page-locked memory, which needs a GPU.
+
+    Yields:
+        A row for each bin.
     """
     # An error's traceback keeps a loader, and so its workers, to the very end, where
     # Python waits for them.
@@ -202,7 +224,7 @@ def stream_rows(
     yield from DataLoader(
         dataset,
         batch_size=None,
-        sampler=_deal(dataset.samples, state, dealing),
+        sampler=bins,
         num_workers=num_workers,
         worker_init_fn=_outlive_signals,
         pin_memory=pin_memory,

@@ -23,7 +23,14 @@ from recipes.edge.conversations import Turn
 from recipes.edge.headers import Clip
 from recipes.edge.held_out import pack_questions
 from recipes.edge.index import Sample, write_index
-from recipes.edge.loader import Dealing, PackedRows, Row, count_rows, stream_rows
+from recipes.edge.loader import (
+    Dealing,
+    PackedRows,
+    Row,
+    count_rows,
+    read_rows,
+    stream_rows,
+)
 from recipes.edge.media import MediaFile
 from recipes.edge.sample_set import PlannedSamples, plan_samples
 from recipes.edge.samples import (
@@ -498,6 +505,18 @@ def test_any_state_resumes_the_stream(
     states: list[StreamState] = []
     whole = stream(StreamState(), 0)
     assert stream(states[0], num_workers)[:3] == whole[3:]
+
+
+def test_rows_are_decoded_ahead_in_their_order(planned: PlannedSamples) -> None:
+    bins = [((number % 5,), StreamState(epoch=number)) for number in range(7)]
+    alone, ahead = (
+        list(read_rows(rows_of(planned), bins, num_workers=workers))
+        for workers in (0, 2)
+    )
+    assert [row.sample_ids for row in ahead] == [row.sample_ids for row in alone]
+    assert [row.state.epoch for row in ahead] == list(range(7))
+    for one, other in zip(alone, ahead, strict=True):
+        assert torch.equal(one.patches, other.patches)
 
 
 def test_more_ranks_or_fewer_take_the_same_rows_in_the_same_steps(
