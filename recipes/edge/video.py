@@ -20,10 +20,8 @@ from recipes.edge.containers import (
     open_video,
     read_packets,
 )
+from recipes.edge.frame_times import frame_times, uneven
 from recipes.edge.media import MediaFile
-
-MOST_FRAMES = 2**22
-"""Frames of a clip at most, two days at 24 a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +66,10 @@ def probe_video(file: MediaFile) -> VideoInfo:
 
     Of the formats that can say that a video is shown turned, one frame is decoded.
 
-    A container that states no count, such as Matroska, is read once packet by packet.
-    Frames that an edit list hides are not counted, because the decoder skips them. A
-    picture is a video of one frame.
+    A container that states no count, such as Matroska, or that of its first fragment
+    alone, is read once packet by packet. Frames that an edit list hides are not
+    counted, because the decoder skips them, nor are those that need a keyframe from
+    before the file begins. A picture is a video of one frame.
 
     Args:
         file: A video or a picture.
@@ -84,7 +83,7 @@ def probe_video(file: MediaFile) -> VideoInfo:
             ``MOST_FRAMES``, no size or no rate, or takes too long to read.
     """
     with open_video(file) as (container, stream):
-        num_frames, seconds = _frame_times(file, container, stream)
+        num_frames, seconds = frame_times(file, container, stream)
         if num_frames < 1:
             raise VideoError(f"{file} has a video stream with zero frames")
         height, width = stream.height, stream.width
@@ -108,7 +107,7 @@ def probe_video(file: MediaFile) -> VideoInfo:
             fps=float(rate),
             height=height,
             width=width,
-            seconds=_uneven(seconds, float(rate)),
+            seconds=uneven(seconds, float(rate)),
         )
 
 
@@ -188,38 +187,6 @@ def decode_frames(
     return frames.permute(0, 3, 1, 2)  # colours stay side by side: resized faster
 
 
-def _frame_times(
-    file: MediaFile, container: InputContainer, stream: VideoStream
-) -> tuple[int, list[float]]:
-    """Count the frames that decoding will give, and tell when each is shown.
-
-    Containers with an index say so there, unless frames come unevenly: an index tells
-    when frames are decoded. Then, as without an index, packets are read one by one.
-    """
-    base, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
-    if stream.frames > MOST_FRAMES:
-        raise _too_many(file, stream.frames)
-    if stream.frames:
-        entries = [each for each in stream.index_entries if not each.is_discard]
-        count = stream.frames - len(stream.index_entries) + len(entries)
-        decoded = _from_first([base * each.timestamp for each in entries])
-        if not rate or not _uneven(decoded, rate):
-            return count, []
-    packets = list[int | None]()
-    try:
-        for packet in read_packets(file, container, stream):
-            if packet.size > 0 and not packet.is_discard:
-                packets.append(packet.pts)
-            if len(packets) > MOST_FRAMES:
-                raise _too_many(file, len(packets))
-    except av.FFmpegError as error:
-        raise VideoError(
-            f"{file} breaks while its frames are counted: {error.strerror}"
-        ) from error
-    known = [base * pts for pts in packets if pts is not None]
-    return len(packets), _from_first(known) if len(known) == len(packets) else []
-
-
 def _is_turned(file: MediaFile, container: InputContainer, stream: VideoStream) -> bool:
     """Tell whether height and width are shown swapped; frames alone say so here."""
     if not _may_turn(container):
@@ -258,25 +225,6 @@ def _quarter_turns(
             "mkv may be turned, by 90, 180 or 270"
         )
     return frame.rotation // 90
-
-
-def _too_many(file: MediaFile, count: int) -> VideoError:
-    """Say that a clip has too many frames."""
-    return VideoError(
-        f"{file} has {count:,} frames or more; a clip may have {MOST_FRAMES:,}"
-    )
-
-
-def _from_first(seconds: list[float]) -> list[float]:
-    """Count times from the first frame, in the order in which frames are shown."""
-    ordered = sorted(seconds)
-    return [each - ordered[0] for each in ordered]
-
-
-def _uneven(seconds: list[float], fps: float) -> tuple[float, ...]:
-    """Give the times of frames where they do not come at an even rate."""
-    off = max((abs(t - i / fps) for i, t in enumerate(seconds)), default=0.0)
-    return tuple(round(each, 4) for each in seconds) if off > 0.5 / fps else ()
 
 
 def _wanted_frames(
