@@ -22,6 +22,7 @@ from recipes.edge.containers import (
 )
 from recipes.edge.frame_times import frame_times, uneven
 from recipes.edge.media import MediaFile
+from recipes.edge.orientation import may_turn, orientation_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +190,7 @@ def decode_frames(
 
 def _is_turned(file: MediaFile, container: InputContainer, stream: VideoStream) -> bool:
     """Tell whether height and width are shown swapped; frames alone say so here."""
-    if not _may_turn(container):
+    if not may_turn(container):
         return False
     try:
         container.seek(0)
@@ -199,32 +200,10 @@ def _is_turned(file: MediaFile, container: InputContainer, stream: VideoStream) 
             if not frames and packet.is_keyframe and not packet.is_discard:
                 frames = stream.codec_context.decode(None)  # without those after it
             if frames:
-                return _quarter_turns(file, container, frames[0]) % 2 == 1
+                return orientation_of(file, container, frames[0]).turns % 2 == 1
     except av.FFmpegError:  # whoever decodes it will say so
         pass
     return False
-
-
-def _may_turn(container: InputContainer) -> bool:
-    """Tell whether a format can say that its video is shown turned."""
-    return not {"mov", "matroska"}.isdisjoint(container.format.name.split(","))
-
-
-def _quarter_turns(
-    file: MediaFile, container: InputContainer, frame: VideoFrame
-) -> int:
-    """Give the counterclockwise quarter turns that a frame is shown with.
-
-    Pictures are taken as they are stored.
-    """
-    if not frame.rotation or container.format.name.endswith(("_pipe", "image2")):
-        return 0
-    if frame.rotation % 90 or not _may_turn(container):
-        raise VideoError(
-            f"{file} is shown turned by {frame.rotation} degrees; only mp4, mov and "
-            "mkv may be turned, by 90, 180 or 270"
-        )
-    return frame.rotation // 90
 
 
 def _wanted_frames(
@@ -247,8 +226,7 @@ def _wanted_frames(
                 f"the container states {size[0]} x {size[1]}"
             )
         pixels = torch.from_numpy(_as_rgb(file, frame, index))
-        turns = _quarter_turns(file, container, frame)
-        yield torch.rot90(pixels, turns) if turns else pixels
+        yield orientation_of(file, container, frame).show(pixels)
 
 
 def _decoded(packets: Iterator["Packet[VideoStream]"]) -> Iterator[VideoFrame]:

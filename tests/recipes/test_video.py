@@ -404,6 +404,24 @@ def test_a_turned_video_is_turned(tmp_path: Path, turns: int, uneven: bool) -> N
     assert torch.equal(shown, torch.rot90(stored, turns, (2, 3)))
 
 
+@pytest.mark.parametrize("turned", [(1, 0), (0, 1), (-1, 0), (0, -1)])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_pixels_are_shown_where_the_matrix_takes_them(
+    video: Path, turned: tuple[int, int], mirrored: bool
+) -> None:
+    write_video(video, noise=True)
+    (stored,) = decode_frames(MediaFile(path=video), [5])
+    a, b = turned
+    c, d = (b, -a) if mirrored else (-b, a)
+    turn(video, (a * ONE, b * ONE, 0, c * ONE, d * ONE, 0, 0, 0, W))
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    shown_x, shown_y = a * x + c * y, b * x + d * y
+    info = probe_video(MediaFile(path=video))
+    expected = torch.zeros((3, info.height, info.width), dtype=torch.uint8)
+    expected[:, shown_y - shown_y.min(), shown_x - shown_x.min()] = stored[:, y, x]
+    assert torch.equal(decode_frames(MediaFile(path=video), [5])[0], expected)
+
+
 def test_a_video_that_is_turned_by_an_eighth_is_refused(video: Path) -> None:
     eighth = 46341
     turn(video, (eighth, eighth, 0, -eighth, eighth, 0, 0, 0, W))
