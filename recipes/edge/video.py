@@ -184,8 +184,32 @@ def decode_frames(
             )
     with open_video(file) as (container, stream):
         stream.codec_context.thread_count = 1
-        frames = torch.stack(list(_wanted_frames(file, container, stream, indices)))
+        pixels = _wanted_pixels(file, container, stream, indices)
+        frames = _fill(file, pixels, len(indices))
     return frames.permute(0, 3, 1, 2)  # colours stay side by side: resized faster
+
+
+def _fill(
+    file: MediaFile,
+    pixels: Iterator[UInt8[Tensor, "height width channels"]],
+    num_frames: int,
+) -> UInt8[Tensor, "frames height width channels"]:
+    """Put frames behind one another; no frame is held twice, once one is known."""
+    first = next(pixels)
+    try:
+        frames = first.new_empty((num_frames, *first.shape))
+    except RuntimeError as error:
+        raise VideoError(
+            f"{file} has frames of {first.shape[0]} x {first.shape[1]}; memory does "
+            f"not hold {num_frames:,} of them"
+        ) from error
+    for frame, each in zip(frames, itertools.chain([first], pixels), strict=True):
+        if each.shape != frame.shape:
+            raise VideoError(
+                f"{file} has frames that are turned, and some that are not"
+            )
+        frame.copy_(each)
+    return frames
 
 
 def _is_turned(file: MediaFile, container: InputContainer, stream: VideoStream) -> bool:
@@ -206,13 +230,13 @@ def _is_turned(file: MediaFile, container: InputContainer, stream: VideoStream) 
     return False
 
 
-def _wanted_frames(
+def _wanted_pixels(
     file: MediaFile,
     container: InputContainer,
     stream: VideoStream,
     indices: Sequence[int],
 ) -> Iterator[UInt8[Tensor, "height width channels"]]:
-    """Yield the frames at ``indices``, in order."""
+    """Yield the frames at ``indices``, in order, as they are shown."""
     size = (stream.height, stream.width)
     packets = read_packets(file, container, stream)
     frames, count = _decoded(packets), 0

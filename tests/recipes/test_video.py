@@ -4,10 +4,12 @@ import errno
 import itertools
 import os
 import struct
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from recipes.edge.containers import VideoError
 from recipes.edge.media import MediaFile
+from recipes.edge.orientation import Orientation
 from recipes.edge.video import (
     VideoInfo,
     decode_frames,
@@ -298,6 +301,43 @@ def test_fewer_frames_than_wanted(video: Path) -> None:
         match=rf"clip\.mp4 has no frame {FRAMES}; it ends after {FRAMES} decoded",
     ):
         decode_frames(MediaFile(path=video), [0, FRAMES])
+
+
+def test_frames_that_memory_does_not_hold(tmp_path: Path) -> None:
+    path = tmp_path / "wide.png"
+    with av.open(str(path), "w", format="image2pipe") as output:
+        stream = output.add_stream("png", rate=1)
+        stream.height, stream.width, stream.pix_fmt = 2**13, 2**13, "gray"
+        output.mux(stream.encode(av.VideoFrame(2**13, 2**13, "gray")))
+        output.mux(stream.encode())
+    said = r"wide\.png has frames of 8192 x 8192; memory does not hold 1,048,576 of"
+    with pytest.raises(VideoError, match=said):
+        decode_frames(MediaFile(path=path), range(2**20))
+
+
+def test_no_frame_is_held_twice(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, most = list[Any](), list[int]()
+
+    def watch(_: MediaFile, frame: av.VideoFrame, __: int) -> Any:
+        pixels = frame.to_ndarray(format="rgb24")
+        made.append(weakref.ref(pixels))
+        most.append(sum(each() is not None for each in made))
+        return pixels
+
+    monkeypatch.setattr("recipes.edge.video._as_rgb", watch)
+    assert len(decode_frames(MediaFile(path=video), range(FRAMES))) == FRAMES
+    assert len(most) == FRAMES
+    assert max(most) <= 3
+
+
+def test_frames_that_are_turned_one_by_one_are_refused(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned = (Orientation(turns=turns) for turns in (0, 0, 1))
+    monkeypatch.setattr("recipes.edge.video.orientation_of", lambda *_: next(turned))
+    said = r"clip\.mp4 has frames that are turned, and some that are not$"
+    with pytest.raises(VideoError, match=said):
+        decode_frames(MediaFile(path=video), [0, 5, 7])
 
 
 def test_concealed_damage_is_an_error(tmp_path: Path) -> None:
