@@ -77,10 +77,10 @@ def uneven(seconds: Sequence[float], fps: float) -> tuple[float, ...]:
         fps: Average frame rate.
 
     Returns:
-        The times, in ten thousandths; nothing where frames come evenly.
+        The times; nothing where frames come evenly.
     """
     off = max((abs(t - i / fps) for i, t in enumerate(seconds)), default=0.0)
-    return tuple(round(each, 4) for each in seconds) if off > 0.5 / fps else ()
+    return tuple(round(each, 9) for each in seconds) if off > 0.5 / fps else ()
 
 
 def _from_first(seconds: list[float]) -> list[float]:

@@ -1,6 +1,7 @@
 """Counts and times of frames, of whole clips and of parts of longer ones."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 
 from recipes.edge.containers import VideoError
+from recipes.edge.headers import Clip
 from recipes.edge.media import MediaFile
+from recipes.edge.samples import choose_frames
 from recipes.edge.video import decode_frames, probe_video
+from tests.recipes.test_loader import SETTINGS
 
 HEIGHT, WIDTH, FPS = 96, 128, 30
 X264 = {"x264-params": "scenecut=0:b-adapt=0:bframes=4:keyint=12:min-keyint=12"}
@@ -115,3 +119,17 @@ def test_a_part_without_a_keyframe_has_no_frame(tmp_path: Path) -> None:
     part = cut_out(path, tmp_path / "part.mkv", 1)
     with pytest.raises(VideoError, match=r"part\.mkv has a video stream with zero fra"):
         probe_video(MediaFile(path=part))
+
+
+@pytest.mark.parametrize("rate", [30, 15, 10, 6])
+def test_times_are_exact_enough_for_the_clips_own_rate(
+    tmp_path: Path, rate: int
+) -> None:
+    path = write_moving(
+        tmp_path / "clip.mp4", ticks=lambda index: index + 5 * FPS * (index >= 30)
+    )
+    info = probe_video(MediaFile(path=path))
+    assert len(info.seconds) == 60
+    clip = Clip(kind="video", source=str(path), info=info)
+    chosen = choose_frames(clip, replace(SETTINGS, max_frames=60, video_fps=rate))
+    assert chosen == tuple(range(0, 60, FPS // rate))
