@@ -30,9 +30,9 @@ def frame_times(
     """Count the frames that decoding will give, and tell when each is shown.
 
     Containers with an index say so there, unless frames come unevenly: an index tells
-    when frames are decoded. Then, as without an index, or where it is that of a first
-    fragment alone, packets are read one by one. Of a clip that was cut out of a longer
-    one, what cannot be decoded any more is not counted.
+    when frames are decoded. Then, as without an index, or with one that has more frames
+    than the header, or fewer, packets are read one by one. Of a clip that was cut out
+    of a longer one, what cannot be decoded any more is not counted.
 
     Args:
         file: Its name, for messages.
@@ -52,12 +52,12 @@ def frame_times(
     base, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
     packets = read_packets(file, container, stream)
     try:
-        if 0 < stream.frames >= len(stream.index_entries):
+        if 0 < stream.frames == len(stream.index_entries):
             entries = [each for each in stream.index_entries if not each.is_discard]
             decoded = _from_first([base * each.timestamp for each in entries])
             first = list(itertools.islice(packets, 2))
             if _is_whole(_shown(first)) and not (rate and uneven(decoded, rate)):
-                return stream.frames - len(stream.index_entries) + len(entries), []
+                return len(entries), []
             packets = itertools.chain(first, packets)
         shown = _read_all(file, packets)
         times = _decodable(file, shown)

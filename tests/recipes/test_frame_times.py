@@ -16,6 +16,7 @@ from recipes.edge.media import MediaFile
 from recipes.edge.samples import choose_frames
 from recipes.edge.video import decode_frames, probe_video
 from tests.recipes.test_loader import SETTINGS
+from tests.recipes.test_video import cut_by_edit_list
 
 HEIGHT, WIDTH, FPS = 96, 128, 30
 X264 = {"x264-params": "scenecut=0:b-adapt=0:bframes=4:keyint=12:min-keyint=12"}
@@ -119,6 +120,12 @@ def test_a_part_without_a_keyframe_has_no_frame(tmp_path: Path) -> None:
     part = cut_out(path, tmp_path / "part.mkv", 1)
     with pytest.raises(VideoError, match=r"part\.mkv has a video stream with zero fra"):
         probe_video(MediaFile(path=part))
+
+
+def test_frames_that_an_edit_list_cuts_off_are_not_counted(tmp_path: Path) -> None:
+    path = tmp_path / "trimmed.mp4"
+    cut_by_edit_list(write_moving(tmp_path / "clip.mp4"), path, hidden=5)
+    assert probe_video(MediaFile(path=path)).num_frames == 60 - 5 * FPS // 6
 
 
 @pytest.mark.parametrize("rate", [30, 15, 10, 6])
