@@ -94,7 +94,11 @@ def open_video(file: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def read_packets(
-    file: MediaFile, container: InputContainer, stream: VideoStream
+    file: MediaFile,
+    container: InputContainer,
+    stream: VideoStream,
+    *,
+    started: float | None = None,
 ) -> Iterator["Packet[VideoStream]"]:
     """Read the packets of a stream, an empty one last, for ``CLIP_SECONDS`` at most.
 
@@ -102,6 +106,7 @@ def read_packets(
         file: Its name, for messages.
         container: The open file.
         stream: Its video.
+        started: When the time that this may take began; None for now.
 
     Yields:
         The packets in the order of the file.
@@ -111,10 +116,10 @@ def read_packets(
         OSError: If the machine fails, see ``FAILING``.
         av.FFmpegError: If the file breaks.
     """
-    started = time.monotonic()
+    since = time.monotonic() if started is None else started
     try:
         for packet in container.demux():
-            if time.monotonic() - started > CLIP_SECONDS:
+            if time.monotonic() - since > CLIP_SECONDS:
                 raise _too_slow(file)
             if packet.stream.index == stream.index:
                 yield cast("Packet[VideoStream]", packet)

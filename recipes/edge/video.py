@@ -1,14 +1,15 @@
 """Videos and pictures: what their container promises, and their frames."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import av
 import torch
 from av.container import InputContainer
-from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
@@ -23,6 +24,7 @@ from recipes.edge.containers import (
 from recipes.edge.frame_times import frame_times, uneven
 from recipes.edge.media import MediaFile
 from recipes.edge.orientation import may_turn, orientation_of
+from recipes.edge.seeking import OddError, are_far_apart, seek_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +157,12 @@ def decode_frames(
 ) -> UInt8[Tensor, "frames channels height width"]:
     """Decode the wanted frames of a video as RGB.
 
-    The file is decoded once, in order, on one thread, and no further than the last
-    wanted frame; only wanted frames are converted. A frame that the decoder had to
+    The file is decoded on one thread, in order, and no further than the last wanted
+    frame. Where wanted frames are far apart, and the container can be relied on, what
+    lies before the last keyframe in between is passed over; the frames are the same,
+    bit for bit. Only wanted frames are converted. A frame that the decoder had to
     conceal counts as an error, also where it lies between wanted ones, because the
-    frames after it are predicted from it.
+    frames after it are predicted from it; what was passed over is not looked at.
 
     Args:
         file: A video or a picture.
@@ -182,9 +186,24 @@ def decode_frames(
             raise ValueError(
                 f"indices has {after} after {before}; it must be strictly increasing"
             )
+    started = time.monotonic()
+    if are_far_apart(indices):
+        with suppress(OddError):
+            return _decode(file, indices, seek_frames, started)
+    return _decode(file, indices, _frames_in_order, started)
+
+
+def _decode(
+    file: MediaFile,
+    indices: Sequence[int],
+    find: Callable[..., Iterator[VideoFrame]],
+    started: float,
+) -> UInt8[Tensor, "frames channels height width"]:
+    """Decode the wanted frames, as one of two ways finds them."""
     with open_video(file) as (container, stream):
         stream.codec_context.thread_count = 1
-        pixels = _wanted_pixels(file, container, stream, indices)
+        found = find(file, container, stream, indices, started)
+        pixels = _as_shown(file, container, stream, zip(indices, found, strict=True))
         frames = _fill(file, pixels, len(indices))
     return frames.permute(0, 3, 1, 2)  # colours stay side by side: resized faster
 
@@ -230,20 +249,32 @@ def _is_turned(file: MediaFile, container: InputContainer, stream: VideoStream) 
     return False
 
 
-def _wanted_pixels(
+def _frames_in_order(
     file: MediaFile,
     container: InputContainer,
     stream: VideoStream,
     indices: Sequence[int],
-) -> Iterator[UInt8[Tensor, "height width channels"]]:
-    """Yield the frames at ``indices``, in order, as they are shown."""
-    size = (stream.height, stream.width)
-    packets = read_packets(file, container, stream)
-    frames, count = _decoded(packets), 0
+    started: float,
+) -> Iterator[VideoFrame]:
+    """Yield the frames at ``indices``, and decode all before them."""
+    packets = read_packets(file, container, stream, started=started)
+    frames, count = (frame for packet in packets for frame in packet.decode()), 0
     for index in indices:
         while count <= index:
             frame = _next_frame(file, frames, index, count)
             count += 1
+        yield frame
+
+
+def _as_shown(
+    file: MediaFile,
+    container: InputContainer,
+    stream: VideoStream,
+    frames: Iterable[tuple[int, VideoFrame]],
+) -> Iterator[UInt8[Tensor, "height width channels"]]:
+    """Yield the pixels of numbered frames as they are shown."""
+    size = (stream.height, stream.width)
+    for index, frame in frames:
         if (frame.height, frame.width) != size:
             raise VideoError(
                 f"{file} has frame {index} of size {frame.height} x {frame.width}; "
@@ -251,12 +282,6 @@ def _wanted_pixels(
             )
         pixels = torch.from_numpy(_as_rgb(file, frame, index))
         yield orientation_of(file, container, frame).show(pixels)
-
-
-def _decoded(packets: Iterator["Packet[VideoStream]"]) -> Iterator[VideoFrame]:
-    """Decode packets one by one."""
-    for packet in packets:
-        yield from packet.decode()
 
 
 def _as_rgb(file: MediaFile, frame: VideoFrame, index: int) -> Any:
