@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from threading import Lock
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import av
 
@@ -25,7 +24,7 @@ from recipes.edge.archives import (
 )
 from recipes.edge.containers import DoubtfulError, VideoError
 from recipes.edge.conversations import BadSample, Kind
-from recipes.edge.media import MediaFile
+from recipes.edge.media import MediaFile, is_still
 from recipes.edge.video import VideoInfo, probe_video
 
 _Item = TypeVar("_Item")
@@ -187,16 +186,11 @@ def _write_members(path: Path, archive: str, store: ArchiveStore) -> None:
                 members = list_members(archive, plain)
                 for entry in map_in_threads(partial(_entry, archive), members):
                     file.write(json.dumps(entry) + "\n")
-                is_done = _is_still(held, plain)
+                is_done = is_still(held, plain)
             except ArchiveError:
-                if _is_still(held, plain):
+                if is_still(held, plain):
                     raise
     unfinished.replace(path)
-
-
-def _is_still(held: IO[bytes], path: Path) -> bool:
-    """Tell whether a path still leads to an open file."""
-    return path.exists() and os.path.samestat(os.fstat(held.fileno()), path.stat())
 
 
 def _entry(archive: str, member: MediaFile) -> dict[str, Any]:

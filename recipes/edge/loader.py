@@ -33,7 +33,7 @@ from fastslow.qwen2_vl import (
 from recipes.edge.archives import ArchiveError
 from recipes.edge.containers import VideoError
 from recipes.edge.conversations import BadSample
-from recipes.edge.media import MediaFile
+from recipes.edge.media import MediaFile, is_still
 from recipes.edge.sample_set import PlannedSamples, unusable
 from recipes.edge.samples import (
     ClipSettings,
@@ -142,13 +142,17 @@ class PackedRows(Dataset[Row]):
 
     def _frames_of(self, planned: PlannedClip) -> tuple[MediaFile, Tensor]:
         """Decode a clip; an archive that is let go meanwhile is asked for again."""
+        if not planned.clip.name:
+            file = planned.clip.file(self.samples.store)
+            return file, decode_frames(file, planned.frame_indices)
         while True:
             file = planned.clip.file(self.samples.store)
-            try:
-                return file, decode_frames(file, planned.frame_indices)
-            except VideoError:
-                if not planned.clip.name or file.path.exists():
-                    raise
+            with suppress(FileNotFoundError), file.path.open("rb") as held:
+                try:
+                    return file, decode_frames(file, planned.frame_indices)
+                except VideoError:
+                    if is_still(held, file.path):
+                        raise
 
 
 @dataclass(frozen=True, kw_only=True)

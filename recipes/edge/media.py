@@ -1,7 +1,9 @@
 """Bytes of videos and pictures, in files and in archives."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,3 +35,19 @@ class MediaFile:
             return path
         end = self.offset + self.size
         return f"subfile,,start,{self.offset},end,{end},,:{path}"
+
+
+def is_still(held: IO[bytes], path: Path) -> bool:
+    """Tell whether a path still leads to an open file, and to no other in its place.
+
+    Args:
+        held: The file.
+        path: Where it was opened.
+
+    Returns:
+        Whether who fails there has that file to blame.
+    """
+    try:
+        return os.path.samestat(os.fstat(held.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -5,11 +5,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from fastslow import StreamState, stream_order
 from recipes.edge.archives import ArchiveStore
@@ -17,7 +19,9 @@ from recipes.edge.conversations import BadSample
 from recipes.edge.data_files import list_subsets
 from recipes.edge.index import join_samples, write_index
 from recipes.edge.loader import PackedRows, stream_rows
+from recipes.edge.media import MediaFile
 from recipes.edge.sample_set import PlannedSamples, plan_samples
+from recipes.edge.video import decode_frames
 from tests.recipes.test_archives import pack
 from tests.recipes.test_index import clip_bytes, row, write_rows
 from tests.recipes.test_loader import SETTINGS, TOKENIZER, dealing
@@ -112,6 +116,45 @@ def test_the_next_archive_is_fetched_ahead(
     order = stream_order(len(groups), seed=0, epoch=0, groups=groups)
     here, following, *_ = dict.fromkeys(groups[number] for number in order)
     assert opened == {samples.archives[here], samples.archives[following]}
+
+
+@pytest.mark.parametrize("comes_again", [False, True])
+def test_an_archive_that_is_let_go_while_it_is_read_is_read_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_again: bool
+) -> None:
+    samples, tries = planned(dataset, tmp_path, most=3), list[MediaFile]()
+
+    def decode(file: MediaFile, indices: Sequence[int]) -> Tensor:
+        tries.append(file)
+        if len(tries) > 1:
+            return decode_frames(file, indices)
+        file.path.unlink()  # another process makes room
+        try:
+            return decode_frames(file, indices)
+        finally:
+            if comes_again:  # and a third one wants the archive
+                samples.store.open(file.archive)
+
+    monkeypatch.setattr("recipes.edge.loader.decode_frames", decode)
+    row = PackedRows(samples)[(0,), StreamState()]
+    assert (row.bad, len(row.sample_ids), len(tries)) == ((), 1, 2)
+
+
+def test_an_archive_that_is_let_go_before_it_is_opened_is_read_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, opened = planned(dataset, tmp_path, most=3), list[Path]()
+    open_archive = ArchiveStore.open
+
+    def let_go(store: ArchiveStore, archive: str) -> Path:
+        opened.append(open_archive(store, archive))
+        if len(opened) == 1:
+            opened[0].unlink()
+        return opened[-1]
+
+    monkeypatch.setattr(ArchiveStore, "open", let_go)
+    row = PackedRows(samples)[(0,), StreamState()]
+    assert (row.bad, len(row.sample_ids), len(opened)) == ((), 1, 2)
 
 
 def test_a_recipe_trains_on_archives(dataset: Path, tmp_path: Path) -> None:
