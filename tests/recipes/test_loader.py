@@ -1,6 +1,7 @@
 """From samples to rows: planned without pixels, dealt without gaps."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, islice
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fastslow import CostModel, StreamState, TextSpan, visible_pairs
 from fastslow.layouts import Attention
@@ -40,7 +42,12 @@ from recipes.edge.samples import (
     time_instruction,
 )
 from recipes.edge.tiny import SPECIAL_TOKENS, train_tokenizer
-from recipes.edge.video import VideoInfo, probe_video, sample_frame_indices
+from recipes.edge.video import (
+    VideoInfo,
+    decode_frames,
+    probe_video,
+    sample_frame_indices,
+)
 
 SETTINGS = ClipSettings(
     family=Family(geometry=VisionGeometry(min_pixels=28 * 28, max_pixels=196 * 196)),
@@ -183,6 +190,25 @@ def test_a_clip_that_breaks_is_left_out(planned: PlannedSamples) -> None:
     assert torch.equal(row.plan.layout.input_ids, expected.plan.layout.input_ids)
     assert torch.equal(row.plan.visible.stop, expected.plan.visible.stop)
     assert count_rows([row]) == count_rows([expected]) | {"bad_samples": 1}
+
+
+def test_a_clip_that_broke_is_not_tried_again(
+    planned: PlannedSamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = list[Path]()
+
+    def decode(file: MediaFile, indices: Sequence[int]) -> Tensor:
+        tried.append(file.path)
+        return decode_frames(file, indices)
+
+    monkeypatch.setattr("recipes.edge.loader.decode_frames", decode)
+    break_pixels(path_of(planned, 1))
+    rows = rows_of(planned)
+    first, second = (rows[(0, 1, 2), StreamState()] for _ in range(2))
+    assert [each.sample_id for each in first.bad] == ["1"]
+    assert (second.bad, second.sample_ids) == (first.bad, ("0", "2"))
+    assert torch.equal(second.patches, first.patches)
+    assert [tried.count(path_of(planned, number)) for number in (0, 1, 2)] == [2, 1, 2]
 
 
 def test_a_clip_that_vanishes_is_left_out(planned: PlannedSamples) -> None:
