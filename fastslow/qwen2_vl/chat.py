@@ -1,8 +1,7 @@
 """Conversations about clips, in the model's chat format and with answers trained."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,9 +11,6 @@ from fastslow.spans import Span, TextSpan
 
 PLACEHOLDER = re.compile("<(video|image)>")
 """Where a conversation's text stands for a clip or a picture."""
-
-_FEW_EXCHANGES = 4
-"""Answers up to which all text is written anew for each."""
 
 _RENDERED = re.compile(
     re.escape(VISION_START) + r"<\|(?:video|image)_pad\|>" + re.escape(VISION_END)
@@ -119,54 +115,19 @@ def _exchanges(
 ) -> Iterator[tuple[str, str]]:
     """Yield the text up to each answer, and the text with it; without one, twice."""
 
-    def render(said: Sequence[dict[str, Any]], *, ask: bool) -> str:
+    def render(count: int, *, ask: bool) -> str:
         return str(
             tokenizer.apply_chat_template(
-                list(said), tokenize=False, add_generation_prompt=ask
+                list(messages[:count]), tokenize=False, add_generation_prompt=ask
             )
         )
 
-    def write(said: Sequence[dict[str, Any]]) -> tuple[str, str]:
-        if said[-1]["role"] != "assistant":
-            return (render(said, ask=True),) * 2
-        return render(said[:-1], ask=True), render(said, ask=False)
-
-    answers = [n for n, each in enumerate(messages, 1) if each["role"] == "assistant"]
-    stops = list(dict.fromkeys([*answers, *([len(messages)] if messages else [])]))
-    if len(stops) > _FEW_EXCHANGES:
-        whole = write(messages)
-        lengths = _measure(messages, stops, whole, write)
-        if lengths:
-            yield from ((whole[1][:asked], whole[1][:told]) for asked, told in lengths)
-            return
-    yield from (write(messages[:stop]) for stop in stops)
-
-
-def _measure(
-    messages: Sequence[dict[str, Any]],
-    stops: Sequence[int],
-    whole: tuple[str, str],
-    write: Callable[[Sequence[dict[str, Any]]], tuple[str, str]],
-) -> list[tuple[int, int]]:
-    """Give the lengths of what ``_exchanges`` yields, in time linear in the turns.
-
-    Each exchange is written right after the first one. Where that gives, piece by
-    piece, the text of the whole, the pieces are its own; else nothing is known.
-    """
-    first = messages[: stops[0]]
-    asked, opening = write(first)
-    if not opening.startswith(asked):
-        return []
-    pieces, lengths = [opening], [(len(asked), len(opening))]
-    for start, stop in pairwise(stops):
-        asked, told = write([*first, *messages[start:stop]])
-        if not (asked.startswith(opening) and told.startswith(asked)):
-            return []
-        before = lengths[-1][1] - len(opening)
-        lengths.append((before + len(asked), before + len(told)))
-        pieces.append(told[len(opening) :])
-    text = "".join(pieces)
-    return lengths if whole == (text[: lengths[-1][0]], text) else []
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            yield render(number, ask=True), render(number + 1, ask=False)
+    if messages and messages[-1]["role"] != "assistant":
+        prompt = render(len(messages), ask=True)
+        yield prompt, prompt
 
 
 def _prompt_spans(

@@ -192,65 +192,6 @@ def test_a_template_that_rewrites_is_refused(
         encode_conversation([("user", "Hello."), ("assistant", "Hi!")], [], counts)
 
 
-EACH, TEXT, ASK = "{%- for message", "{{ part.text }}", "<|im_start|>assistant"
-"""Of the template: what begins a turn, writes its text and asks for an answer."""
-
-LONG: Turns = [
-    ("system", "Be brief."),
-    *[("user", "<video>What moves?"), ("assistant", "A red square.")],
-    *[("user", " Which way?"), ("assistant", "Left. ")] * 4,
-    *[("user", "One."), ("user", "Two."), ("assistant", "Three.")],
-]
-
-
-@pytest.mark.parametrize("after", [[], [("user", "So?")], [("assistant", "No.")] * 2])
-def test_a_long_conversation_is_written_once(
-    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, after: Turns
-) -> None:
-    """Else it takes time that is quadratic in the turns."""
-    written, turns = list[int](), LONG + after
-    render = type(tokenizer).apply_chat_template
-
-    def count(other: PreTrainedTokenizerFast, said: Any, **options: Any) -> object:
-        written.append(len(said))
-        return render(other, said, **options)
-
-    monkeypatch.setattr(type(tokenizer), "apply_chat_template", count)
-    spans = encode(tokenizer, turns)
-    assert sum(count > 6 for count in written) == (1 if turns[-1][0] == "user" else 2)
-    monkeypatch.setattr("fastslow.qwen2_vl.chat._FEW_EXCHANGES", 99)
-    assert spans == encode(tokenizer, turns)
-    check_answers(tokenizer, turns)
-
-
-@pytest.mark.parametrize(
-    ("text", "instead"),
-    [
-        (EACH, "{{ messages | length }}" + EACH),
-        (EACH, "{{ 'x' if messages | length in [4, 5, 6] else 'y' }}" + EACH),
-        (TEXT, TEXT + "{{ '!' if message == messages[-1] }}"),
-        (TEXT, TEXT + "{{ messages[6:] | length }}"),
-        (ASK, ASK + "!"),
-        (ASK, ASK + '" + ("!" if messages | length == 2 else "") + "'),
-        (ASK, ASK + '" + ("!" if messages | length == 4 else "") + "'),
-    ],
-)
-@pytest.mark.parametrize("few", [0, 99])
-def test_a_long_conversation_is_refused_as_a_short_one_is(
-    tokenizer: PreTrainedTokenizerFast,
-    monkeypatch: pytest.MonkeyPatch,
-    text: str,
-    instead: str,
-    few: int,
-) -> None:
-    other = copy.deepcopy(tokenizer)
-    assert text in other.chat_template
-    other.chat_template = other.chat_template.replace(text, instead)
-    monkeypatch.setattr("fastslow.qwen2_vl.chat._FEW_EXCHANGES", few)
-    with pytest.raises(ValueError, match=r"^the chat template changes earlier text"):
-        encode(other, LONG)
-
-
 def test_a_template_that_ends_no_answer_is_refused(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
