@@ -10,6 +10,7 @@ import pytest
 
 from recipes.edge.clips import make_clips
 from recipes.edge.scoring import chosen_letter, score_answer, summarise_scores
+from tests.recipes.broken import without_pixels
 
 Evaluate = Callable[[Path, int], tuple[dict[str, Any], str]]
 COLOURS = "A. red\nB. green\nC. blue\nD. yellow"
@@ -88,11 +89,8 @@ def test_ranks_share_questions_and_broken_clips_are_wrong(
     ]
     for row in rows:
         row["video"] = str(trained / "clips" / row["video"])
-    content = bytearray(Path(rows[0]["video"]).read_bytes())
-    pixels = slice(content.index(b"mdat") + 4, content.index(b"moov") - 4)
-    content[pixels] = bytes(pixels.stop - pixels.start)
     broken = trained / "broken.mp4"
-    broken.write_bytes(content)
+    broken.write_bytes(without_pixels(Path(rows[0]["video"])))
     rows[0]["video"] = str(broken)
     rows[1]["video"] = "lost.mp4"
     asked = {"from": "human", "value": f"<image>\nWhich colour?\n{COLOURS}"}

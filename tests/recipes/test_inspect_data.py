@@ -11,6 +11,7 @@ import pytest
 
 from recipes.edge.clips import make_clips
 from recipes.inspect_data import MOST_LINES, main
+from tests.recipes.broken import without_pixels
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,10 +143,7 @@ def test_a_sample_whose_pixels_are_broken_says_why(
     data: Path, tmp_path: Path, inspect: Inspect
 ) -> None:
     row = json.loads(data.read_text().splitlines()[0])
-    content = bytearray((data.parent / row["video"]).read_bytes())
-    pixels = slice(content.index(b"mdat") + 4, content.index(b"moov") - 4)
-    content[pixels] = bytes(pixels.stop - pixels.start)
-    (tmp_path / "broken.mp4").write_bytes(content)
+    (tmp_path / "broken.mp4").write_bytes(without_pixels(data.parent / row["video"]))
     file = tmp_path / "broken.jsonl"
     file.write_text(json.dumps(row | {"video": "broken.mp4"}) + "\n")
     _, status = inspect(file, "--show", row["id"])

@@ -48,6 +48,7 @@ from recipes.edge.video import (
     probe_video,
     sample_frame_indices,
 )
+from tests.recipes.broken import without_pixels
 
 SETTINGS = ClipSettings(
     family=Family(geometry=VisionGeometry(min_pixels=28 * 28, max_pixels=196 * 196)),
@@ -112,14 +113,6 @@ def planned(tmp_path: Path) -> PlannedSamples:
     return found
 
 
-def break_pixels(path: Path) -> None:
-    """Overwrite the pixels of a clip and keep its header."""
-    content = path.read_bytes()
-    start = content.index(b"mdat") + 4
-    end = content.index(b"moov") - 4
-    path.write_bytes(content[:start] + bytes(end - start) + content[end:])
-
-
 def rows_of(planned: PlannedSamples) -> PackedRows:
     return PackedRows(planned)
 
@@ -180,7 +173,8 @@ def test_processes_plan_the_same(
 def test_a_clip_that_breaks_is_left_out(planned: PlannedSamples) -> None:
     rows = rows_of(planned)
     expected = rows[(0, 2), StreamState()]
-    break_pixels(path_of(planned, 1))
+    path = path_of(planned, 1)
+    path.write_bytes(without_pixels(path))
     row = rows[(0, 1, 2), StreamState(position=3)]
     assert [each.sample_id for each in row.bad] == ["1"]
     assert str(path_of(planned, 1)) in row.bad[0].reason
@@ -202,7 +196,8 @@ def test_a_clip_that_broke_is_not_tried_again(
         return decode_frames(file, indices)
 
     monkeypatch.setattr("recipes.edge.loader.decode_frames", decode)
-    break_pixels(path_of(planned, 1))
+    path = path_of(planned, 1)
+    path.write_bytes(without_pixels(path))
     rows = rows_of(planned)
     first, second = (rows[(0, 1, 2), StreamState()] for _ in range(2))
     assert [each.sample_id for each in first.bad] == ["1"]

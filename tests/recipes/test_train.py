@@ -28,6 +28,7 @@ from recipes.edge.tiny import tiny_config
 from recipes.progress import moved_with_data
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import build_model, main
+from tests.recipes.broken import without_pixels
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,14 +48,6 @@ def rows_of(clips: Path) -> list[dict[str, Any]]:
 def write_jsonl(file: Path, rows: Sequence[object]) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
-
-
-def without_pixels(video: Path) -> bytes:
-    """Give a video whose header is whole and whose frames are not."""
-    content = bytearray(video.read_bytes())
-    pixels = slice(content.index(b"mdat") + 4, content.index(b"moov") - 4)
-    content[pixels] = bytes(pixels.stop - pixels.start)
-    return bytes(content)
 
 
 def train(output_dir: Path, data_path: Path, **changes: Any) -> None:
