@@ -35,8 +35,10 @@ def balance(
     The costliest item goes first, to the rank that costs least so far among those
     that have room. Then the costliest rank swaps items with others, or gives them
     away, while that helps: at most 16 times per rank, and until it is within 1/10,000
-    of the mean. With tokens as lengths this fills a global batch; with lengths of 1 and
-    the number of bins per rank as capacity it deals bins out.
+    of the mean. Where a capacity leaves hardly any room, few exchanges fit, and the
+    time that they are looked for grows with the square of the ranks. With tokens as
+    lengths this fills a global batch; with lengths of 1 and the number of bins per rank
+    as capacity it deals bins out.
 
     Args:
         costs: Cost of each item in any unit, at least 0.
@@ -175,11 +177,13 @@ def imbalance(costs_per_rank: Sequence[float]) -> float:
         >>> imbalance([3, 1])
         1.5
     """
-    _check_costs(costs_per_rank)
-    if not costs_per_rank:
+    costs = _plain(costs_per_rank)
+    _check_costs(costs)
+    if not costs:
         raise ValueError("costs_per_rank is empty; there is at least one rank")
-    total = fsum(costs_per_rank)
-    return max(costs_per_rank) * len(costs_per_rank) / total if total else 1.0
+    total = fsum(costs)
+    ratio = max(costs) * len(costs) / total if total else 1.0
+    return min(max(ratio, 1.0), float(len(costs)))  # sums are rounded
 
 
 def imbalance_bound(costs: Sequence[float], num_ranks: int) -> float:
@@ -207,6 +211,7 @@ def imbalance_bound(costs: Sequence[float], num_ranks: int) -> float:
         >>> imbalance_bound([3, 1], 2)
         1.5
     """
+    costs = _plain(costs)
     _check_costs(costs)
     _check_ranks(num_ranks)
     total = fsum(costs)

@@ -1,8 +1,9 @@
 """What a schedule is made of: the pooled frames of a clip, counted and written down."""
 
 from dataclasses import dataclass
+from operator import index
 
-from fastslow._shapes import check_grid, check_word
+from fastslow._shapes import check_grid, check_whole, check_word
 from fastslow._typing import Grid
 from fastslow.grids import Edge, window_bounds
 
@@ -31,13 +32,19 @@ class PooledFrame:
 
     def __post_init__(self) -> None:
         """Check that the frame reads something, in one of the two ways."""
-        for name in ("stride", "grid", "keep"):
+        for name in ("start", "stop"):
+            check_whole(name, getattr(self, name))
+            object.__setattr__(self, name, index(getattr(self, name)))
+        for name in ("stride", "grid"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not 0 <= self.start < self.stop:
+        object.__setattr__(self, "is_slow", bool(self.is_slow))
+        if self.keep is not None:
+            object.__setattr__(self, "keep", tuple(map(bool, self.keep)))
+        if self.start >= self.stop:
             raise ValueError(
                 f"a pooled frame reads frames {self.start} to {self.stop}, half open; "
-                "it must read at least one, counted from 0"
+                "it must read at least one"
             )
         if (self.stride is None) == (self.grid is None):
             raise ValueError(
@@ -77,6 +84,8 @@ class FrameSchedule:
 
     def __post_init__(self) -> None:
         """Check that every pooled frame reads frames that exist."""
+        check_whole("num_frames", self.num_frames)
+        object.__setattr__(self, "num_frames", index(self.num_frames))
         object.__setattr__(self, "frames", tuple(self.frames))
         if self.scales is not None:
             object.__setattr__(self, "scales", tuple(self.scales))

@@ -299,8 +299,9 @@ def _video_columns(
     span: VideoSpan, place: int, first_frame: int, video_token_id: int
 ) -> Int[Tensor, "7 tokens"]:
     """Give id, label, frame, slowness, time, height and width of each video token."""
-    times = span.times or None
-    positions = video_positions(span.grid, span.schedule, start=place, times=times)
+    positions = video_positions(
+        span.grid, span.schedule, start=place, times=span.frame_positions
+    )
     numbers = [first_frame + frame.start for frame in span.schedule.frames]
     slowness = [frame.is_slow for frame in span.schedule.frames]
     lengths = integers(tokens_per_frame(span.grid, span.schedule))

@@ -93,7 +93,8 @@ def stream_order(
         num_items: Number of items.
         seed: Gives another order.
         epoch: Pass, counted from 0; each has its own order.
-        groups: Group of each item, counted from 0; None mixes all items.
+        groups: Group of each item, counted from 0 without large gaps, since memory goes
+            with the largest; None mixes all items.
 
     Returns:
         Item numbers.

@@ -152,7 +152,7 @@ def fill(lengths: Sequence[int], bins: Sequence[Sequence[int]], capacity: int) -
         The share, between 0 and 1.
 
     Raises:
-        ValueError: If there are no bins, or ``capacity`` is below 1.
+        ValueError: If there are no bins, ``capacity`` is below 1, or a bin holds more.
 
     Laws:
         share: real tokens over all tokens, counted one by one: ``fill == sum(lengths) /
@@ -168,7 +168,13 @@ def fill(lengths: Sequence[int], bins: Sequence[Sequence[int]], capacity: int) -
         raise ValueError("bins is empty; a share of no tokens is undefined")
     if capacity < 1:
         raise ValueError(f"capacity is {capacity}; it must be at least 1")
-    return sum(lengths[i] for items in bins for i in items) / (len(bins) * capacity)
+    tokens = [sum(lengths[i] for i in items) for items in bins]
+    if max(tokens) > capacity:
+        raise ValueError(
+            f"bin {tokens.index(max(tokens))} holds {max(tokens)} tokens; capacity is "
+            f"{capacity}"
+        )
+    return sum(tokens) / (len(bins) * capacity)
 
 
 def _pack(

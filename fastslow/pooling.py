@@ -41,7 +41,8 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
         adjoint: the backward pass of a linear mode is the transpose of the forward
             pass: ``<P x, y> == <x, P' y>``
         routes: the gradient of a maximum goes to the cell that it came from, the first
-            of equal ones; where windows overlap these add up, in at least float32
+            of equal ones (beside a NaN, an infinity counts as one); where windows
+            overlap these add up, in at least float32
         matches_reference: equals the loop-written reference: ``pool_tokens(x, plan) ==
             reference.pool(x)``
 

@@ -180,9 +180,9 @@ def merge_streams(
         frames before a fast stream of all.
     """
     check_word("order", order, Order)
-    cut = [s for s in streams if any(frame.stride for frame in s.frames)] or streams
-    edges = {stream.edge for stream in cut}
-    clips = {(stream.num_frames, stream.scales) for stream in streams}
+    cut = [s for s in streams if any(frame.stride for frame in s.frames)]
+    edges = {stream.edge for stream in cut or streams[:1]}
+    clips = {(s.num_frames, s.scales or (1,) * s.num_frames) for s in streams}
     if len(clips) != 1 or len(edges) != 1:
         found = sorted(
             f"{kind.num_frames} frames with edge {kind.edge!r}"

@@ -64,8 +64,6 @@ class VideoSpan:
         tokens_per_frame(self.grid, self.schedule)
         encoded_grids(self.grid, self.schedule)
         frames, pooled = self.schedule.num_frames, len(self.schedule.frames)
-        if between and not self.times:
-            object.__setattr__(self, "times", (0,) * frames)
         in_order = list(self.times) == sorted(self.times)
         if self.times and not (len(self.times) == frames and in_order):
             raise ValueError(
@@ -79,9 +77,16 @@ class VideoSpan:
             )
 
     @property
+    def frame_positions(self) -> tuple[int, ...]:
+        """Position in time of each frame, from where the clip or the frame begins."""
+        frames = self.schedule.num_frames
+        counted = (0,) * frames if self.between else tuple(range(frames))
+        return self.times or counted
+
+    @property
     def time_extent(self) -> int:
         """Positions in time that the clip, or a frame set apart, takes up."""
-        return self.times[-1] + 1 if self.times else self.schedule.num_frames
+        return self.frame_positions[-1] + 1
 
 
 Span = TextSpan | VideoSpan

@@ -7,6 +7,7 @@ grow together.
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from operator import index
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,8 @@ def generate_answers(
 
     Returns:
         Token ids of the answer to each sample, in order; the token that ended it is
-        left out.
+        left out. Samples without a token at the end of the row leave no trace in it,
+        and have none.
 
     Raises:
         ValueError: If ``max_new_tokens`` is below 1, an end is no token id, or a prompt
@@ -64,8 +66,10 @@ def generate_answers(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    given = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
-    ends = whole_numbers("eos_token_id", given)
+    try:
+        ends: tuple[int, ...] = (index(eos_token_id),)  # type: ignore[arg-type]
+    except TypeError:
+        ends = whole_numbers("eos_token_id", eos_token_id)  # type: ignore[arg-type]
     prompts = _find_prompts(plan)
     cache = DynamicCache()
     hidden = model.read_prompts(patches, plan, cache)

@@ -140,15 +140,19 @@ def plan_row(
 
 def _check_time(clip: VideoSpan, family: Family) -> None:
     """Raise unless a clip of several frames tells the time as its family does."""
-    frames = len(clip.schedule.frames)
-    if family.tells_time and frames > 1 and not clip.between:
+    frames, pooled = clip.schedule.num_frames, len(clip.schedule.frames)
+    if frames < 2:
+        return
+    if family.tells_time and (
+        any(clip.frame_positions) or (pooled > 1 and not clip.between)
+    ):
         raise ValueError(
-            f"a clip of {frames} pooled frames has no text between them, where this "
-            "family reads the time; place_clip writes it"
+            f"a clip of {frames} frames, {pooled} when pooled, does not have them at "
+            "time 0 with text between, where this family reads the time; place_clip "
+            "lays it out so"
         )
-    frames = clip.schedule.num_frames
-    if family.tokens_per_second is not None and frames > 1 and not clip.times:
+    if family.tokens_per_second is not None and (clip.between or not clip.times):
         raise ValueError(
             f"a clip of {frames} frames has no times, by which this family places "
-            "them; place_clip gives them"
+            "them, or has text between them; place_clip lays it out with times alone"
         )

@@ -46,8 +46,8 @@ def refuse_moving_targets(tower: nn.Module) -> None:
     if trained:
         raise ValueError(
             f"{len(trained)} parameters of the tower train, such as {trained[0]}, and "
-            "its features are the targets; call freeze_tower, or train_tower, which "
-            "keeps a copy for them, before adapters are put in"
+            "its features are the targets; call freeze_tower, drop_next_frame, or "
+            "train_tower, which keeps a copy for them, before adapters are put in"
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -66,8 +66,8 @@ def place_clip(
 
     Raises:
         ValueError: If there are not as many raw frames as the schedule's frames hold,
-            ``seconds`` fall or are not finite, ``sampled_fps`` is not above 0, or as
-            ``temporal_patches`` does.
+            ``seconds`` fall or are not finite, ``sampled_fps`` is not finite and above
+            0, or as ``temporal_patches`` and ``frame_times`` do.
 
     Laws:
         same_frames: grid and schedule stay what they are: ``(span.grid, span.schedule)
@@ -126,8 +126,8 @@ def _check_seconds(seconds: Sequence[float], sampled_fps: float | None) -> None:
         raise ValueError(
             f"seconds is {list(seconds)}; they must be finite and never fall"
         )
-    if sampled_fps is not None and not sampled_fps > 0:
-        raise ValueError(f"sampled_fps is {sampled_fps}; it must be above 0")
+    if sampled_fps is not None and not 0 < sampled_fps < inf:
+        raise ValueError(f"sampled_fps is {sampled_fps}; it must be finite, above 0")
 
 
 def place_image(grid: Grid) -> PlacedClip:
@@ -206,6 +206,9 @@ def frame_times(
     Returns:
         ``times`` of a ``VideoSpan``.
 
+    Raises:
+        ValueError: If a frame would stand too far on for single precision.
+
     Laws:
         matches_transformers: equals the positions that transformers computes:
             ``times[t] == floor(t * seconds_per_frame * tokens_per_second)``
@@ -216,4 +219,10 @@ def frame_times(
     """
     single: Any = {"dtype": torch.float32, "device": "cpu"}
     step = torch.tensor(seconds_per_frame, **single) * tokens_per_second
-    return tuple((torch.arange(num_frames, **single) * step).long().tolist())
+    times = torch.arange(num_frames, **single) * step
+    if not times.isfinite().all():
+        raise ValueError(
+            f"seconds_per_frame is {seconds_per_frame}; {num_frames} frames must have "
+            "finite positions"
+        )
+    return tuple(times.long().tolist())

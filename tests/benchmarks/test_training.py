@@ -36,7 +36,6 @@ from fastslow import (
     FrameSchedule,
     LabelPlan,
     Span,
-    StreamState,
     TextSpan,
     VideoSpan,
     build_schedule,
@@ -65,7 +64,7 @@ from recipes.edge.published import model_config
 from recipes.edge.quarantine import Quarantine
 from recipes.edge.tiny import tiny_config
 from recipes.edge.weights import materialize, meta_model
-from recipes.progress import Run
+from recipes.progress import Progress, Run
 from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import row_stream, train_step
@@ -375,7 +374,8 @@ def test_t1_data(
         (QWEN2VL_2B, (448, 448)) if device.type == "cuda" else (TINY, (56, 56))
     )
     run = run_of(preset, size, tmp_path, world)
-    rows, waits = row_stream(run, StreamState()), list[float]()
+    begin = Progress(rows_per_step=run.config.rows_per_step)
+    rows, waits = row_stream(run, begin), list[float]()
 
     def step() -> None:
         started = time.perf_counter()

@@ -251,7 +251,7 @@ def test_the_patched_forward_is_ours(
     samples = make_samples(processor, clip)
     batch = collator(processor)(samples)
     patched = load(lmms_data / checkpoint)
-    ours = FastSlowQwen2VL(load(lmms_data / checkpoint))
+    ours = FastSlowQwen2VL(load(lmms_data / checkpoint)).eval()
     kwargs = {"patch_type": ["fastslow"], "loss_weight": 0.3}
     MONKEY_PATCHER.apply_monkey_patch_to_instance(patched, **kwargs)
     patched.next_frame_head.load_state_dict(ours.next_frame_head.state_dict())
@@ -374,7 +374,7 @@ def test_losses_are_divided_by_their_counts_over_all_ranks(
     dataset.processor = processor
     rows = yaml.safe_load((lmms_data / "clips" / "train.json").read_text())
     backbone = AutoModelForImageTextToText.from_pretrained(lmms_data / "ckpt")
-    model = FastSlowQwen2VL(backbone)
+    model = FastSlowQwen2VL(backbone).eval()
     total, labels, means = 0.0, 0, list[float]()
     for row in rows:
         sample = dataset.load_from_json(row, str(lmms_data / "clips"))

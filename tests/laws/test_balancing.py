@@ -328,3 +328,7 @@ def test_balancing_leaves_its_arguments_alone() -> None:
     costs, lengths = [3, 3, 2, 2], [5, 3, 4, 4]
     balance(costs, 2, lengths=lengths, capacity=8)
     assert (costs, lengths) == ([3, 3, 2, 2], [5, 3, 4, 4])
+
+
+def test_rounding_leaves_an_imbalance_in_its_range() -> None:
+    assert imbalance([0.38864224283144744, 0, 0, 0, 0, 0]) == 6.0

@@ -225,3 +225,9 @@ def test_a_share_of_empty_bins_is_named() -> None:
     with pytest.raises(ValueError) as error:
         fill([1], [(0,)], 0)
     assert str(error.value) == "capacity is 0; it must be at least 1"
+
+
+def test_a_bin_that_holds_too_much_is_refused() -> None:
+    with pytest.raises(ValueError) as error:
+        fill([3, 3, 1], [(2,), (0, 1)], 4)
+    assert str(error.value) == "bin 1 holds 6 tokens; capacity is 4"

@@ -332,3 +332,12 @@ def test_a_scale_below_one_is_named_where_no_frame_is_fast_too() -> None:
     with pytest.raises(ValueError) as error:
         scale_fast_frames(repeat_strides(2, (2,)), 0)
     assert str(error.value) == "scale is 0; it must be at least 1"
+
+
+def test_streams_that_say_the_same_in_other_words_are_merged() -> None:
+    slow = repeat_strides(2, (2,))
+    same = replace(slow, scales=(1, 1))
+    assert len(merge_streams([same, slow]).frames) == 4
+    grids = schedule_from_grids([(1, 1), (1, 1)])
+    merged = merge_streams([grids, replace(grids, edge="floor")])
+    assert len(merged.frames) == 4

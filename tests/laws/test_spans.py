@@ -1,5 +1,6 @@
 """What ``fastslow.spans`` refuses."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ THREE_FRAMES: dict[str, Any] = {"grid": (2, 2), "schedule": repeat_strides(3, (1
 
 @given(fst.video_spans(placed=True))
 def test_a_clip_lasts_until_its_last_frame_has_begun(clip: VideoSpan) -> None:
-    times = clip.times or range(clip.schedule.num_frames)
-    assert clip.time_extent == max(times) + 1
+    counted = [0] if clip.between else range(clip.schedule.num_frames)
+    assert clip.time_extent == max(clip.times or counted) + 1
 
 
 def test_a_frame_that_text_sets_apart_begins_where_the_text_ends() -> None:
@@ -42,3 +43,10 @@ def test_text_that_does_not_stand_between_frames_is_refused(count: int) -> None:
         f"between holds {count} texts but the schedule keeps 3 frames; one text stands "
         "between any two"
     )
+
+
+def test_a_clip_may_be_given_another_schedule() -> None:
+    clip = VideoSpan(**THREE_FRAMES, between=((5,), (6,)))
+    other = replace(clip, schedule=repeat_strides(2, (1,)), between=((5,),))
+    assert other.frame_positions == (0, 0)
+    assert replace(clip, between=()).frame_positions == (0, 1, 2)

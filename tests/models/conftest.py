@@ -98,7 +98,7 @@ def _timed(span: Span, family: Family) -> Span:
         return replace(span, times=span.times or times)
     if family.tells_time and not span.between:
         nothing = ((),) * (len(span.schedule.frames) - 1)
-        return replace(span, times=times, between=nothing)
+        return replace(span, times=(0,) * len(times), between=nothing)
     return span
 
 

@@ -381,3 +381,11 @@ def test_saved_weights_give_the_same_losses(
     saved, found = (model(patches, plan) for model in models)
     assert_near(found.language_loss, saved.language_loss)
     assert_near(found.targets.values, saved.targets.values)
+
+
+def test_frames_too_far_on_are_refused() -> None:
+    with pytest.raises(ValueError) as error:
+        frame_times(3, seconds_per_frame=1e38, tokens_per_second=2)
+    assert str(error.value) == (
+        "seconds_per_frame is 1e+38; 3 frames must have finite positions"
+    )

@@ -23,6 +23,7 @@ from fastslow import (
     build_layout,
     dense_mask,
     interval_mask,
+    kernel_schedule,
     repeat_strides,
     schedule_from_strides,
     temporal_patches,
@@ -197,35 +198,44 @@ def test_a_prompt_is_tokenized_as_a_whole(asked: str) -> None:
     assert layout.labels[len(prompt)] != IGNORED_LABEL
 
 
+AS_TEXT = (
+    "a clip of 3 frames, {} when pooled, does not have them at time 0 with text "
+    "between, where this family reads the time; place_clip lays it out so"
+)
+AS_TIMES = (
+    "a clip of 3 frames has no times, by which this family places them, or has text "
+    "between them; place_clip lays it out with times alone"
+)
+TEXTS = ((), ())
+
+
 @pytest.mark.parametrize(
-    ("family", "said"),
+    ("family", "clip", "said"),
     [
-        (
-            QWEN3,
-            (
-                "a clip of 3 pooled frames has no text between them, where this family "
-                "reads the time; place_clip writes it"
-            ),
-        ),
+        (QWEN3, {}, AS_TEXT.format(3)),
+        (QWEN3, {"times": (0, 0, 0)}, AS_TEXT.format(3)),
+        (QWEN3, {"times": (0, 1, 2), "between": TEXTS}, AS_TEXT.format(3)),
+        (QWEN3, {"schedule": kernel_schedule(3, (3, 1, 1))}, AS_TEXT.format(1)),
+        (Family(tokens_per_second=2), {}, AS_TIMES),
+        (Family(tokens_per_second=2), {"between": TEXTS}, AS_TIMES),
         (
             Family(tokens_per_second=2),
-            (
-                "a clip of 3 frames has no times, by which this family places them; "
-                "place_clip gives them"
-            ),
+            {"times": (0, 0, 0), "between": TEXTS},
+            AS_TIMES,
         ),
     ],
 )
 def test_a_clip_has_to_tell_the_time_as_its_family_does(
-    family: Family, said: str
+    family: Family, clip: dict[str, Any], said: str
 ) -> None:
-    def plan(*strides: int) -> RowPlan:
-        clip = VideoSpan(grid=(1, 1), schedule=schedule_from_strides(strides))
-        return plan_row([[clip]], video_token_id=VIDEO_TOKEN_ID, family=family)
+    def plan(**changes: Any) -> RowPlan:
+        own: dict[str, Any] = {"schedule": schedule_from_strides((1, 1, 1))}
+        span = VideoSpan(grid=(1, 1), **own | changes)
+        return plan_row([[span]], video_token_id=VIDEO_TOKEN_ID, family=family)
 
-    plan(1)
+    plan(schedule=schedule_from_strides((1,)))
     with pytest.raises(ValueError) as error:
-        plan(1, 1, 1)
+        plan(**clip)
     assert str(error.value) == said
 
 
@@ -254,7 +264,7 @@ def test_times_have_to_be_in_order(seconds: tuple[float, ...]) -> None:
     )
 
 
-@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_rate_has_to_be_above_zero(rate: float) -> None:
     with pytest.raises(ValueError) as error:
         place_clip(
@@ -265,7 +275,7 @@ def test_a_rate_has_to_be_above_zero(rate: float) -> None:
             encode=encode,
             sampled_fps=rate,
         )
-    assert str(error.value) == f"sampled_fps is {rate}; it must be above 0"
+    assert str(error.value) == (f"sampled_fps is {rate}; it must be finite, above 0")
 
 
 @given(

@@ -92,6 +92,22 @@ def test_lists_tensors_and_numbers_give_what_tuples_and_flags_give() -> None:
         start = StreamState()
         drawn = next_bin(lengths, 8, start, window=4, seed=0)
         assert drawn == next_bin(lengths.tolist(), 8, start, window=4, seed=0)
+        costs = torch.tensor([2**30, 0], dtype=torch.int32)
+        assert imbalance(costs) == imbalance_bound(costs, 2) == 2.0
+        assert imbalance_bound(costs, 8) == 8.0
+
+        one = torch.tensor(1)
+        counted = FrameSchedule(
+            num_frames=one,
+            frames=[
+                PooledFrame(
+                    start=0 * one, stop=one, grid=(1, 2), is_slow=one,
+                    keep=torch.tensor([1, 0]),
+                )
+            ],
+        )
+        assert schedule_from_json(schedule_to_json(counted)) == counted
+        assert counted.frames[0].is_slow is True
         """
     )
 

@@ -39,6 +39,7 @@ def patch_model(model: Backbone, loss_weight: float = 0.15) -> None:
     if loss_weight < 0:
         raise ValueError(f"loss_weight is {loss_weight}; it must be 0 or more")
     whole = FastSlowQwen2VL(model)
+    whole.training = False  # no mode reaches it; the trainer sees to the tower
     if not loss_weight:
         whole.drop_next_frame()
     model.next_frame_head = whole.next_frame_head
