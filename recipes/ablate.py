@@ -114,7 +114,7 @@ class Runner:
     def __init__(self, ranks: int, jobs: int) -> None:
         """Start nothing yet; refuse what there are too few GPUs for."""
         self.ranks = ranks
-        threads = max(1, (os.cpu_count() or 1) // (ranks * jobs))
+        threads = max(1, (os.cpu_count() or 1) // max(ranks * jobs, 1))
         self.environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
         self._free = SimpleQueue[dict[str, str]]()
         for own in split_gpus(jobs, ranks):
@@ -179,7 +179,7 @@ def main(asked: Ablation) -> int:
         refuse_other_run(config, asked.ranks)
     left = [config for config in configs if not is_finished(config)]
     say(f"{len(configs)} runs, {len(configs) - len(left)} of them finished")
-    runner = Runner(asked.ranks, asked.jobs)
+    runner = Runner(asked.ranks, min(asked.jobs, len(left)))
 
     def do(config: Config) -> int:
         status = runner.run(config)

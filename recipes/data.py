@@ -19,7 +19,7 @@ from recipes.edge.conversations import BadSample
 from recipes.edge.data_files import list_subsets
 from recipes.edge.distributed import World
 from recipes.edge.index import Sample, SampleIndex, join_samples, write_index
-from recipes.edge.pretrained import read_config, read_tokenizer
+from recipes.edge.pretrained import digest_model, read_config, read_tokenizer
 from recipes.edge.sample_set import PlannedSamples, plan_samples
 from recipes.edge.samples import ClipSettings
 from recipes.edge.tiny import train_tokenizer
@@ -36,6 +36,7 @@ class Data:
     Attributes:
         checkpoint: Folder of the weights to begin with; None for random ones.
         tokenizer: Folder of the tokenizer: that of the checkpoint, or the run's own.
+        model: Digits of configuration and tokenizer, see ``digest_model``.
         train: Samples to train on.
         held_out: Samples to ask afterwards.
         bad: Samples that cannot be used.
@@ -44,6 +45,7 @@ class Data:
 
     checkpoint: Path | None
     tokenizer: Path
+    model: str
     train: PlannedSamples
     held_out: PlannedSamples
     bad: list[BadSample]
@@ -105,6 +107,7 @@ def plan_data(config: Config, world: World) -> Data:
     return Data(
         checkpoint=checkpoint,
         tokenizer=folder,
+        model=digest_model(folder),
         train=planned[0],
         held_out=planned[1],
         bad=[*bad[0], *bad[1]],

@@ -57,6 +57,9 @@ def describe(run: Run, progress: Progress) -> str:
     weights = sum(weight.numel() for weight in run.model.parameters())
     done, rows = progress.step, progress.rows_per_step
     begin = f"goes on after step {done}" if done else "begins with step 1"
+    course = f"the run {begin} and ends with step {run.config.max_steps}"
+    if done == run.config.max_steps:
+        course = f"the run has taken all of its {done} steps"
     device, mfu = this_device(world.device), ""
     if device is not None:
         mfu = MFU.format(world.size, device)
@@ -68,7 +71,7 @@ def describe(run: Run, progress: Progress) -> str:
         f"{len(data.train)} samples to train on, {len(data.held_out)} held out, "
         f"{len(data.bad)} unusable\n{shown}{mfu}"
         f"a step takes {rows} packed rows, {rows // world.size} on each rank\n"
-        f"the run {begin} and ends with step {run.config.max_steps}"
+        f"{course}"
     )
 
 

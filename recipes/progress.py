@@ -12,7 +12,7 @@ from fastslow import StreamState
 from fastslow.qwen2_vl import FastSlowQwen2VL
 from recipes.config import FREE_TO_CHANGE, Config
 from recipes.data import Data
-from recipes.edge.checkpoint import load_checkpoint
+from recipes.edge.checkpoint import OtherModelError, load_checkpoint
 from recipes.edge.checkpoint_folders import good_checkpoint
 from recipes.edge.conversations import BadSample
 from recipes.edge.distributed import MainRankError, World, broadcast_from_main
@@ -83,7 +83,7 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
         state = load_checkpoint(
             folder, model=run.model, optimizer=run.optimizer, world=run.world
         )
-    except ValueError as error:  # every rank finds the same
+    except OtherModelError as error:  # every rank finds the same
         raise MainRankError(str(error), str(error)) from error
     broadcast_from_main(lambda: _refuse_other_run(state, folder, run), run.world)
     run.quarantine.add(
@@ -143,13 +143,19 @@ def moved_with_data(
 def _changes(state: Mapping[str, Any], config: Config) -> list[str]:
     """Say in one sentence which settings are not those of the checkpoint."""
     changes = changed_settings(state["settings"], config).items()
-    words = [f"{name} is {now}, was {then}" for name, (then, now) in changes]
-    return [f"{'; '.join(words)} until step {state['step']}"] if words else []
+    words = [f"{name} is {now} (was {then})" for name, (then, now) in changes]
+    return [f"from step {state['step'] + 1} on {', '.join(words)}"] if words else []
 
 
 def _refuse_other_run(state: dict[str, Any], folder: Path, run: Run) -> None:
     """Refuse to go on from the checkpoint of another run, or of a later step."""
     check_same_settings(state["settings"], run.config, free=FREE_TO_CHANGE)
+    if state.get("model") != run.data.model:
+        raise ValueError(
+            f"{run.data.tokenizer} has another configuration or tokenizer than the one "
+            f"that {folder} was trained with; a run goes on with the model that it "
+            "began with, wherever its files lie"
+        )
     if state["data"] != run.data.order():
         raise ValueError(
             f"the samples differ from those that {folder} was trained on, in names, "
@@ -173,6 +179,7 @@ def state_beside_tensors(run: Run, progress: Progress) -> dict[str, Any]:
     return {
         "settings": settings_as_json(run.config),
         "data": run.data.order(),
+        "model": run.data.model,
         "rows_per_step": progress.rows_per_step,
         "stream": dataclasses.asdict(progress.stream),
         "skipped": dataclasses.asdict(progress.skipped),

@@ -42,8 +42,15 @@ def find_settings(checkpoint: Path, file: Path | None) -> Config:
         The settings.
 
     Raises:
-        ValueError: If the folder is in no run and there is no file.
+        ValueError: If the folder is that of a run itself, or in no run and there is no
+            file.
     """
+    inside = sorted(checkpoint.glob("model-*"))
+    if inside and (checkpoint / SETTINGS_FILE).exists():
+        raise ValueError(
+            f"{checkpoint} is the folder of a run; a checkpoint is one of its model-N, "
+            f"such as {inside[-1]}"
+        )
     file = file or checkpoint.parent / SETTINGS_FILE
     if not file.exists():
         raise ValueError(

@@ -45,6 +45,10 @@ FORMAT_VERSION = 2
 _KEYS = ("step", "world_size", "parameter_groups", "state", "random_states")
 
 
+class OtherModelError(ValueError):
+    """A checkpoint is of another model; every rank sees that alike."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """A run after some step, on one rank.
@@ -184,9 +188,9 @@ def load_checkpoint(
         The ``state`` that was saved, with its ``step``.
 
     Raises:
-        ValueError: If ``state.json`` is unreadable, of another format or lacks a
-            key, if the tensors differ from the model's in name or shape, or if the
-            optimizer has other groups of parameters.
+        ValueError: If ``state.json`` is unreadable, of another format or lacks a key.
+        OtherModelError: If the tensors differ from the model's in name or shape, or the
+            optimizer has other groups of parameters; on every rank alike.
 
     Laws:
         resume: n steps, save, load, m steps equal n + m steps bit for bit on CPU
@@ -248,13 +252,13 @@ def _check_groups(
 ) -> None:
     """Compare the parameters of each group with those of the run's optimizer."""
     if len(saved) != len(groups):
-        raise ValueError(
+        raise OtherModelError(
             f"{folder} has {len(saved)} groups of parameters but the run's optimizer "
             f"has {len(groups)}; both must agree"
         )
     for index, (before, now) in enumerate(zip(saved, groups, strict=True)):
         if others := set(before["params"]) ^ set(now["params"]):
-            raise ValueError(
+            raise OtherModelError(
                 f"group {index} of {folder} and of the run's optimizer differ in "
                 f"{min(others)}; they must hold the same parameters"
             )
@@ -266,14 +270,16 @@ def _check_shapes(folder: Path, tensors: Mapping[str, Any]) -> None:
     saved = read_shapes(folder)
     missing, unknown = wanted.keys() - saved.keys(), saved.keys() - wanted.keys()
     if missing:
-        raise ValueError(
+        raise OtherModelError(
             f"{folder} lacks {min(missing)}; the run needs all its tensors"
         )
     if unknown:
-        raise ValueError(f"{folder} holds {min(unknown)}; the run has no such tensor")
+        raise OtherModelError(
+            f"{folder} holds {min(unknown)}; the run has no such tensor"
+        )
     for name, value in wanted.items():
         if saved[name] != value.shape:
-            raise ValueError(
+            raise OtherModelError(
                 f"{folder} holds {name} of shape {tuple(saved[name])} but the run's "
                 f"is {tuple(value.shape)}; both must agree"
             )

@@ -193,7 +193,7 @@ def _files_by_folder(data_path: str) -> list[tuple[str, list[str]]]:
         if not any(map(_is_data, files)):
             inner = sorted(each for each in path.iterdir() if each.is_dir())
             folders = [(each.name, _inside(each)) for each in inner]
-    elif _REPOSITORY.fullmatch(data_path):
+    elif _REPOSITORY.fullmatch(data_path) and path.suffix not in DATA_SUFFIXES:
         folders = _group(_HUB + data_path, _on_hub(data_path))
     else:
         raise FileNotFoundError(

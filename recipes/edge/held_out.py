@@ -35,7 +35,7 @@ def held_out_accuracy(
 
     Returns:
         Share of right answers over all ranks, and the number of questions; 0 and 0
-        where there is none.
+        where there is none. What cannot be decoded is asked, and not answered.
     """
     bins = pack_questions(questions.samples)
     model.eval()
@@ -55,7 +55,7 @@ def held_out_accuracy(
         chosen = model(patches, plan, read_logits=lambda each: each.argmax(-1)).logits
         wrong = chosen != plan.labels.targets
         missed = plan.layout.segment_ids[plan.labels.rows][wrong].unique()
-        asked += len(row.sample_ids)
+        asked += len(row.sample_ids) + len(row.bad)
         right += len(row.sample_ids) - len(missed)
         bad.extend(row.bad)
     report_bad(bad)

@@ -178,8 +178,8 @@ def _members_of(subset: Subset, store: ArchiveStore) -> Members:
 
 
 def _is_missing(folder: Path, name: str) -> bool:
-    """Tell whether a name is of no file; one that leads elsewhere is a bad row."""
-    with suppress(RowError):
+    """Tell whether a name is of no file; what no file can be called is a bad row."""
+    with suppress(RowError, OSError):
         return not find_beside(folder, name).is_file()
     return False
 

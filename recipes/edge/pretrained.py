@@ -1,5 +1,6 @@
 """Configurations and tokenizers of checkpoints, read without running code of theirs."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,11 @@ _SIZES = (
     *("patch_size", "temporal_patch_size", "spatial_merge_size", "in_channels"),
     *("window_size", "tokens_per_second", "num_position_embeddings"),
 )
+
+_OF_THE_WRITER = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+"""What a configuration says of who wrote it, and how."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 _NO_MODEL = (
     ArithmeticError,
@@ -167,6 +173,28 @@ def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
             f"the tokenizer in {folder} has {len(tokenizer)} tokens, and {video} for a "
             f"video; the model has {known}, and {config.video_token_id} for a video"
         )
+
+
+def digest_model(folder: Path) -> str:
+    """Sum up what a folder says of a model beside its weights.
+
+    Args:
+        folder: Folder of a checkpoint, or of a tokenizer alone.
+
+    Returns:
+        Digits that change with the configuration and the tokenizer, not with where they
+        lie, what wrote them, or the type of the weights.
+    """
+    digest = hashlib.sha256()
+    config = folder / "config.json"
+    if config.exists():
+        given = _read_object(config)
+        said = {name: given[name] for name in sorted(given.keys() - _OF_THE_WRITER)}
+        digest.update(json.dumps(said, sort_keys=True).encode())
+    for name in _TOKENIZER_FILES:
+        if (folder / name).exists():
+            digest.update(name.encode() + (folder / name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def read_end_tokens(folder: Path) -> list[int]:

@@ -76,13 +76,15 @@ def find_weights(name_or_path: str | Path) -> Path:
         The folder itself, or the hub's cache folder.
 
     Raises:
-        ValueError: If it is a path (absolute, or beginning with a dot) but no folder.
+        ValueError: If it is a path (absolute, beginning with a dot, or of more parts
+            than two) but no folder.
         OSError: If the hub does not know the name, or cannot be asked.
     """
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or str(name_or_path).startswith("."):
+    is_path = folder.is_absolute() or len(folder.parts) > 2
+    if is_path or str(name_or_path).startswith("."):
         raise ValueError(
             f"weights are {name_or_path}, which is no folder; they are a folder or a "
             "name on the hub"

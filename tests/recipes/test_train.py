@@ -351,13 +351,13 @@ def test_a_run_may_go_on_more_gently_and_says_so(clips: Path, tmp_path: Path) ->
         changes["max_steps"] = steps
         train(tmp_path, clips / "train.jsonl", **changes)
     lines = (tmp_path / "train.log").read_text().splitlines()
-    first, second = [line for line in lines if ", was " in line]
+    first, second = [line for line in lines if " on " in line and "(was " in line]
     assert first.endswith(
-        "learning_rate is 1e-05, was 0.002; warmup_steps is 2, was 1; max_grad_norm is "
-        "0.5, was 1.0; max_skipped_steps is 20, was 10; max_steps is 3, was 2; "
-        "max_bad_share is 0.5, was 0.05 until step 2"
+        "from step 3 on learning_rate is 1e-05 (was 0.002), warmup_steps is 2 (was 1), "
+        "max_grad_norm is 0.5 (was 1.0), max_skipped_steps is 20 (was 10), max_steps "
+        "is 3 (was 2), max_bad_share is 0.5 (was 0.05)"
     )
-    assert second.endswith("max_steps is 4, was 3 until step 3")
+    assert second.endswith("from step 4 on max_steps is 4 (was 3)")
     rates = [row["learning_rate"] for row in metrics(tmp_path)]
     assert rates[1] > 1e-4 > rates[2]
 
@@ -392,8 +392,8 @@ def test_a_run_that_goes_on_needs_no_other_weights(
     moved = begun.rename(tmp_path / "moved")
     monkeypatch.setattr("recipes.progress.load_pretrained", None)
     log = go(resumed, moved)
-    changes = [line for line in log if line.endswith(" until step 2")]
-    assert [f"model_name_or_path is {moved}, was {begun}" in c for c in changes] == [
+    changes = [line for line in log if "from step 3 on " in line]
+    assert [f"model_name_or_path is {moved} (was {begun})" in c for c in changes] == [
         True
     ]
     assert sum("has no next-frame head" in line for line in log) == 1
