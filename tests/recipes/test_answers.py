@@ -23,6 +23,7 @@ from recipes.edge import answers
 from recipes.edge.answers import (
     answer_prompts,
     find_end_tokens,
+    find_settings,
     load_model,
     pack_prompts,
 )
@@ -96,6 +97,18 @@ def answer(folder: Path) -> str:
     (found,) = answer_prompts(model, prompts, max_new_tokens=5)
     assert found.error is None
     return found.text
+
+
+def test_the_folder_of_a_run_is_no_checkpoint(tmp_path: Path) -> None:
+    for name in ("model-2", "model-4"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "settings.yaml").write_text("")
+    with pytest.raises(ValueError) as error:
+        find_settings(tmp_path, None)
+    assert str(error.value) == (
+        f"{tmp_path} is the folder of a run; a checkpoint is one of its model-N, such "
+        f"as {tmp_path / 'model-4'}"
+    )
 
 
 def test_a_cpu_computes_in_float32(folder: Path) -> None:

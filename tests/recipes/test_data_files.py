@@ -141,6 +141,16 @@ def test_files_beside_a_file(folder: Path) -> None:
     assert fetch(subset.files[0]) == file
 
 
+@pytest.mark.parametrize("name", ["my/train.jsonl", "train.jsonl"])
+def test_a_file_that_is_missing_is_not_asked_for_on_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("recipes.edge.data_files._on_hub", None)
+    with pytest.raises(FileNotFoundError, match=f"^{name} does not exist; data are"):
+        list_subsets(name)
+
+
 def test_missing_path(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"none does not exist; data are a file"

@@ -97,6 +97,16 @@ def test_rows_are_joined_to_members_and_files(dataset: Path, tmp_path: Path) -> 
     assert bad[0].source == f"{mc}:3"
 
 
+def test_a_name_that_no_file_can_have_is_a_bad_row(
+    dataset: Path, tmp_path: Path
+) -> None:
+    youtube = dataset / "1_2_m_youtube"
+    write_rows(youtube / "cap.json", [row("y/1.mp4"), row("a" * 300 + ".mp4")])
+    _, bad = joined(dataset, tmp_path / "cache")
+    assert bad[-1].source == f"{youtube / 'cap.json'}:2"
+    assert "File name too long" in bad[-1].reason
+
+
 def test_headers_in_an_archive_are_read_once(dataset: Path, tmp_path: Path) -> None:
     store = ArchiveStore(tmp_path / "cache")
     archive = str(dataset / "0_30_s_nextqa" / "0_30_s_nextqa_videos_2.tar.gz")

@@ -362,6 +362,35 @@ def test_a_run_may_go_on_more_gently_and_says_so(clips: Path, tmp_path: Path) ->
     assert rates[1] > 1e-4 > rates[2]
 
 
+def test_a_run_goes_on_with_its_model(clips: Path, tmp_path: Path) -> None:
+    train(tmp_path / "first", clips / "train.jsonl")
+    begun = tmp_path / "first" / "model-2"
+    config = json.loads((begun / "config.json").read_text())
+
+    def go(steps: int) -> None:
+        train(
+            *(tmp_path / "run", clips / "train.jsonl"),
+            model_name_or_path=str(begun),
+            max_steps=steps,
+        )
+
+    go(1)
+    written = config | {"transformers_version": "6.0.0"}
+    (begun / "config.json").write_text(json.dumps(written))
+    go(2)
+    config["text_config"]["rms_norm_eps"] = 0.5
+    (begun / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match=f"^error: {begun} has another configuration"):
+        go(3)
+
+
+def test_a_finished_run_says_so(clips: Path, tmp_path: Path) -> None:
+    train(tmp_path, clips / "train.jsonl")
+    train(tmp_path, clips / "train.jsonl")
+    log = (tmp_path / "train.log").read_text()
+    assert log.count("the run has taken all of its 2 steps") == 1
+
+
 @pytest.mark.parametrize("settings", [{"tower": "trained"}, {"lora_rank": 2}])
 def test_a_run_that_goes_on_needs_no_other_weights(
     clips: Path,

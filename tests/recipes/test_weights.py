@@ -170,7 +170,7 @@ def test_a_local_folder_is_found_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_path_is_no_name_on_the_hub(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent", "./absent", "../absent"):
+    for path in (tmp_path / "absent", "./absent", "../absent", "runs/tiny/model-9"):
         assert error_of(lambda path=path: find_weights(path)) == (  # type: ignore[misc]
             f"weights are {path}, which is no folder; they are a folder or a name on "
             "the hub"
