@@ -1,7 +1,7 @@
 """The numbers of a run: what it begins with, and what each of its steps was."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import prod
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastslow import VideoSpan, copy_skill, describe_schedule, direction_spread
 from fastslow.qwen2_vl import FastSlowOutput, step_flops
+from recipes.edge.conversations import BadSample
 from recipes.edge.devices import this_device
 from recipes.edge.distributed import World
 from recipes.edge.loader import Row, count_rows
@@ -72,6 +73,15 @@ def describe(run: Run, progress: Progress) -> str:
         f"{len(data.bad)} unusable\n{shown}{mfu}"
         f"a step takes {rows} packed rows, {rows // world.size} on each rank\n"
         f"{course}"
+    )
+
+
+def describe_bad(found: Sequence[BadSample]) -> str:
+    """Say which samples turn out to be unusable; there is at least one."""
+    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    return (
+        f"{found[0].sample_id} is left out: {found[0].reason}{more}; quarantine.jsonl "
+        "names all"
     )
 
 

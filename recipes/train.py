@@ -58,6 +58,7 @@ from recipes.measures import (
     count_flops,
     count_step,
     describe,
+    describe_bad,
     mean_losses,
     of_all_ranks,
     spreads,
@@ -190,7 +191,9 @@ def train(
             count_step(run, rows, waited) | {"stop": stop.is_asked}, run.world
         )
         if counts["bad_samples"]:
-            run.quarantine.share(bad for row in rows for bad in row.bad)
+            found = run.quarantine.share(bad for row in rows for bad in row.bad)
+            if found:
+                log.message(describe_bad(found))
         with profiled(config.output_dir, run.world, wanted=step == config.profile_step):
             losses, flops, skipped = train_step(
                 run, step, rows, counts, progress.skipped

@@ -17,7 +17,7 @@ def held_out_accuracy(
     model: FastSlowQwen2VL,
     questions: PackedRows,
     world: World,
-    report_bad: Callable[[list[BadSample]], None],
+    report_bad: Callable[[list[BadSample]], object],
     *,
     num_workers: int = 0,
 ) -> tuple[float, int]:

@@ -45,17 +45,22 @@ class Quarantine:
         """Give the samples that were left out."""
         return iter(self._samples.values())
 
-    def share(self, found: Iterable[BadSample]) -> None:
+    def share(self, found: Iterable[BadSample]) -> list[BadSample]:
         """Leave out what any rank has found; all ranks call this together.
 
         Args:
             found: The samples that this rank could not use.
 
+        Returns:
+            Those that were not left out before.
+
         Raises:
             ValueError: On every rank, as ``check`` does.
         """
+        before = len(self)
         self.add(chain.from_iterable(gather_from_ranks(list(found), self._world)))
         self.check()
+        return list(islice(self, before, None))
 
     def add(self, bad: Iterable[BadSample]) -> None:
         """Leave samples out; a sample that already is counts once, as it was reported.

@@ -320,6 +320,9 @@ def test_bad_samples_are_left_out_and_named(clips: Path, tmp_path: Path) -> None
     assert "No such file" in reasons["00002"]
     assert reasons["00003"].startswith("the row has 1 placeholders but names 0 videos")
     assert sum(row["bad_samples"] for row in metrics(tmp_path / "run")) >= 1
+    log = (tmp_path / "run" / "train.log").read_text()
+    said = f" 00001 is left out: {reasons['00001']}; quarantine.jsonl names all"
+    assert log.count(said) == 1
     state = json.loads((tmp_path / "run" / "checkpoint-3" / "state.json").read_text())
     assert len(state["state"]["quarantine"]) == 3
 
