@@ -82,9 +82,8 @@ class PackedRows(Dataset[Row]):
     """Rows by bin: index it with the numbers of the samples that share one.
 
     A sample whose clips cannot be decoded is left out of its row and reported in
-    ``bad``; in later passes without another try, by the process that found it. A row
-    without a clip gets a blank one of a single token and no label, so that every rank
-    calls the vision tower equally often.
+    ``bad``. A row without a clip gets a blank one of a single token and no label, so
+    that every rank calls the vision tower equally often.
     """
 
     def __init__(self, samples: PlannedSamples) -> None:
@@ -92,22 +91,18 @@ class PackedRows(Dataset[Row]):
         self.samples = samples
         self.settings = samples.settings
         self.video_token_id = samples.tokenizer.get_vocab()[VIDEO_TOKEN]
-        self._failed = dict[int, BadSample]()
 
     def __getitem__(self, request: tuple[tuple[int, ...], StreamState]) -> Row:
         """Decode the clips of one bin, and plan the row of those that decode."""
         chosen, state = request
         clips, kept, bad = list[Tensor](), list[PlannedSample](), list[BadSample]()
-        for number in chosen:
-            if number not in self._failed:
-                planned = self.samples[number]
-                try:
-                    clips += [self._decode(each) for each in planned.clips]
-                    kept.append(planned)
-                except (VideoError, ArchiveError) as error:
-                    self._failed[number] = unusable(planned.sample, error)
-            if number in self._failed:
-                bad.append(self._failed[number])
+        for planned in (self.samples[number] for number in chosen):
+            try:
+                clips += [self._decode(each) for each in planned.clips]
+            except (VideoError, ArchiveError) as error:
+                bad.append(unusable(planned.sample, error))
+            else:
+                kept.append(planned)
         spans: list[tuple[Span, ...]] = [planned.spans for planned in kept]
         shown = [clip for planned in kept for clip in planned.clips]
         if not clips:
