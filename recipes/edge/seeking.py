@@ -30,7 +30,9 @@ _CODECS = {"h264", "hevc", "vp9", "av1"}
 
 _PIXELS = {"h264": range(1, 6), "hevc": range(32)}
 _ANEW = {"h264": range(5, 6), "hevc": range(16, 22)}
-"""Kinds of units that hold pixels, and those with which decoding can start."""
+_PARAMETERS = {"h264": {7, 8, 13, 15}, "hevc": {32, 33, 34}}
+"""Kinds of units that hold pixels, those with which decoding can start, and those
+that say how to decode what follows."""
 
 
 class OddError(Exception):
@@ -117,6 +119,7 @@ def _read_order(
     after it is shown after it. In HEVC some that comes after may be shown before; what
     is shown after does not need it.
     """
+    extradata = stream.codec_context.extradata or b""
     codec = stream.codec_context.codec.canonical_name
     formats = container.format.name.split(",")
     if codec not in _CODECS or _FORMATS.isdisjoint(formats):
@@ -128,7 +131,7 @@ def _read_order(
             continue
         if (pts := packet.pts) is None:
             raise OddError
-        if _starts_anew(codec, stream, packet):
+        if _starts_anew(codec, extradata, packet):
             keys.append(pts)
             if pts <= latest:
                 raise OddError
@@ -145,29 +148,41 @@ def _read_order(
     return _Order(times=times, starts=starts)
 
 
-def _starts_anew(
-    codec: str, stream: VideoStream, packet: "Packet[VideoStream]"
-) -> bool:
+def _starts_anew(codec: str, extradata: bytes, packet: "Packet[VideoStream]") -> bool:
     """Tell whether what follows a packet may need nothing that was before it.
 
     In H.264, what a container calls a keyframe may be one that later frames look past.
+    Parameters that the header of the file does not have may be needed to the end, so
+    the packet that brings them must not be passed over.
     """
-    if not packet.is_keyframe or codec not in _PIXELS:
+    if codec not in _PIXELS:
         return packet.is_keyframe
-    kinds = _unit_kinds(codec, stream.codec_context.extradata or b"", bytes(packet))
-    return next((k for k in kinds if k in _PIXELS[codec]), -1) in _ANEW[codec]
+    for kind, unit in _units(codec, extradata, memoryview(packet)):
+        if kind in _PIXELS[codec]:
+            return packet.is_keyframe and kind in _ANEW[codec]
+        if kind in _PARAMETERS[codec]:
+            stored = min(len(unit), 2**16 - 1).to_bytes(2) + unit
+            if stored not in extradata:
+                raise OddError
+    return False
 
 
-def _unit_kinds(codec: str, extradata: bytes, data: bytes) -> Iterator[int]:
-    """Give the kinds of the units in a packet, each of which has its size before it."""
+def _units(
+    codec: str, extradata: bytes, data: memoryview
+) -> Iterator[tuple[int, memoryview]]:
+    """Give the units in a packet, each of which has its size before it, with kinds."""
     at = {"h264": 4, "hevc": 21}[codec]
     if extradata[:1] != b"\1" or len(extradata) <= at:
-        return
+        raise OddError
     size_bytes = extradata[at] % 4 + 1
     while len(data) > size_bytes:
+        end = size_bytes + int.from_bytes(data[:size_bytes])
+        if not size_bytes < end <= len(data):
+            raise OddError
         first = data[size_bytes]
-        yield first % 32 if codec == "h264" else first // 2 % 64
-        data = data[size_bytes + int.from_bytes(data[:size_bytes]) :]
+        kind = first % 32 if codec == "h264" else first // 2 % 64
+        yield kind, data[size_bytes:end]
+        data = data[end:]
 
 
 def _runs(

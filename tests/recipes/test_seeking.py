@@ -203,6 +203,103 @@ def test_a_packet_without_a_frame(tmp_path: Path) -> None:
     check(file, FRAMES)
 
 
+def header_units(extradata: bytes) -> list[bytes]:
+    """Give the units in the header of a file, H.264 or HEVC."""
+    found, is_hevc = list[bytes](), len(extradata) > 100
+    at = 23 if is_hevc else 5
+    for _ in range(extradata[22] if is_hevc else 2):
+        count_bytes = 2 if is_hevc else 1
+        at += is_hevc + count_bytes
+        for _ in range(int.from_bytes(extradata[at - count_bytes : at]) % 32):
+            size = int.from_bytes(extradata[at : at + 2])
+            found.append(extradata[at + 2 : at + 2 + size])
+            at += 2 + size
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Packets of a clip, and the parameters in its header, as they stand in packets."""
+
+    packets: list[bytes]
+    sets: bytes
+
+    @classmethod
+    def of(cls, path: Path) -> "Encoded":
+        with av.open(str(path)) as container:
+            extradata = container.streams.video[0].codec_context.extradata or b""
+            units = header_units(extradata)
+            sets = [each for each in units if each[0] // 2 != 39]  # no words of x265's
+            return cls(
+                packets=[bytes(each) for each in container.demux(video=0) if each.size],
+                sets=b"".join(len(each).to_bytes(4) + each for each in sets),
+            )
+
+
+def splice(source: Path, target: Path, packets: Sequence[bytes]) -> MediaFile:
+    """Write packets behind one another, with the header of another clip."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as output:
+        copy = output.add_stream_from_template(given.streams.video[0])
+        for number, data in enumerate(packets):
+            packet = av.Packet(data)
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream = Fraction(1, FPS), copy
+            packet.is_keyframe = number % 12 == 0
+            output.mux(packet)
+    return MediaFile(path=target)
+
+
+ALIKE = "scenecut=0:b-adapt=0:bframes=0:keyint=12:min-keyint=12"
+CHANGED = {
+    "libx264": ("x264-params", ALIKE, "chroma-qp-offset=8"),
+    "libx265": ("x265-params", f"{ALIKE}:log-level=none", "cbqpoffs=8:crqpoffs=8"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("at", [48, 41])
+@pytest.mark.parametrize("codec", CHANGED)
+def test_parameters_that_come_in_between_are_not_passed_over(
+    tmp_path: Path, codec: str, at: int, suffix: str
+) -> None:
+    """They hold for all that follows, whether a keyframe brings them or not."""
+    name, alike, changed = CHANGED[codec]
+    one, two = tmp_path / "one.mp4", tmp_path / "two.mp4"
+    for path, options in ((one, alike), (two, f"{alike}:{changed}")):
+        Case(codec=codec, options={name: options}).write(tmp_path).rename(path)
+    first, second = Encoded.of(one), Encoded.of(two)
+    packets = [*first.packets[:48], *second.packets[48:]]
+    packets[at] = second.sets + packets[at]
+    file = splice(one, tmp_path / f"clip{suffix}", packets)
+    with pytest.raises(OddError):
+        sought(file, [0, 64])
+    check(file, len(packets))
+
+
+@pytest.mark.parametrize("codec", CHANGED)
+def test_parameters_of_the_header_may_come_again(tmp_path: Path, codec: str) -> None:
+    name, alike, _ = CHANGED[codec]
+    path = Case(codec=codec, options={name: alike}).write(tmp_path)
+    encoded = Encoded.of(path)
+    packets = [encoded.sets + each for each in encoded.packets]
+    file = splice(path, tmp_path / "again.mp4", packets)
+    assert sought(file, [0, 64, FRAMES - 1]) == 3
+    check(file, FRAMES)
+
+
+@pytest.mark.parametrize("size", [0, 2**20])
+@pytest.mark.parametrize("codec", CHANGED)
+def test_what_is_in_a_packet_has_to_be_known(
+    tmp_path: Path, codec: str, size: int
+) -> None:
+    name, alike, _ = CHANGED[codec]
+    path = Case(codec=codec, options={name: alike}).write(tmp_path)
+    packets = Encoded.of(path).packets
+    packets[50] = size.to_bytes(4) + packets[50]
+    with pytest.raises(OddError):
+        sought(splice(path, tmp_path / "odd.mp4", packets), [0, 64, FRAMES - 1])
+
+
 def damage(path: Path, number: int) -> None:
     """Overwrite what a packet of an mp4 holds."""
     with av.open(str(path)) as container:
