@@ -1,6 +1,7 @@
-"""How many frames decoding will give, and when each is shown: no pixel is decoded."""
+"""How many frames decoding will give, and when each is shown, mostly without decoding."""
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -32,7 +33,8 @@ def frame_times(
     Containers with an index say so there, unless frames come unevenly: an index tells
     when frames are decoded. Then, as without an index, or with one that has more frames
     than the header, or fewer, packets are read one by one. Of a clip that was cut out
-    of a longer one, what cannot be decoded any more is not counted.
+    of a longer one, what the decoder does not give any more is not counted, as far as
+    its first frames tell.
 
     Args:
         file: Its name, for messages.
@@ -132,7 +134,10 @@ def _decodable(file: MediaFile, shown: Sequence[_Shown]) -> list[int | None]:
     """Give the times of the frames that will be decoded.
 
     Frames before the first keyframe, and some that are shown before it, need others
-    that are not in the file. Decoders know which, so one is asked for its first frame.
+    that are not in the file. Decoders know which. Those of H.264 and HEVC are asked for
+    their first frame: most often all that is shown later comes too, but not of streams
+    without times or without keyframes proper. Others may give frames that they should
+    not, so theirs are counted up to the first keyframe.
     """
     times = [each.pts for each in shown if not each.is_discard]
     if _is_whole(shown):
@@ -144,6 +149,14 @@ def _decodable(file: MediaFile, shown: Sequence[_Shown]) -> list[int | None]:
         first = next(decoded, None)
         if first is None:
             return []
-    return [
-        pts for pts in times if pts is None or first.pts is None or pts >= first.pts
-    ]
+        start, key = first.pts, next((p.pts for p in shown if p.is_keyframe), None)
+        known = [pts for pts in times if pts is not None]
+        is_strict = stream.codec_context.codec.canonical_name in {"h264", "hevc"}
+        if is_strict or key is None or len(known) < len(times):
+            return [p for p in times if p is None or start is None or p >= start]
+        frames = itertools.chain([first], decoded)
+        early = itertools.takewhile(lambda f: f.pts is None or f.pts < key, frames)
+        count = sum(1 for _ in early)
+    known.sort()
+    border = bisect_left(known, key)
+    return [*known[max(border - count, 0) :]]

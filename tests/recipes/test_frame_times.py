@@ -115,6 +115,23 @@ def test_what_a_part_cannot_show_is_not_counted(
     assert len(decode_frames(MediaFile(path=path), [0, expected - 1])) == 2
 
 
+@pytest.mark.parametrize("skip", [1, 12, 17])
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [("mpeg4", ".mp4"), ("mpeg4", ".avi"), ("mpeg2video", ".mkv")],
+)
+def test_what_other_decoders_give_of_a_part_is_counted(
+    tmp_path: Path, codec: str, suffix: str, skip: int
+) -> None:
+    """One of MPEG-4 gives frames that others are missing for, and not in order."""
+    options = {"g": "12", "bf": "2"}
+    whole = write_moving(tmp_path / "whole.mkv", codec=codec, options=options)
+    file = MediaFile(path=cut_out(whole, tmp_path / f"part{suffix}", skip))
+    count = probe_video(file).num_frames
+    assert count == count_decoded(file.path)
+    assert len(decode_frames(file, [0, count - 1])) == 2
+
+
 def test_a_part_without_a_keyframe_has_no_frame(tmp_path: Path) -> None:
     path = write_moving(tmp_path / "whole.mp4", num_frames=12)
     part = cut_out(path, tmp_path / "part.mkv", 1)
