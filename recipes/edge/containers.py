@@ -78,12 +78,10 @@ def open_video(file: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]:
             metadata_errors="replace",
             timeout=CLIP_SECONDS,
         )
-    except av.ExitError as error:
-        raise _too_slow(file) from error
     except av.ArgumentError as error:
         raise VideoError(f"{file} is in no format that is read here") from error
     except av.FFmpegError as error:
-        _blame(file, error)
+        blame(file, error)
         raise VideoError(
             f"{file} cannot be opened as a video: {error.strerror}"
         ) from error
@@ -123,30 +121,39 @@ def read_packets(
                 raise _too_slow(file)
             if packet.stream.index == stream.index:
                 yield cast("Packet[VideoStream]", packet)
-    except av.ExitError as error:
-        raise _too_slow(file) from error
     except av.FFmpegError as error:
-        _blame(file, error)
+        blame(file, error)
         raise
 
 
-def _too_slow(file: MediaFile) -> DoubtfulError:
-    """Say that a clip takes too long."""
-    return DoubtfulError(f"{file} takes longer than {CLIP_SECONDS:.0f} s to read")
-
-
-def _blame(file: MediaFile, error: av.FFmpegError) -> None:
+def blame(file: MediaFile, error: av.FFmpegError) -> None:
     """Refuse to blame a clip for what the machine did.
 
     FFmpeg says EIO of a file that is cut off too, and ENOMEM of one that claims more
     than there is. Who is at fault is seen where all of its bytes are read once more;
-    where that goes well, it stays open.
+    where that goes well, it stays open. Lack of memory has other names as well, among
+    them that of a broken file, and cannot be told from one then.
+
+    Args:
+        file: Its name, for messages, and its bytes.
+        error: What FFmpeg says; this returns where the clip is to blame.
+
+    Raises:
+        DoubtfulError: If the machine may be to blame, or the time is up.
+        OSError: If the machine fails, see ``FAILING``.
     """
+    if isinstance(error, av.ExitError):
+        raise _too_slow(file) from error
     if error.errno in {errno.EIO, errno.ENOMEM}:
         _read_through(file)
         raise DoubtfulError(f"{file} cannot be read: {error.strerror}") from error
     if error.errno in FAILING:
         raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+def _too_slow(file: MediaFile) -> DoubtfulError:
+    """Say that a clip takes too long."""
+    return DoubtfulError(f"{file} takes longer than {CLIP_SECONDS:.0f} s to read")
 
 
 def _read_through(file: MediaFile) -> None:

@@ -1,4 +1,4 @@
-"""How many frames decoding will give, and when each is shown, mostly without decoding."""
+"""How many frames decoding will give, and when each is shown, with little decoding."""
 
 import itertools
 from bisect import bisect_left
@@ -10,7 +10,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from recipes.edge.containers import VideoError, open_video, read_packets
+from recipes.edge.containers import VideoError, blame, open_video, read_packets
 from recipes.edge.media import MediaFile
 
 MOST_FRAMES = 2**22
@@ -48,6 +48,7 @@ def frame_times(
     Raises:
         VideoError: If there are more than ``MOST_FRAMES``, or the file breaks or takes
             too long.
+        OSError: If the machine fails, see ``FAILING``.
     """
     if stream.frames > MOST_FRAMES:
         raise _too_many(file, stream.frames)
@@ -64,6 +65,7 @@ def frame_times(
         shown = _read_all(file, packets)
         times = _decodable(file, shown)
     except av.FFmpegError as error:
+        blame(file, error)
         raise VideoError(
             f"{file} breaks while its frames are counted: {error.strerror}"
         ) from error

@@ -18,6 +18,7 @@ from torch import Tensor
 from recipes.edge.containers import (
     MOST_PIXELS,
     VideoError,
+    blame,
     open_video,
     read_packets,
 )
@@ -244,8 +245,8 @@ def _is_turned(file: MediaFile, container: InputContainer, stream: VideoStream) 
                 frames = stream.codec_context.decode(None)  # without those after it
             if frames:
                 return orientation_of(file, container, frames[0]).turns % 2 == 1
-    except av.FFmpegError:  # whoever decodes it will say so
-        pass
+    except av.FFmpegError as error:
+        blame(file, error)  # where it is the clip, whoever decodes it will say so
     return False
 
 
@@ -302,6 +303,7 @@ def _next_frame(
     try:
         frame = next(frames, None)
     except av.FFmpegError as error:
+        blame(file, error)
         raise VideoError(
             f"{file} breaks before frame {index}, after {count} decoded frames: "
             f"{error.strerror}"

@@ -3,12 +3,17 @@
 import errno
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import av
 import pytest
 import torch
+from av.container import InputContainer
+from av.video.stream import VideoStream
 
 from recipes.edge.archives import ArchiveStore, list_members
 from recipes.edge.clips import write_clip
@@ -21,7 +26,7 @@ from recipes.edge.containers import (
 )
 from recipes.edge.headers import Clip, index_archive
 from recipes.edge.media import MediaFile
-from recipes.edge.video import probe_video
+from recipes.edge.video import decode_frames, probe_video
 from tests.recipes.test_archives import pack
 
 OPEN = "recipes.edge.containers.av.open"
@@ -72,6 +77,70 @@ def test_a_machine_that_fails_is_no_fault_of_a_clip(
 
     monkeypatch.setattr(OPEN, fail)
     with pytest.raises(OSError, match=said):
+        probe_video(MediaFile(path=clip))
+
+
+@dataclass(frozen=True)
+class BrokenPacket:
+    """A packet in the middle of a clip that breaks while it is decoded."""
+
+    number: int
+    pts: int = 5
+    size: int = 1
+    is_keyframe: bool = False
+    is_discard: bool = False
+
+    def decode(self) -> None:
+        raise fail_with(self.number)
+
+
+def decode_one(file: MediaFile) -> object:
+    return decode_frames(file, [0])
+
+
+@pytest.mark.parametrize(
+    ("module", "read"),
+    [("video", decode_one), ("video", probe_video), ("frame_times", probe_video)],
+)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOMEM, errno.EMFILE])
+def test_a_machine_that_fails_while_a_clip_is_decoded(
+    clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    read: Callable[[MediaFile], object],
+    number: int,
+) -> None:
+    packets = [BrokenPacket(number), BrokenPacket(number)]
+    monkeypatch.setattr(
+        f"recipes.edge.{module}.read_packets", lambda *_, **__: iter(packets)
+    )
+    kind = OSError if number == errno.EMFILE else DoubtfulError
+    with pytest.raises(kind, match=os.strerror(number)) as found:
+        read(MediaFile(path=clip))
+    assert not isinstance(found.value, av.FFmpegError)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EIO, "cannot be read: Input/output error"),
+        (int.from_bytes(b"EXIT", "little"), "takes longer than 120 s to read"),
+    ],
+)
+def test_a_machine_that_fails_while_a_clip_is_wound_back(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    """Else a clip that is shown turned would be known by a wrong size for good."""
+
+    @contextmanager
+    def open_broken(file: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]:
+        with open_video(file) as (container, stream):
+            broken = MagicMock(wraps=container, spec=container)
+            broken.format, broken.seek.side_effect = container.format, fail_with(number)
+            yield broken, stream
+
+    monkeypatch.setattr("recipes.edge.video.open_video", open_broken)
+    with pytest.raises(DoubtfulError, match=rf"clip\.mp4 {said}$"):
         probe_video(MediaFile(path=clip))
 
 
