@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recipes.edge.containers import (
     MOST_PIXELS,
+    DoubtfulError,
     VideoError,
     blame,
     open_video,
@@ -219,7 +220,7 @@ def _fill(
     try:
         frames = first.new_empty((num_frames, *first.shape))
     except RuntimeError as error:
-        raise VideoError(
+        raise DoubtfulError(
             f"{file} has frames of {first.shape[0]} x {first.shape[1]}; memory does "
             f"not hold {num_frames:,} of them"
         ) from error
@@ -289,7 +290,14 @@ def _as_rgb(file: MediaFile, frame: VideoFrame, index: int) -> Any:
     """Convert the pixels of a frame."""
     try:
         return frame.to_ndarray(format="rgb24", threads=1)
+    except MemoryError as error:
+        raise DoubtfulError(
+            f"{file} has frame {index} of {frame.height} x {frame.width}; memory does "
+            "not hold its pixels"
+        ) from error
     except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, av.FFmpegError):
+            blame(file, error)
         raise VideoError(
             f"{file} has frame {index} in pixels of {frame.format.name}, which cannot "
             f"be converted: {error}"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import av
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from recipes.edge.containers import VideoError
+from recipes.edge.containers import DoubtfulError, VideoError
 from recipes.edge.media import MediaFile
 from recipes.edge.orientation import Orientation
 from recipes.edge.video import (
@@ -311,8 +312,27 @@ def test_frames_that_memory_does_not_hold(tmp_path: Path) -> None:
         output.mux(stream.encode(av.VideoFrame(2**13, 2**13, "gray")))
         output.mux(stream.encode())
     said = r"wide\.png has frames of 8192 x 8192; memory does not hold 1,048,576 of"
-    with pytest.raises(VideoError, match=said):
+    with pytest.raises(DoubtfulError, match=said):
         decode_frames(MediaFile(path=path), range(2**20))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "has frame 5 of 48 x 64; memory does not hold its pixels"),
+        (av.MemoryError(errno.ENOMEM, "-"), "has frame 5 of 48 x 64; memory does not "),
+        (av.OSError(errno.EIO, "Input/output error"), "cannot be read: Input/output"),
+    ],
+)
+def test_a_frame_that_memory_does_not_hold(
+    video: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    frame = MagicMock(spec=av.VideoFrame, height=HEIGHT, width=WIDTH)
+    frame.to_ndarray.side_effect = error
+    frames = iter([frame])
+    monkeypatch.setattr("recipes.edge.video._frames_in_order", lambda *_: frames)
+    with pytest.raises(DoubtfulError, match=rf"clip\.mp4 {said}"):
+        decode_frames(MediaFile(path=video), [5])
 
 
 def test_no_frame_is_held_twice(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
