@@ -8,15 +8,15 @@ import os
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from recipes.edge.containers import FAILING
+from recipes.edge.containers import FAILING, VideoError
 from recipes.edge.data_files import fetch
-from recipes.edge.media import MediaFile
+from recipes.edge.media import MediaFile, is_still
 
 HEADER_BYTES = 2**20
 """Bytes of a member's header at most, long names and attributes included."""
@@ -116,6 +116,36 @@ class ArchiveStore:
         for _, name in kept[: max(len(kept) + 1 - most, 0)]:
             (self._unzipped_by_run / name).unlink(missing_ok=True)
             (self.cache_dir / name).unlink(missing_ok=True)
+
+
+def read_media(find: Callable[[], MediaFile], read: Callable[[MediaFile], _T]) -> _T:
+    """Read a file; where it lies in an archive that is let go meanwhile, read it again.
+
+    Another process may make room at any time, and what fails then is no fault of the
+    file.
+
+    Args:
+        find: Gives the file, fetching its archive if that is not there.
+        read: What is done with it.
+
+    Returns:
+        What ``read`` gives.
+
+    Raises:
+        VideoError: If the file cannot be used.
+        ArchiveError: If the archive is missing or broken.
+        OSError: If the machine fails.
+    """
+    while True:
+        file = find()
+        if not file.archive:
+            return read(file)
+        with suppress(FileNotFoundError), file.path.open("rb") as held:
+            try:
+                return read(file)
+            except VideoError:
+                if is_still(held, file.path):
+                    raise
 
 
 def _unzipped(archive: str, source: Path) -> Iterator[bytes]:

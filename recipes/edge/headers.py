@@ -21,6 +21,7 @@ from recipes.edge.archives import (
     archive_digest,
     list_members,
     locked,
+    read_media,
 )
 from recipes.edge.containers import DoubtfulError, VideoError
 from recipes.edge.conversations import BadSample, Kind
@@ -199,6 +200,8 @@ def _entry(archive: str, member: MediaFile) -> dict[str, Any]:
         return dataclasses.asdict(_probe(archive, member))
     except DoubtfulError:
         return {"name": member.name, "offset": member.offset, "size": member.size}
+    except VideoError as error:
+        return dataclasses.asdict(_unusable(archive, member.name, error))
 
 
 def _read(entry: dict[str, Any], archive: str, store: ArchiveStore) -> Clip | BadSample:
@@ -207,23 +210,20 @@ def _read(entry: dict[str, Any], archive: str, store: ArchiveStore) -> Clip | Ba
         return BadSample(**entry)
     if "info" in entry:
         return read_clip(entry)
-    member = MediaFile(path=store.open(archive), archive=archive, **entry)
     try:
-        return _probe(archive, member)
-    except DoubtfulError as error:
-        return BadSample(sample_id=member.name, source=archive, reason=str(error))
-
-
-def _probe(archive: str, member: MediaFile) -> Clip | BadSample:
-    """Read the header of a member; refuse one whose name is none inside the archive."""
-    try:
-        if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
-            raise VideoError(f"{member} has a name that leads out of the archive")
-        info = probe_video(member)
-    except DoubtfulError:
-        raise
+        return read_media(
+            lambda: MediaFile(path=store.open(archive), archive=archive, **entry),
+            partial(_probe, archive),
+        )
     except VideoError as error:
-        return BadSample(sample_id=member.name, source=archive, reason=str(error))
+        return _unusable(archive, entry["name"], error)
+
+
+def _probe(archive: str, member: MediaFile) -> Clip:
+    """Read the header of a member; refuse one whose name is none inside the archive."""
+    if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+        raise VideoError(f"{member} has a name that leads out of the archive")
+    info = probe_video(member)
     return Clip(
         kind="video",
         source=archive,
@@ -232,3 +232,8 @@ def _probe(archive: str, member: MediaFile) -> Clip | BadSample:
         size=member.size,
         info=info,
     )
+
+
+def _unusable(archive: str, name: str, error: VideoError) -> BadSample:
+    """Name a member that cannot be used, and why."""
+    return BadSample(sample_id=name, source=archive, reason=str(error))

@@ -30,10 +30,9 @@ from fastslow.qwen2_vl import (
     patchify_clip,
     plan_row,
 )
-from recipes.edge.archives import ArchiveError
+from recipes.edge.archives import ArchiveError, read_media
 from recipes.edge.containers import VideoError
 from recipes.edge.conversations import BadSample
-from recipes.edge.media import MediaFile, is_still
 from recipes.edge.sample_set import PlannedSamples, unusable
 from recipes.edge.samples import (
     ClipSettings,
@@ -129,7 +128,10 @@ class PackedRows(Dataset[Row]):
 
     def _decode(self, planned: PlannedClip) -> Tensor:
         """Decode a clip, and check that the file kept what its header said."""
-        file, frames = self._frames_of(planned)
+        file, frames = read_media(
+            lambda: planned.clip.file(self.samples.store),
+            lambda file: (file, decode_frames(file, planned.frame_indices)),
+        )
         geometry = self.settings.family.geometry
         patches = patchify_clip(frames, geometry, planned.span.schedule.scales)
         expected = geometry.merge_size**2 * tower_tokens([planned.span])
@@ -139,20 +141,6 @@ class PackedRows(Dataset[Row]):
                 f"{expected}"
             )
         return patches
-
-    def _frames_of(self, planned: PlannedClip) -> tuple[MediaFile, Tensor]:
-        """Decode a clip; an archive that is let go meanwhile is asked for again."""
-        if not planned.clip.name:
-            file = planned.clip.file(self.samples.store)
-            return file, decode_frames(file, planned.frame_indices)
-        while True:
-            file = planned.clip.file(self.samples.store)
-            with suppress(FileNotFoundError), file.path.open("rb") as held:
-                try:
-                    return file, decode_frames(file, planned.frame_indices)
-                except VideoError:
-                    if is_still(held, file.path):
-                        raise
 
 
 @dataclass(frozen=True, kw_only=True)

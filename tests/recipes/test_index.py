@@ -12,7 +12,12 @@ import torch
 
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.clips import write_clip
-from recipes.edge.containers import VideoError, open_video, read_packets
+from recipes.edge.containers import (
+    DoubtfulError,
+    VideoError,
+    open_video,
+    read_packets,
+)
 from recipes.edge.conversations import BadSample, Turn
 from recipes.edge.data_files import list_subsets
 from recipes.edge.headers import Clip, ask_once, index_archive, map_in_threads
@@ -162,6 +167,36 @@ def test_a_clip_that_took_too_long_is_tried_again(
     assert isinstance(found, Clip)
     assert found.info.num_frames == 5
     assert isinstance(broken, BadSample)
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_an_archive_that_is_let_go_while_a_doubtful_clip_is_tried_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    archive = str(dataset / "0_30_s_nextqa" / "0_30_s_nextqa_videos_1.tar.gz")
+    expected = list(index_archive(archive, ArchiveStore(tmp_path / "other")))
+    store, probed = ArchiveStore(tmp_path / "cache"), list[str]()
+
+    def doubt(file: MediaFile) -> None:
+        raise DoubtfulError(f"{file} takes longer than 120 s to read")
+
+    def probe(file: MediaFile) -> VideoInfo:
+        probed.append(file.name)
+        if len(probed) > 1:
+            return probe_video(file)
+        file.path.unlink()  # another process makes room
+        try:
+            return probe_video(file)
+        finally:
+            if comes_back:
+                store.open(archive)
+
+    with monkeypatch.context() as slow:
+        slow.setattr("recipes.edge.headers.probe_video", doubt)
+        assert {type(each) for each in index_archive(archive, store)} == {BadSample}
+    monkeypatch.setattr("recipes.edge.headers.probe_video", probe)
+    assert list(index_archive(archive, store)) == expected
+    assert len(probed) == len(expected) + 1
 
 
 def test_other_decoders_read_headers_anew(
