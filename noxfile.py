@@ -110,7 +110,9 @@ def bench(session: nox.Session) -> None:
 def kernels(session: nox.Session) -> None:
     """Interpret and compile the kernels of a GPU, without one."""
     session.install("-e", ".[dev]", "triton")
-    session.run("pytest", "tests/oracles/test_gpu_kernels.py", *session.posargs)
+    at_once = ["-n", "auto", "--dist", "worksteal"]  # all are of one file
+    file = "tests/oracles/test_gpu_kernels.py"
+    session.run("pytest", *at_once, file, *session.posargs)
 
 
 @nox.session
