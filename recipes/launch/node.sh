@@ -37,8 +37,9 @@ trap is_asked=1 INT
 
 # What is started in the background ignores Ctrl-C until it says otherwise, which torchrun
 # does late. A trap is said at once, and replaced by the usual end where a program begins.
+# Only in the moment before it is said, a Ctrl-C is lost.
 start() {
-    trap : INT
+    trap 'exit 130' INT
     exec torchrun \
         --nnodes "$NODES" \
         --nproc-per-node "${PROCESSES:-gpu}" \
