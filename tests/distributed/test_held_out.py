@@ -18,11 +18,13 @@ from torch.nn.functional import one_hot
 
 from fastslow import TextSpan
 from fastslow.qwen2_vl import VisionGeometry, blank_clip, plan_row
+from recipes.edge.conversations import BadSample
 from recipes.edge.distributed import process_group
 from recipes.edge.held_out import held_out_accuracy
 from recipes.edge.loader import Row
 
 WORDS = 10
+BAD = BadSample(sample_id="2", source="rows.jsonl:3", reason="it is broken")
 
 
 class SlowQuestions:
@@ -44,7 +46,7 @@ class SlowQuestions:
             num_tokens=3,
             num_frames=1,
             num_clips=1,
-            bad=(),
+            bad=(BAD,) * number,
             state=state,
         )
 
@@ -68,7 +70,7 @@ def test_a_rank_may_decode_for_longer_than_tensors_wait(
     found = [
         json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)
     ]
-    assert found == [[0.5, 2]] * 2
+    assert found == [[1 / 3, 3]] * 2  # what cannot be decoded is not answered
 
 
 def ask(folder: Path) -> None:
