@@ -111,7 +111,7 @@ def plan_data(config: Config, world: World) -> Data:
         train=planned[0],
         held_out=planned[1],
         bad=[*bad[0], *bad[1]],
-        chance=most_common_share(train, held_out),
+        chance=most_common_share(*(each.samples() for each in planned)),
     )
 
 

@@ -23,7 +23,7 @@ import tyro
 
 from fastslow import best_fit_decreasing, describe_schedule, fill
 from fastslow.qwen2_vl import family_of
-from recipes.config import load_config
+from recipes.config import Config, load_config
 from recipes.data import clip_settings
 from recipes.edge.conversations import BadSample
 from recipes.edge.published import model_config
@@ -31,7 +31,7 @@ from recipes.edge.quarantine import as_lines
 from recipes.edge.sample_picture import draw_sample
 from recipes.edge.sample_set import PlannedSamples
 from recipes.edge.samples import PlannedSample
-from recipes.preview import plan_dataset
+from recipes.preview import plan_dataset, refuse_dataset
 from recipes.qwen2vl_7b import QWEN2VL_7B
 
 BARS, WIDTH = 8, 40
@@ -72,6 +72,7 @@ def main() -> None:
         with TemporaryDirectory() as folder:
             planned, bad, about = plan_dataset(config, settings, Path(folder))
             sys.stdout.write(f"{report(planned, bad)}\n{'':13}{about}\n")
+            sys.stdout.write(f"{'verdict':13}{verdict(config, planned, bad)}\n")
             if options.unusable is not None:
                 options.unusable.write_text(as_lines(bad))
                 sys.stdout.write(f"{'named':13}{options.unusable}\n")
@@ -109,6 +110,26 @@ def report(planned: PlannedSamples, bad: Sequence[BadSample]) -> str:
     return "\n".join(f"{name:13}{words}" for name, words in lines)
 
 
+def verdict(
+    config: Config, planned: PlannedSamples, bad: Sequence[BadSample]
+) -> str:
+    """Say whether a run would begin with a dataset.
+
+    Args:
+        config: The settings of the run.
+        planned: The samples that can be used.
+        bad: The others.
+
+    Returns:
+        A line of text.
+    """
+    try:
+        refuse_dataset(config, planned, bad)
+    except ValueError as error:
+        return f"a run would refuse these data: {error}"
+    return "a run would take these data"
+
+
 def find_sample(
     planned: PlannedSamples, bad: Sequence[BadSample], sample_id: str
 ) -> PlannedSample:
@@ -132,8 +153,7 @@ def _contents(planned: PlannedSamples) -> list[tuple[str, str]]:
     """Describe samples that can be used."""
     sizes, categories, kinds = Counter[str](), Counter[str](), Counter[str]()
     seconds = list[float]()
-    for number in planned.numbers:
-        sample = planned.index[number]
+    for sample in planned.samples():
         categories[sample.category or "none"] += 1
         kinds.update(clip.kind for clip in sample.clips)
         kinds["text alone"] += not sample.clips

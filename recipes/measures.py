@@ -58,7 +58,10 @@ def describe(run: Run, progress: Progress) -> str:
     weights = sum(weight.numel() for weight in run.model.parameters())
     done, rows = progress.step, progress.rows_per_step
     begin = f"goes on after step {done}" if done else "begins with step 1"
-    course = f"the run {begin} and ends with step {run.config.max_steps}"
+    course = (
+        f"the run {begin} and ends with step {run.config.max_steps}; each is a line of "
+        f"{run.config.output_dir / 'train.log'}"
+    )
     if done == run.config.max_steps:
         course = f"the run has taken all of its {done} steps"
     device, mfu = this_device(world.device), ""

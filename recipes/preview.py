@@ -125,14 +125,30 @@ def plan_dataset(
     return planned, [*bad, *unplanned], about
 
 
+def refuse_dataset(
+    config: Config, planned: PlannedSamples, bad: Sequence[BadSample]
+) -> None:
+    """Refuse a dataset that a run would not begin with.
+
+    Args:
+        config: Names the dataset, and bounds what may be unusable.
+        planned: The samples that can be used.
+        bad: The others.
+
+    Raises:
+        ValueError: If none can be used, or too many cannot.
+    """
+    refuse_empty(config.data_path, planned, bad)
+    refuse_too_many(bad, len(planned) + len(bad), config.max_bad_share)
+
+
 def _samples_of(
     config: Config, settings: ClipSettings
 ) -> tuple[list[tuple[Span, ...]], str]:
     """Plan the samples of a dataset from the headers of its clips."""
     with TemporaryDirectory() as folder:
         planned, bad, about = plan_dataset(config, settings, Path(folder))
-        refuse_empty(config.data_path, planned, bad)
-        refuse_too_many(bad, len(planned) + len(bad), config.max_bad_share)
+        refuse_dataset(config, planned, bad)
         spans = [planned[number].spans for number in range(len(planned))]
     return spans, f"{len(spans)} samples, {len(bad)} unusable; {about}"
 

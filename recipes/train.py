@@ -21,6 +21,7 @@ from recipes.command_line import parse_command_line
 from recipes.config import SETTINGS_FILE, Config, refuse_other_settings
 from recipes.data import Data, plan_data
 from recipes.edge.checkpoint_saver import CheckpointSaver
+from recipes.edge.devices import find_device
 from recipes.edge.distributed import (
     World,
     broadcast_from_main,
@@ -147,6 +148,7 @@ def prepare(config: Config, world: World) -> Run:
 def refuse_impossible(config: Config, world: World) -> None:
     """Refuse settings that no run can have on these ranks, or that this one has not."""
     refuse_other_settings(config)
+    find_device(config.device)  # a dry run's, but no misuse is silent
     check_copies(world.size, config.parallel.replicate)
     if config.eval_data_path is not None and config.data_path is None:
         raise ValueError(

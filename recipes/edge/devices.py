@@ -97,7 +97,10 @@ def find_device(name: str) -> Device:
     """
     known = {device.name: device for device in DEVICES}
     if name not in known:
-        raise ValueError(f"device is {name!r}; it must be one of {', '.join(known)}")
+        raise ValueError(
+            f"device is {name!r}; the GPU that a dry run is for must be one of "
+            f"{', '.join(known)}"
+        )
     return known[name]
 
 

@@ -93,7 +93,7 @@ def record_start(output_dir: Path, start: Mapping[str, Any]) -> None:
         "git": git_state(),
     }
     text = json.dumps({"starts": [*starts, about]}, indent=1, default=str)
-    write_whole(output_dir / RECORD_FILE, text)
+    write_whole(output_dir / RECORD_FILE, f"{text}\n")
 
 
 def read_starts(output_dir: Path) -> list[dict[str, Any]]:

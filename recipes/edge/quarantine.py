@@ -79,7 +79,7 @@ class Quarantine:
         Raises:
             ValueError: If too large a share of all samples is left out.
         """
-        named = f" ({self._path} names them all)"
+        named = f" ({self._path} names them all, held-out ones too)"
         refuse_too_many([*self], self._num_samples, self._max_share, named)
 
     def _list_new(self) -> None:

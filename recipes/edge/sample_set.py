@@ -1,7 +1,7 @@
 """All samples of a run: which can be used, and how large they are."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -63,6 +63,10 @@ class PlannedSamples:
         """Plan a sample."""
         sample = self.index[self.numbers[number]]
         return plan_sample(sample, self.settings, self.tokenizer)
+
+    def samples(self) -> Iterator[Sample]:
+        """Read the samples that can be used, without planning them."""
+        return (self.index[number] for number in self.numbers)
 
     def cost(self, numbers: Sequence[int], model: CostModel) -> int:
         """Estimate the work of a row of some samples.

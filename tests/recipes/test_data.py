@@ -67,6 +67,21 @@ def test_the_unusable_samples_of_both_are_named(tmp_path: Path) -> None:
     assert [each.sample_id for each in data.bad] == ["train.json:2", "held_out.json:1"]
 
 
+def test_chance_is_of_the_questions_that_can_be_asked(tmp_path: Path) -> None:
+    long = [{"from": "human", "value": "Why? " * 500}, {"from": "gpt", "value": "No."}]
+    config = replace(
+        TINY,
+        data_path=write_rows(tmp_path / "train.json", [ROW]),
+        eval_data_path=write_rows(
+            tmp_path / "held_out.json", [ROW, {"conversations": long}]
+        ),
+        output_dir=tmp_path / "run",
+    )
+    with process_group() as world:
+        data = plan_data(config, world)
+    assert (len(data.held_out), len(data.bad), data.chance) == (1, 1, 1)
+
+
 def test_runs_keep_apart_what_they_unzipped(tmp_path: Path) -> None:
     config = replace(
         TINY,

@@ -36,8 +36,8 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError) as error:
         find_device("h100")
     assert str(error.value) == (
-        "device is 'h100'; it must be one of h100-80gb, h100-pcie-80gb, h200-141gb, "
-        "a100-80gb, a100-40gb, l40s-48gb, b200-180gb"
+        "device is 'h100'; the GPU that a dry run is for must be one of h100-80gb, "
+        "h100-pcie-80gb, h200-141gb, a100-80gb, a100-40gb, l40s-48gb, b200-180gb"
     )
 
 

@@ -324,15 +324,19 @@ def test_a_dry_run_says_whether_the_run_fits(preloaded: Any, tmp_path: Path) -> 
     assert "it does not fit; --parallel.activation-checkpointing full" in small
 
 
-def test_a_dry_run_that_cannot_be_made_says_why_in_one_line(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("flags", [["--dry-run"], ["--output-dir", "{}"]])
+def test_a_gpu_that_is_not_known_is_refused_in_one_line(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["recipe", "--dry-run", "--device", "h100"])
+    """Of a run too, which would not look at it."""
+    words = [word.format(tmp_path / "run") for word in flags]
+    monkeypatch.setattr(sys, "argv", ["recipe", *words, "--device", "cpu"])
     with pytest.raises(SystemExit) as ends:
-        run_recipe(QWEN2VL_2B)
+        run_recipe(TINY)
     assert str(ends.value) == (
-        "error: device is 'h100'; it must be one of h100-80gb, h100-pcie-80gb, "
-        "h200-141gb, a100-80gb, a100-40gb, l40s-48gb, b200-180gb"
+        "error: device is 'cpu'; the GPU that a dry run is for must be one of "
+        "h100-80gb, h100-pcie-80gb, h200-141gb, a100-80gb, a100-40gb, l40s-48gb, "
+        "b200-180gb"
     )
 
 

@@ -84,6 +84,7 @@ def test_what_a_dataset_holds(data: Path) -> None:
     assert lost.startswith(f"3 like {data}:6: ")
     assert "lost0.mp4 cannot be opened: No such file" in lost
     assert mute.startswith(f"1 like {data}:9: the row has no conversation")
+    assert found["verdict"].startswith("a run would refuse these data: 4 of 9 samples ")
     bars = [line for line in said.splitlines() if "#" in line]
     assert sum(int(line.split()[-1]) for line in bars) == 5
 
@@ -171,7 +172,7 @@ def test_no_kind_of_unusable_rows_is_passed_over(
     counts = [int(count) for name, count, _ in lines if name == "unusable"]
     assert len(counts) == MOST_LINES + 1
     assert sum(counts) == len(turns)
-    assert lines[-1][2] == "for 1 other reason"
+    assert lines[-2][2] == "for 1 other reason"
 
 
 def test_all_rows_that_cannot_be_used_are_named_on_demand(
@@ -180,6 +181,11 @@ def test_all_rows_that_cannot_be_used_are_named_on_demand(
     file = tmp_path / "unusable.jsonl"
     said, status = inspect(data, "--unusable", str(file))
     assert (status, f"named        {file}\n" in said) == (0, True)
+    rows = data.read_text().splitlines()[:5]
+    whole = data.with_name("whole.jsonl")
+    whole.write_text("".join(f"{row}\n" for row in rows))
+    said, _ = inspect(whole)
+    assert said.endswith("verdict      a run would take these data\n")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["sample_id"] for row in rows] == ["lost 0", "lost 1", "lost 2", "mute"]
     assert rows[0]["source"] == f"{data}:6"

@@ -39,7 +39,7 @@ def test_too_large_a_share_ends_the_run(tmp_path: Path) -> None:
     file = tmp_path / "quarantine.jsonl"
     assert str(error.value) == (
         "2 of 4 samples cannot be used, more than the share of 0.25 that max_bad_share "
-        f"allows; the first is a: it broke ({file} names them all)"
+        f"allows; the first is a: it broke ({file} names them all, held-out ones too)"
     )
     assert len(file.read_text().splitlines()) == 2
 

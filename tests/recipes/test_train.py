@@ -99,8 +99,8 @@ def test_the_files_of_a_run(clips: Path, tmp_path: Path) -> None:
         for name in ("autoregressive_loss", "language_loss", "tokens_per_second"):
             assert f" {name} " in line
     assert any("held-out accuracy" in line and "chance" in line for line in log)
-    begin = "the run begins with step 1 and ends with step 2"
-    assert any(line.endswith(begin) for line in log)
+    begin = "the run begins with step 1 and ends with step 2; each is a line of "
+    assert any(line.endswith(f"{begin}{run / 'train.log'}") for line in log)
 
     first, second, evaluation = metrics(run)
     assert [first["step"], second["step"]] == [1, 2]
