@@ -217,7 +217,15 @@ def _inside(folder: Path) -> list[str]:
 
 def _on_hub(repository: str) -> list[str]:
     """List the files of a dataset on the hub."""
-    return HfApi().list_repo_files(repository, repo_type="dataset")
+    try:
+        return HfApi().list_repo_files(repository, repo_type="dataset")
+    except OSError:
+        raise
+    except Exception as error:  # of its transport, whose classes change
+        raise ConnectionError(
+            f"the hub cannot be asked for the files of {repository}: {error}; a folder "
+            "of them does as well"
+        ) from error
 
 
 def _group(root: str, files: Iterable[str]) -> list[tuple[str, list[str]]]:

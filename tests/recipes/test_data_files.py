@@ -1,11 +1,12 @@
 """Where the rows of a dataset are found."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 
 from recipes.edge.conversations import RowError
 from recipes.edge.data_files import fetch, find_beside, list_subsets, read_rows
@@ -116,6 +117,16 @@ def test_the_hub_lists_as_a_folder_does(
     assert on_hub[0].files[0] == (
         f"hf://datasets/lmms-lab/LLaVA-Video-178K/{PUBLISHED[4]}"
     )
+
+
+def test_a_hub_that_is_out_of_reach_is_said_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # between its tries
+    said = "^the hub cannot be asked for the files of lmms-lab/clips: .* refused; a "
+    with pytest.raises(ConnectionError, match=said):
+        list_subsets("lmms-lab/clips")
 
 
 def test_a_file_on_the_hub_comes_into_the_folder_that_is_asked_for(
