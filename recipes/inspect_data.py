@@ -110,9 +110,7 @@ def report(planned: PlannedSamples, bad: Sequence[BadSample]) -> str:
     return "\n".join(f"{name:13}{words}" for name, words in lines)
 
 
-def verdict(
-    config: Config, planned: PlannedSamples, bad: Sequence[BadSample]
-) -> str:
+def verdict(config: Config, planned: PlannedSamples, bad: Sequence[BadSample]) -> str:
     """Say whether a run would begin with a dataset.
 
     Args:
