@@ -120,7 +120,7 @@ class Config:
     """Accepted without effect; those processes live as long as the run, whose stream of
     rows has no end."""
     tf32: bool = True
-    """Whether GPUs may multiply float32 matrices in TensorFloat-32."""
+    """Whether GPUs may multiply in TensorFloat-32, where a run computes in float32."""
     output_hidden_states: bool = True
     """Accepted without effect; the next-frame loss reads the last hidden states in
     the same forward pass, and no others are kept."""
@@ -145,6 +145,17 @@ class Config:
     def rows_per_step(self) -> int:
         """Packed rows of each rank in one optimizer step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def matmul_precision(self) -> str:
+        """Precision of products of float32 matrices on a GPU, in torch's words.
+
+        A run in bfloat16 has none that TensorFloat-32 would speed up. It would round
+        positions beyond 2,048 where transformers, up to 5.18, multiplies them into
+        angles as matrices (huggingface/transformers#48428).
+        """
+        is_float32 = self.parallel.compute == "float32"
+        return "high" if self.tf32 and is_float32 else "highest"
 
     def __post_init__(self) -> None:
         """Check every number before any work is done."""

@@ -118,7 +118,7 @@ def prepare(config: Config, world: World) -> Run:
     check_same_on_ranks(settings_as_json(config) | code_versions(), world)
     broadcast_from_main(lambda: refuse_impossible(config, world), world)
     if world.device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+        torch.set_float32_matmul_precision(config.matmul_precision)
     data = broadcast_from_main(lambda: plan_data(config, world), world)
     check_same_on_ranks(data.summary(), world)
     quarantine = Quarantine(

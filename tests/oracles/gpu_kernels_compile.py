@@ -19,7 +19,17 @@ SHARED_BYTES = {AMPERE: 163 * 1024, HOPPER: 227 * 1024, BLACKWELL: 227 * 1024}
 def check(kernel, arguments, constants, capability, **options) -> str:
     """Compile a kernel; give its code for the assembler."""
     constant = dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=kernel, signature=arguments | constant, constexprs=constants)
+    aligned = [["tt.divisibility", 16]]  # as torch's memory is
+    source = ASTSource(
+        fn=kernel,
+        signature=arguments | constant,
+        constexprs=constants,
+        attrs={
+            (kernel.arg_names.index(name),): aligned
+            for name, kind in arguments.items()
+            if kind.startswith("*")
+        },
+    )
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options=options)
     assert compiled.asm["cubin"]
@@ -73,6 +83,7 @@ def check_attention(capability: int) -> None:
                 _gpu_attention._attend, arguments, constants, capability, **options
             )
             assert ("wgmma" in code) == (capability == HOPPER)
+            assert "cp.async" in code
 
 
 for capability in SHARED_BYTES:

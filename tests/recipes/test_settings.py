@@ -179,6 +179,13 @@ VALUES: dict[str, Any] = {
 }
 
 
+def test_float32_products_are_rounded_in_runs_of_float32_alone() -> None:
+    exact = replace(QWEN2VL_7B, parallel=Parallel(compute="float32"))
+    assert QWEN2VL_7B.matmul_precision == "highest"
+    assert exact.matmul_precision == "high"
+    assert replace(exact, tf32=False).matmul_precision == "highest"
+
+
 @pytest.mark.parametrize("name", VALUES)
 def test_a_setting_of_the_method_stands_in_both_places(name: str) -> None:
     value = VALUES[name]

@@ -110,6 +110,8 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
             sharding.get("transformer_layer_cls_to_wrap")
             or sorted(self.model._no_split_modules),
         )
+        # torch 2.11 gathers no weights again for an output that is a dataclass.
+        self.model.set_reshard_after_forward(False, recurse=False)
         fsdp2_load_full_state_dict(self.model, weights)
         self.fsdp2_model = self.model
 
