@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from fastslow._plans import to_device
+from fastslow._plans import pin_memory, to_device
 from fastslow._typing import Grid, MaskMod
 from fastslow.accounting import (
     CostModel,
@@ -171,6 +171,7 @@ __all__ = [
     "next_bin",
     "next_frame_loss",
     "pack_ragged",
+    "pin_memory",
     "plan_bags",
     "plan_labels",
     "plan_next_frame",

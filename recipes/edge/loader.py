@@ -1,6 +1,7 @@
 """From samples to packed rows: every integer is planned before a pixel is decoded."""
 
 import atexit
+import resource
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from fastslow import (
     count_tokens,
     deal_rounds,
     next_bin,
+    pin_memory,
     stream_order,
 )
 from fastslow.qwen2_vl import (
@@ -73,8 +75,9 @@ class Row:
     state: StreamState
 
     def pin_memory(self) -> "Row":
-        """Put the patches, nearly all of a row, into page-locked memory."""
-        return replace(self, patches=self.patches.pin_memory())
+        """Put plan and patches into page-locked memory."""
+        plan, patches = pin_memory(self.plan), self.patches.pin_memory()
+        return replace(self, plan=plan, patches=patches)
 
 
 class PackedRows(Dataset[Row]):
@@ -213,6 +216,7 @@ def read_rows(
     # An error's traceback keeps a loader, and so its workers, to the very end, where
     # Python waits for them.
     atexit.register(_end_workers)
+    _allow_open_files()
     yield from DataLoader(
         dataset,
         batch_size=None,
@@ -250,6 +254,17 @@ def _deal(
         costs = [samples.cost(chosen, dealing.cost) for chosen in bins]
         for dealt in deal_rounds(costs, dealing.world_size):
             yield bins[dealt[dealing.rank]], state
+
+
+def _allow_open_files() -> None:
+    """Let this process open as many files as the system lets it.
+
+    A worker hands over each tensor of a row as one, fifty for a plan; it is closed when
+    the tensor goes. Many systems allow 1,024 until they are asked for more.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some say more than they allow
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _outlive_signals(_: int) -> None:

@@ -2,6 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -28,6 +31,7 @@ from fastslow import (
     live_tiles,
     next_frame_loss,
     pack_ragged,
+    pin_memory,
     plan_labels,
     plan_next_frame,
     plan_pooling,
@@ -83,6 +87,25 @@ def test_to_device__lossless(layout: TokenLayout) -> None:
         assert all(tensor.device.type == "cpu" for _, tensor in tensors(plan))
 
 
+@given(fst.layouts())
+def test_pin_memory__lossless(layout: TokenLayout) -> None:
+    """Without a GPU there is no such memory: a copy stands for it there."""
+    has_gpu = torch.cuda.is_available()
+    copied = patch.object(Tensor, "pin_memory", Tensor.clone)
+    for plan in plans_of(layout):
+        before = dict(tensors(plan))
+        with nullcontext() if has_gpu else copied:
+            pinned = pin_memory(plan)
+        assert type(pinned) is type(plan)
+        after = dict(tensors(pinned))
+        assert after.keys() == before.keys()
+        for name, tensor in after.items():
+            assert tensor.dtype == before[name].dtype
+            assert torch.equal(tensor, before[name])
+            assert tensor is not before[name]
+            assert tensor.is_pinned() == has_gpu
+
+
 def test_fields_without_tensors_are_kept() -> None:
     clip = VideoSpan(grid=(2, 2), schedule=schedule_from_strides((1, 2)))
     text = TextSpan(token_ids=(5,))
@@ -94,11 +117,11 @@ def test_fields_without_tensors_are_kept() -> None:
 
 @pytest.mark.parametrize("plan", [{"labels": torch.ones(1)}, [torch.ones(1)], TextSpan])
 def test_what_is_no_plan_is_not_left_where_it_is(plan: object) -> None:
-    with pytest.raises(TypeError) as error:
-        to_device(plan, "meta")
-    assert str(error.value) == (
-        f"plan is a {type(plan).__name__}; it must be a dataclass, or a tensor"
-    )
+    wanted = f"plan is a {type(plan).__name__}; it must be a dataclass, or a tensor"
+    for go in (partial(to_device, device="meta"), pin_memory):
+        with pytest.raises(TypeError) as error:
+            go(plan)
+        assert str(error.value) == wanted
 
 
 def test_plans_stay_frozen() -> None:

@@ -1,5 +1,6 @@
 """From samples to rows: planned without pixels, dealt without gaps."""
 
+import resource
 from collections import Counter
 from dataclasses import replace
 from itertools import accumulate, islice
@@ -578,6 +579,18 @@ def test_the_fingerprint_knows_names_and_texts_and_no_places(tmp_path: Path) -> 
     assert print_of("elsewhere", turns=turns("yes"), source="there:0") == said
     assert print_of("renamed", turns=turns("yes"), sample_id="other") != said
     assert print_of("reworded", turns=turns("yet"), sample_id="0") != said
+
+
+def test_rows_of_a_worker_may_be_many(planned: PlannedSamples) -> None:
+    """Each of their tensors is an open file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        bins = [((0,), StreamState())] * 12
+        rows = list(read_rows(rows_of(planned), bins, num_workers=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [row.sample_ids for row in rows] == [("0",)] * 12
 
 
 @pytest.mark.parametrize("pinned", [False, True])
