@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fastslow._plans import pin_memory
 from fastslow._typing import Grid
 from fastslow.frames import encoded_grids
 from fastslow.grids import Mode
@@ -56,6 +57,10 @@ class RowPlan:
     video_rows: Int[Tensor, " pooled"]
     labels: LabelPlan
     next_frame: NextFramePlan
+
+    def pin_memory(self) -> "RowPlan":
+        """Lie in page-locked memory, as a ``DataLoader`` that pins asks for."""
+        return pin_memory(self)
 
 
 def encoded_runs(clip: VideoSpan) -> list[tuple[int, Grid]]:

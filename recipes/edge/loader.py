@@ -22,7 +22,6 @@ from fastslow import (
     count_tokens,
     deal_rounds,
     next_bin,
-    pin_memory,
     stream_order,
 )
 from fastslow.qwen2_vl import (
@@ -76,7 +75,7 @@ class Row:
 
     def pin_memory(self) -> "Row":
         """Put plan and patches into page-locked memory."""
-        plan, patches = pin_memory(self.plan), self.patches.pin_memory()
+        plan, patches = self.plan.pin_memory(), self.patches.pin_memory()
         return replace(self, plan=plan, patches=patches)
 
 

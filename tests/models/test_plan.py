@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data._utils import pin_memory
 
 from fastslow import Span, TextSpan, VideoSpan, build_schedule, count_tokens
 from fastslow.qwen2_vl import (
@@ -21,7 +22,7 @@ from fastslow.qwen2_vl import (
 )
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
-from tests.laws.test_plans import assert_equal
+from tests.laws.test_plans import assert_equal, tensors
 
 rows = fst.packed_samples()
 
@@ -163,3 +164,14 @@ def test_the_default_device_decides_nothing() -> None:
     with torch.device("meta"):
         found = work()
     assert_equal(found, work())
+
+
+def test_a_loader_that_pins_pins_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader of torch; without a GPU a copy stands for pinned memory."""
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    row = plan([[TextSpan(token_ids=(1, 2)), blank_clip(VisionGeometry())[0]]])
+    pinned = pin_memory.pin_memory({"plan": row})["plan"]
+    assert_equal(pinned, row)
+    there = dict(tensors(row))
+    assert not any(tensor is there[name] for name, tensor in tensors(pinned))
