@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastslow import (
     KeyIntervals,
@@ -34,6 +35,7 @@ from fastslow import (
 from fastslow.grids import Mode
 from fastslow.losses import Distance, _compiled, _slopes, _weighted_sum
 from fastslow.testing import strategies as fst
+from tests.oracles.test_no_sync import with_tensors
 
 pytestmark = [
     pytest.mark.skipif(
@@ -206,3 +208,17 @@ def test_interval_block_mask(compiled: Compile) -> None:
         assert torch.equal(
             dense_mask(found.mask_mod, tokens), dense_mask(expected.mask_mod, tokens)
         )
+
+
+def test_pooling_compiles_in_one_piece_on_a_gpu() -> None:
+    """Its kernel is left whole: on fake tensors, which need no GPU."""
+    torch.compiler.reset()
+    pool = torch.compile(
+        lambda *given: pool_tokens(*given).values, fullgraph=True, backend="eager"
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        plan = with_tensors(partial(torch.empty_like, device="cuda"), PLANS[0])
+        tokens = torch.empty(len(plan.cell_starts), 3, device="cuda")
+        pooled = pool(tokens, plan)
+    assert pooled.shape == (len(plan.window_starts), 3)
+    assert pooled.is_cuda
