@@ -25,6 +25,7 @@ from fastslow.qwen2_vl.timing import (
 )
 from fastslow.qwen2_vl.tower import (
     TOWER_ATTENTION_NAME,
+    ResampledTowerPlan,
     TowerPlan,
     WindowedTowerPlan,
     plan_tower,
@@ -38,6 +39,7 @@ __all__ = [
     "FastSlowOutput",
     "FastSlowQwen2VL",
     "PlacedClip",
+    "ResampledTowerPlan",
     "RowPlan",
     "StepFlops",
     "TowerPlan",

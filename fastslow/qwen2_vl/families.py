@@ -1,6 +1,7 @@
 """What differs between Qwen2-VL, Qwen2.5-VL and Qwen3-VL, said in one place."""
 
 from dataclasses import dataclass, field, replace
+from math import isqrt
 
 from transformers import PreTrainedConfig
 
@@ -15,12 +16,15 @@ class Family:
         geometry: How pixels become patches.
         window: Side of the windows that the tower attends in, in merged tokens; its
             hidden states come window by window. None: they come in raster order.
+        table_side: Side of the square table of positions that the tower learnt, which
+            is resampled to each frame; None: it computes them.
         tokens_per_second: Positions in time of one second of video; None counts frames.
         tells_time: Whether text before each frame says when it was taken.
     """
 
     geometry: VisionGeometry = field(default_factory=VisionGeometry)
     window: int | None = None
+    table_side: int | None = None
     tokens_per_second: int | None = None
     tells_time: bool = False
 
@@ -83,10 +87,13 @@ def _qwen2_5_vl(vision: PreTrainedConfig) -> Family:
 
 
 def _qwen3_vl(vision: PreTrainedConfig) -> Family:
-    """Tell times as text, and scale colours to -1 to 1."""
+    """Tell times as text, scale colours to -1 to 1, and learn positions."""
     half = (0.5, 0.5, 0.5)
-    geometry = replace(_geometry(vision), mean=half, std=half)
-    return Family(geometry=geometry, tells_time=True)
+    return Family(
+        geometry=replace(_geometry(vision), mean=half, std=half),
+        table_side=isqrt(vision.num_position_embeddings),
+        tells_time=True,
+    )
 
 
 _FAMILIES = {

@@ -22,6 +22,7 @@ from fastslow.qwen2_vl.attention import (
     last_hidden_states,
     mask_for_device,
 )
+from fastslow.qwen2_vl.deepstack import prepare_deepstack
 from fastslow.qwen2_vl.families import family_of
 from fastslow.qwen2_vl.plan import RowPlan
 from fastslow.qwen2_vl.target_tower import (
@@ -29,7 +30,11 @@ from fastslow.qwen2_vl.target_tower import (
     refuse_moving_targets,
     reset_copy,
 )
-from fastslow.qwen2_vl.tower import WindowedTowerPlan, prepare_tower
+from fastslow.qwen2_vl.tower import (
+    ResampledTowerPlan,
+    WindowedTowerPlan,
+    prepare_tower,
+)
 from fastslow.ragged import Ragged
 
 Backbone = (
@@ -104,6 +109,7 @@ class FastSlowQwen2VL(nn.Module):
             )
         backbone.set_attn_implementation({"text_config": ATTENTION_NAME})
         prepare_tower(backbone.model.visual, self.family.geometry)
+        prepare_deepstack(backbone.model.language_model)
         hidden = backbone.model.language_model.config.hidden_size
         features = backbone.model.visual.patch_embed.embed_dim
         self.backbone = backbone
@@ -245,7 +251,12 @@ class FastSlowQwen2VL(nn.Module):
         geometry, expected = self.family.geometry, len(plan.tower.position_ids)
         merged = expected == len(plan.pool.cell_starts) * geometry.merge_size**2
         in_windows = isinstance(plan.tower, WindowedTowerPlan)
-        if not merged or in_windows != (self.family.window is not None):
+        by_table = isinstance(plan.tower, ResampledTowerPlan)
+        if (
+            not merged
+            or in_windows != (self.family.window is not None)
+            or by_table != (self.family.table_side is not None)
+        ):
             raise ValueError(
                 "the plan is for another family of models; plan_row takes "
                 "family=model.family"
@@ -315,7 +326,7 @@ class FastSlowQwen2VL(nn.Module):
             )
         )
         deepstack = {
-            "visual_pos_masks": (plan.layout.frame_ids >= 0)[None],
+            "visual_pos_masks": plan.video_rows,  # prepare_deepstack takes rows
             "deepstack_visual_embeds": deeper,
         }
         return last_hidden_states(

@@ -133,7 +133,12 @@ def plan_row(
             dtype=torch.long,
             device="cpu",
         ).reshape(-1, 3),
-        tower=plan_tower(runs, merge_size=merge_size, window=family.window),
+        tower=plan_tower(
+            runs,
+            merge_size=merge_size,
+            window=family.window,
+            table_side=family.table_side,
+        ),
         pool=plan_pooling(
             [(clip.grid, clip.schedule) for clip in layout.clips], mode=pool_mode
         ),

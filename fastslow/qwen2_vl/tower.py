@@ -16,10 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Int, Int32
+from jaxtyping import Float32, Int, Int32
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from fastslow._plans import integers
 from fastslow._typing import Grid
@@ -72,8 +73,28 @@ class WindowedTowerPlan(TowerPlan):
     max_window_seqlen: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResampledTowerPlan(TowerPlan):
+    """What a tower needs to know that learnt its positions, as Qwen3-VL's did.
+
+    They are a square table, which is resampled to the grid of each frame.
+
+    Attributes:
+        interp_indices: The four entries of the table around each patch.
+        interp_weights: Share of each in the patch's position; the shares of a patch add
+            up to 1.
+    """
+
+    interp_indices: Int[Tensor, "patches 4"]
+    interp_weights: Float32[Tensor, "patches 4"]
+
+
 def plan_tower(
-    runs: Sequence[tuple[int, Grid]], *, merge_size: int = 2, window: int | None = None
+    runs: Sequence[tuple[int, Grid]],
+    *,
+    merge_size: int = 2,
+    window: int | None = None,
+    table_side: int | None = None,
 ) -> TowerPlan:
     """Plan the tower's call for all clips of a row.
 
@@ -83,13 +104,17 @@ def plan_tower(
         merge_size: Patches along each side of a merged token.
         window: Side of the windows that the tower attends in, in merged tokens; None
             if it attends within whole frames.
+        table_side: Side of the table of positions that the tower learnt; None if it
+            has none. No tower has both.
 
     Returns:
-        The plan, on the CPU; with windows, a ``WindowedTowerPlan``.
+        The plan, on the CPU; with windows, a ``WindowedTowerPlan``, with a table, a
+        ``ResampledTowerPlan``.
 
     Laws:
         matches_transformers: positions, bounds and the largest frame, order, bounds
-            and the largest window are those that transformers computes
+            and the largest window, entries and shares of a table are those that
+            transformers computes
 
     Example:
         >>> plan_tower([(2, (1, 1))]).cu_seqlens
@@ -106,7 +131,11 @@ def plan_tower(
         cu_seqlens=cu_seqlens_from_lengths(integers(sizes)),
         max_seqlen=max(sizes, default=0),
     )
-    return plan if window is None else _add_windows(plan, runs, merge_size, window)
+    if window is not None:
+        return _add_windows(plan, runs, merge_size, window)
+    if table_side is not None:
+        return _add_table(plan, grids, merge_size, table_side)
+    return plan
 
 
 def _frame_positions(sides: Grid, merge_size: int) -> Tensor:
@@ -145,6 +174,31 @@ def _frame_windows(grid: Grid, window: int) -> tuple[Tensor, Tensor]:
     per_row = -(-width // window)
     numbers = (row // window * per_row + column // window).flatten()
     return numbers.argsort(stable=True), torch.bincount(numbers)
+
+
+def _add_table(
+    plan: TowerPlan,
+    grids: Sequence[tuple[int, Grid]],
+    merge_size: int,
+    table_side: int,
+) -> ResampledTowerPlan:
+    """Resample the table to every frame, as transformers does it."""
+    indices, weights = [integers([]).reshape(0, 4)], [torch.empty(0, 4, device="cpu")]
+    known = {}
+    for frames, sides in grids:
+        if sides not in known:
+            one = torch.tensor([(1, *sides)], device="cpu")
+            known[sides] = get_vision_interpolation_indices_and_weights(
+                one, table_side, align_corners=True, spatial_merge_size=merge_size
+            )
+        entries, shares = known[sides]
+        indices.append(entries.repeat(frames, 1))
+        weights.append(shares.repeat(frames, 1))
+    return ResampledTowerPlan(
+        **vars(plan),
+        interp_indices=torch.cat(indices),
+        interp_weights=torch.cat(weights),
+    )
 
 
 def prepare_tower(tower: nn.Module, geometry: VisionGeometry) -> None:

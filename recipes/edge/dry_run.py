@@ -94,14 +94,8 @@ def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
         What the step takes.
 
     Raises:
-        ValueError: If ``replicate`` does not divide the number of ranks, or the model
-            is not of the type whose tower can run without values.
+        ValueError: If ``replicate`` does not divide the number of ranks.
     """
-    if plan.shape.model_type != "qwen2_vl":
-        raise ValueError(
-            f"model_type is {plan.shape.model_type!r}; a dry run knows 'qwen2_vl', the "
-            "towers of the others read sizes from tensors that have no values here"
-        )
     config, parallel = plan.config, plan.config.parallel
     check_copies(config.num_gpus, parallel.replicate)
     lengths = [count_tokens(sample) for sample in samples]

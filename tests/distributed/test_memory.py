@@ -23,17 +23,22 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import (
     PreTrainedConfig,
+    Qwen2_5_VLConfig,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fastslow import TextSpan, VideoSpan, build_schedule, next_frame_loss
+from fastslow import TextSpan, build_schedule, next_frame_loss
 from fastslow.qwen2_vl import (
     ATTENTION_NAME,
     TOWER_ATTENTION_NAME,
+    Family,
     FastSlowQwen2VL,
     RowPlan,
+    family_of,
+    place_clip,
     plan_row,
 )
 from recipes.edge.distributed import World, process_group
@@ -63,6 +68,8 @@ STEPS = {
     for tower in ("frozen", "trained")
 }
 STEPS |= {
+    "Qwen2.5-VL": Parallel(activation_checkpointing="selective", tower="trained"),
+    "Qwen3-VL": Parallel(activation_checkpointing="full", tower="trained"),
     "adapters": Parallel(activation_checkpointing="full", lora_rank=8),
     "float32": Parallel(activation_checkpointing="full", compute="float32"),
     "replicated": Parallel(activation_checkpointing="full", replicate=2),
@@ -76,46 +83,54 @@ STEPS |= {
 RANKS = 4
 
 
-def shape() -> PreTrainedConfig:
+def shape(case: str) -> PreTrainedConfig:
     """Describe a model whose root and whose blocks both weigh something."""
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
-    return Qwen2VLConfig(
-        text_config={
-            "hidden_size": 256,
-            "intermediate_size": 1024,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": 9001,
-            "rope_parameters": rope,
-            "bos_token_id": None,
-            "eos_token_id": None,
-        },
-        vision_config={
-            "depth": 4,
-            "embed_dim": 160,
-            "hidden_size": 256,
-            "num_heads": 4,
-            "mlp_ratio": 4,
-        },
-        video_token_id=2000,
-    )
+    text = {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 9001,
+        "rope_parameters": rope,
+    }
+    no_ends = {"bos_token_id": None, "eos_token_id": None}
+    tower: dict[str, Any] = {"depth": 4, "num_heads": 4}
+    later = tower | {
+        "hidden_size": 160,
+        "intermediate_size": 640,
+        "out_hidden_size": 256,
+    }
+    if case == "Qwen2.5-VL":
+        tower = later | {"fullatt_block_indexes": [1, 3]}
+        return Qwen2_5_VLConfig(text_config=text | no_ends, vision_config=tower)
+    if case == "Qwen3-VL":
+        text |= {"head_dim": 64, "rope_parameters": rope | {"mrope_interleaved": True}}
+        tower = later | {"deepstack_visual_indexes": [0, 2]}
+        return Qwen3VLConfig(text_config=text, vision_config=tower)
+    tower |= {"embed_dim": 160, "hidden_size": 256, "mlp_ratio": 4}
+    return Qwen2VLConfig(text_config=text | no_ends, vision_config=tower)
 
 
-def rows() -> list[RowPlan]:
+def rows(family: Family) -> list[RowPlan]:
     """Plan a row with a clip of some size, and one with next to nothing in it."""
     schedule = build_schedule(6, slow_stride=2, fast_stride=4)
+    seconds = [number / 2 for number in range(12)]
     question, answer = tuple(range(400)), tuple(range(60))
     return [
         plan_row(
             [
                 (
-                    VideoSpan(grid=grid, schedule=schedule),
+                    place_clip(
+                        grid, schedule, seconds, family=family, encode=lambda _: (0, 1)
+                    ).span,
                     TextSpan(token_ids=question[:words]),
                     TextSpan(token_ids=answer, trained=True),
                 )
             ],
             video_token_id=2000,
+            family=family,
         )
         for grid, words in (((8, 8), 400), ((2, 2), 4))
     ]
@@ -144,16 +159,17 @@ def plain_attention() -> Iterator[None]:
             del ALL_ATTENTION_FUNCTIONS[name]
 
 
-def measured_peak(settings: Parallel, plan: RowPlan, world: World) -> int:
+def measured_peak(case: str, plan: RowPlan, world: World) -> int:
     """Take the first, a middle and the last row of a step; read torch's own record.
 
     The first has no gradients to add its own to, so its peak is lower than the others'.
     """
     gc.collect()  # other cases' models hold themselves by cycles
-    model = meta_model(shape())
+    model, settings = meta_model(shape(case)), STEPS[case]
     parallelise(model, settings, world)
     materialize(model, world.device)
-    size = int(plan.grid_thw.prod(1).sum()), 1176
+    width = model.family.geometry.patch_pixels
+    size = int(plan.grid_thw.prod(1).sum()), width
     patches = torch.randint(256, size, dtype=torch.uint8)
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with (
@@ -196,8 +212,10 @@ def stepped(folder: Path) -> None:
     mesh = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("data",))
     world = World(rank=0, size=RANKS, device=device, mesh=mesh, group=mesh.get_group())
     found = {
-        case: [measured_peak(settings, plan, world) for plan in rows()]
-        for case, settings in STEPS.items()
+        case: [
+            measured_peak(case, plan, world) for plan in rows(family_of(shape(case)))
+        ]
+        for case in STEPS
     }
     (folder / "peaks.json").write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -252,19 +270,14 @@ def test_shards_hold_what_was_foretold(
 def test_steps_take_what_was_foretold(preloaded: Any, tmp_path: Path) -> None:
     preloaded.run(__file__, "steps", str(tmp_path), log=tmp_path / "steps.log")
     measured = json.loads((tmp_path / "peaks.json").read_text())
-    plans = rows()
-    ratios = {
-        case: [
-            (found.gathered + found.activations) / peak
-            for plan, peak in zip(plans, measured[case], strict=True)
-            for found in [
-                estimate_memory(meta_model(shape()), settings, plan, world_size=RANKS)
-            ]
-        ]
-        for case, settings in STEPS.items()
-    }
-    for case, found in ratios.items():
-        assert found == pytest.approx([1, 1], rel=0.05), case
+    for case, settings in STEPS.items():
+        model = meta_model(shape(case))
+        ratios = list[float]()
+        for plan, peak in zip(rows(model.family), measured[case], strict=True):
+            model = meta_model(shape(case))
+            found = estimate_memory(model, settings, plan, world_size=RANKS)
+            ratios.append((found.gathered + found.activations) / peak)
+        assert ratios == pytest.approx([1, 1], rel=0.05), case
 
 
 if __name__ == "__main__":

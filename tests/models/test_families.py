@@ -126,7 +126,10 @@ QWEN3_GEOMETRY = VisionGeometry(
     [
         (Qwen2VLConfig(), Family()),
         (Qwen2_5_VLConfig(), Family(window=4, tokens_per_second=4)),
-        (Qwen3VLConfig(), Family(geometry=QWEN3_GEOMETRY, tells_time=True)),
+        (
+            Qwen3VLConfig(),
+            Family(geometry=QWEN3_GEOMETRY, table_side=48, tells_time=True),
+        ),
     ],
 )
 def test_family_of__known(config: PreTrainedConfig, family: Family) -> None:

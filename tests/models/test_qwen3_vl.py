@@ -47,7 +47,7 @@ from recipes.edge.video import sample_frame_indices
 
 VIDEO_TOKEN_ID = 9
 START, END = "<|vision_start|>", "<|vision_end|>"
-QWEN3 = Family(tells_time=True)
+QWEN3 = Family(table_side=4, tells_time=True)
 
 MakeFamily = Callable[..., Backbone]
 Lay = Callable[..., RowPlan]
@@ -371,7 +371,7 @@ def test_stride_one_equals_transformers(
     clips: list[tuple[Grid, tuple[int, ...]]],
 ) -> None:
     spans = sample([(grid, (1,) * len(strides)) for grid, strides in clips])
-    plan = lay([spans], attention="causal")
+    plan = lay([spans], family=QWEN3, attention="causal")
     patches = make_patches(plan)
     scores = make_family("qwen3_vl")(**inputs_of(plan, patches)).logits[0]
     model = FastSlowQwen2VL(make_family("qwen3_vl")).eval()
@@ -404,7 +404,9 @@ def test_every_level_is_pooled_by_the_plan(
     make_patches: MakePatches,
     read_every_row: ReadEveryRow,
 ) -> None:
-    plan = read_every_row(lay([sample(CLIPS), sample(CLIPS[1:])], padding=5))
+    plan = read_every_row(
+        lay([sample(CLIPS), sample(CLIPS[1:])], padding=5, family=QWEN3)
+    )
     patches, backbone = make_patches(plan), make_family("qwen3_vl")
     vision = backbone.model.visual(patches, grid_thw=plan.grid_thw)
     assert len(vision.deepstack_features) == 2
@@ -412,21 +414,27 @@ def test_every_level_is_pooled_by_the_plan(
     embeds = backbone.model.language_model.embed_tokens(plan.layout.input_ids)
     embeds[is_video] = pooled_by_hand(vision.pooler_output, plan.layout.clips)
     mask = dense_mask(interval_mask(plan.visible), len(is_video))
-    hidden = backbone.model.language_model(
-        inputs_embeds=embeds[None],
-        position_ids=plan.layout.position_ids[:, None],
-        attention_mask=mask[None, None],
-        visual_pos_masks=is_video[None],
-        deepstack_visual_embeds=[
-            pooled_by_hand(level, plan.layout.clips)
-            for level in vision.deepstack_features
-        ],
-        use_cache=False,
-    ).last_hidden_state[0]
-    real = plan.layout.segment_ids >= 0
-    expected = backbone.lm_head(hidden)[real]
+    features = [
+        pooled_by_hand(level, plan.layout.clips) for level in vision.deepstack_features
+    ]
+
+    def read(backbone: Backbone) -> Tensor:
+        """Read the row as transformers does it, under masks."""
+        hidden = backbone.model.language_model(
+            inputs_embeds=embeds[None],
+            position_ids=plan.layout.position_ids[:, None],
+            attention_mask=mask[None, None],
+            visual_pos_masks=is_video[None],
+            deepstack_visual_embeds=features,
+            use_cache=False,
+        ).last_hidden_state[0]
+        return backbone.lm_head(hidden)[plan.layout.segment_ids >= 0]
+
+    expected = read(backbone)
     model = FastSlowQwen2VL(make_family("qwen3_vl")).eval()
-    assert_near(model(patches, plan, read_logits=nn.Identity()).logits[real], expected)
+    found = model(patches, plan, read_logits=nn.Identity()).logits
+    assert_near(found[plan.layout.segment_ids >= 0], expected)
+    assert_near(read(model.backbone), expected)  # it still can
 
 
 def test_every_frame_predicts_the_next_across_the_text_between(lay: Lay) -> None:
@@ -446,7 +454,7 @@ def test_every_frame_predicts_the_next_across_the_text_between(lay: Lay) -> None
 
 
 def test_a_frame_sees_itself_and_nothing_later(lay: Lay) -> None:
-    plan = lay([sample(CLIPS[:1])])
+    plan = lay([sample(CLIPS[:1])], family=QWEN3)
     mask = dense_mask(interval_mask(plan.visible), len(plan.layout.input_ids))
     frames = plan.layout.frame_ids
     place = torch.arange(len(frames))

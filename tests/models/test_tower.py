@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.vision_utils import (
     get_vision_cu_seqlens,
+    get_vision_interpolation_indices_and_weights,
     get_vision_position_ids,
     get_vision_window_index,
 )
@@ -19,6 +20,7 @@ from transformers.vision_utils import (
 from fastslow import VideoSpan, build_schedule, scale_fast_frames
 from fastslow.qwen2_vl import (
     FastSlowQwen2VL,
+    ResampledTowerPlan,
     RowPlan,
     TowerPlan,
     WindowedTowerPlan,
@@ -41,14 +43,18 @@ def test_plan_tower__matches_transformers(
 ) -> None:
     plan = plan_tower(runs, merge_size=merge_size, window=window)
     assert isinstance(plan, WindowedTowerPlan)
+    table = plan_tower(runs, merge_size=merge_size, table_side=window)
+    assert isinstance(table, ResampledTowerPlan)
     frames = plan_tower(runs, merge_size=merge_size)
     assert type(frames) is TowerPlan
     for field in fields(TowerPlan):
-        assert_equal(getattr(frames, field.name), getattr(plan, field.name))
+        for other in (plan, table):
+            assert_equal(getattr(frames, field.name), getattr(other, field.name))
     rows = [(t, h * merge_size, w * merge_size) for t, (h, w) in runs]
     if not rows:
         assert (len(plan.position_ids), plan.cu_seqlens.tolist()) == (0, [0])
         assert (len(plan.window_index), plan.cu_window_seqlens.tolist()) == (0, [0])
+        assert table.interp_indices.shape == table.interp_weights.shape == (0, 4)
         return
     grid_thw = torch.tensor(rows)
     expected = get_vision_position_ids(grid_thw, merge_size)
@@ -65,6 +71,10 @@ def test_plan_tower__matches_transformers(
     assert torch.equal(plan.window_index, order)
     assert torch.equal(plan.cu_window_seqlens, windows)
     assert plan.max_window_seqlen == windows.diff().max()
+    taps = get_vision_interpolation_indices_and_weights(
+        grid_thw, window, align_corners=True, spatial_merge_size=merge_size
+    )
+    assert_equal([table.interp_indices, table.interp_weights], list(taps))
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -75,7 +85,7 @@ def test_the_tower_is_that_of_transformers(
     stock = make_family(model_type)
     stock.set_attn_implementation("sdpa")
     model = FastSlowQwen2VL(make_family(model_type))
-    ours, window = model.backbone, model.family.window
+    ours, family = model.backbone, model.family
     runs = [(2, (2, 3)), (1, (4, 2)), (3, (4, 2)), (1, (2, 3)), (1, (5, 3))]
     grid_thw = torch.tensor([(t, 2 * h, 2 * w) for t, (h, w) in runs])
     pixels = ours.config.vision_config.patch_size**2 * 6
@@ -93,7 +103,8 @@ def test_the_tower_is_that_of_transformers(
 
     expected = both_ways(stock)
     monkeypatch.delattr(torch.nn.Conv3d, "_conv_forward")  # a product is enough
-    found = both_ways(ours, **vars(plan_tower(runs, window=window)))
+    plan = plan_tower(runs, window=family.window, table_side=family.table_side)
+    found = both_ways(ours, **vars(plan))
     assert len(found) == len(expected) > 4
     for theirs, mine in zip(expected, found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedConfig, Qwen2VLConfig, Qwen3VLConfig
+from transformers import (
+    PreTrainedConfig,
+    Qwen2_5_VLConfig,
+    Qwen2VLConfig,
+    Qwen3VLConfig,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fastslow import TextSpan, VideoSpan, build_schedule, schedule_from_strides
@@ -220,14 +225,25 @@ def test_the_worst_row_is_looked_for_in_a_whole_pass() -> None:
     assert found.flops.total == pytest.approx(total / len(found.bins), rel=1e-9)
 
 
-def test_other_families_and_copies_that_do_not_divide_are_refused() -> None:
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Qwen2_5_VLConfig(vision_config={"out_hidden_size": 8192}),
+        Qwen3VLConfig(vision_config={"out_hidden_size": 4096}),
+    ],
+)
+def test_the_other_families_are_foretold(
+    shape: PreTrainedConfig, tmp_path: Path
+) -> None:
+    shape.save_pretrained(tmp_path)
+    model = meta_model(shape)
+    text, is_possible = preview(replace(QWEN2VL_7B, model_name_or_path=str(tmp_path)))
+    assert f"{sum(w.numel() for w in model.parameters()):,} parameters" in text
+    assert is_possible == text.endswith("it fits")
+
+
+def test_copies_that_do_not_divide_are_refused() -> None:
     plan = small_plan(2048, num_gpus=3, parallel=Parallel(replicate=2))
-    with pytest.raises(ValueError) as error:
-        forecast(replace(plan, shape=Qwen3VLConfig()), [SAMPLE])
-    assert str(error.value) == (
-        "model_type is 'qwen3_vl'; a dry run knows 'qwen2_vl', the towers of the "
-        "others read sizes from tensors that have no values here"
-    )
     with pytest.raises(ValueError) as error:
         forecast(plan, [SAMPLE])
     assert str(error.value) == (
