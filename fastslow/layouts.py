@@ -228,7 +228,7 @@ def _kept(layout: TokenLayout, window: FrameWindow) -> Tensor | None:
         kept = torch.zeros_like(kept)
     elif window.keep_text == "prefix":
         videos = is_video.cumsum(0)
-        begins = segments.diff(prepend=segments[:1] - 1) != 0
+        begins = segments.diff(prepend=segments[:1]) != 0
         kept &= videos == (videos - is_video.long()).where(begins, 0).cummax(0).values
     return kept | layout.is_slow if window.keep_slow else kept
 

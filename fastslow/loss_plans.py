@@ -296,7 +296,7 @@ def _join_windows(plan: PoolPlan, groups: Tensor, cu_groups: Tensor) -> PoolPlan
     weights = plan.weights * shares.repeat_interleave(plan.window_sizes)
     return plan_bags(
         plan.cells[order],
-        torch.bincount(entries, minlength=int(cu_groups[-1])),
+        torch.bincount(entries),
         cu_groups,
         weights[order],
         num_cells=len(plan.cell_starts),
@@ -308,7 +308,7 @@ def _pool_predictions(sizes: Tensor, groups: Tensor, cu_groups: Tensor) -> PoolP
     order = groups.argsort(stable=True)
     return plan_bags(
         order,
-        torch.bincount(groups, minlength=int(cu_groups[-1])),
+        torch.bincount(groups),
         cu_groups,
         _shares_of_groups(sizes, groups, cu_groups)[order],
         num_cells=len(groups),

@@ -193,6 +193,7 @@ def test_an_unknown_mode_is_named() -> None:
             ),
         ),
         ([0, 3], [2], "cells lies between 0 and 3; there are 3, counted from 0"),
+        ([-1, 0], [2], "cells lies between -1 and 0; there are 3, counted from 0"),
     ],
 )
 def test_windows_that_cannot_be_are_named(

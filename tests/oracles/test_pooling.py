@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastslow import (
     Grid,
+    _maxima,
     kernel_schedule,
     plan_pooling,
     pool_frames,
@@ -60,6 +61,18 @@ def assert_same_values_and_gradients(
     (grad,) = torch.autograd.grad(actual, tokens, weights)
     (wanted,) = torch.autograd.grad(expected, tokens, weights)
     assert_near(grad, wanted)
+
+
+def test_windows_that_are_more_than_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_maxima, "PIECE_BYTES", 1)
+    tokens = clip(2, (5, 4))
+    actual = pool_frames(tokens, [3, 2], mode="max").values
+    pooled = [
+        F.max_pool2d(einops.rearrange(frame, "h w d -> d h w"), stride, ceil_mode=True)
+        for frame, stride in zip(tokens, [3, 2], strict=True)
+    ]
+    expected = torch.cat([einops.rearrange(x, "d h w -> (h w) d") for x in pooled])
+    assert_same_values_and_gradients(tokens, actual, expected)
 
 
 @pytest.mark.parametrize("grid", [(13, 23), (17, 30), (16, 16), (1, 7), (5, 1)])

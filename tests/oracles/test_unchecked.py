@@ -313,6 +313,9 @@ def test_slips_that_would_give_another_clip_are_named() -> None:
             f"VideoSpan({clip}, times=(0, 0.5))": (
                 "times[1] is 0.5; it must be a whole number, from 0 on"
             ),
+            f"VideoSpan({clip}, between=5)": (
+                "between is a int; it must be a sequence of texts"
+            ),
             f"VideoSpan({clip}, between=((0.5,),))": (
                 "between[0][0] is 0.5; it must be a whole number, from 0 on"
             ),
