@@ -2,7 +2,8 @@
 
 Each rule looks at one step, and speaks when what it looks for has lasted for some steps
 in a row. It is a fold over the lines of ``metrics.jsonl``, so a resumed run that reads
-them again says what an undisturbed one would have said.
+them again says what an undisturbed one would have said, but of ranks that wait: it may
+have others.
 """
 
 import math

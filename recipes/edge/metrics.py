@@ -61,7 +61,8 @@ class RunLog:
     A run that starts at step 1 starts the files anew. A resumed run appends to them
     and drops the lines of ``metrics.jsonl`` from ``first_step`` on, which the
     interrupted run wrote after its last checkpoint, so no step stands twice;
-    TensorBoard hides those points too. The rules read the lines that are left.
+    TensorBoard hides those points too. The rules read the lines that are left, but for
+    the clocks in them: a rank that waits has to do so in new steps.
 
     Args:
         output_dir: Folder of the run; made if it does not exist.
@@ -153,10 +154,9 @@ class RunLog:
         """
         if self._outputs is None:
             return False
-        lines = Path(self._outputs.metrics.name).read_text(encoding="utf-8")
         return any(
             (content["step"], content.get("event")) == (step, "evaluation")
-            for content in map(json.loads, lines.splitlines())
+            for content in read_metrics(Path(self._outputs.metrics.name))
         )
 
     def sync(self) -> None:
@@ -189,6 +189,29 @@ class RunLog:
         line = {"step": step, "event": "warning", **asdict(said)}
         _write_line(self._outputs.metrics, _json_line(line))
         self.message(f"WARNING at step {step}, {said.rule}: {said.message}")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a ``metrics.jsonl``.
+
+    Args:
+        path: The file, of a run that has ended or goes on.
+
+    Returns:
+        The content of each line.
+
+    Raises:
+        ValueError: If one has no step, such as half a line; the message names it.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if _step_of(line) is None:
+            raise ValueError(
+                f"line {number} of {path} is {line[:50]!r}; it must be a JSON object "
+                "with a step"
+            )
+        rows.append(json.loads(line))
+    return rows
 
 
 def _open_outputs(
@@ -231,11 +254,14 @@ def _drop_lines(path: Path, first_step: int) -> int:
 
 
 def _read_health(path: Path, health: Health) -> Health:
-    """Let the rules see again what an interrupted run has measured."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        numbers = json.loads(line)
+    """Let the rules see again what an interrupted run has measured, clocks aside.
+
+    Those are of the ranks and the machines that it had then.
+    """
+    for numbers in read_metrics(path):
         if "event" not in numbers:
-            health, _ = examine(health, numbers)
+            timeless = {k: v for k, v in numbers.items() if k not in CLOCKED}
+            health, _ = examine(health, timeless)
     return health
 
 

@@ -201,6 +201,24 @@ def test_a_warning_is_a_line_of_each_kind(
     assert capsys.readouterr().out == f"{words}\n"
 
 
+def test_a_rank_that_waits_is_looked_for_anew_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be another one, on another machine, among others."""
+    monkeypatch.delenv("RANK", raising=False)
+    waits = {"data_wait": 0.15, "longest_data_wait": 0.5, "waiting_rank": 1}
+    with process_group() as alone:
+        for first, last, size in ((1, 19, 4), (20, 39, 2)):
+            world = replace(alone, size=size)
+            with RunLog(
+                output_dir=tmp_path, total_steps=39, first_step=first, world=world
+            ) as log:
+                for step in range(first, last + 1):
+                    log.step(step, waits if size == 4 else waits | {"data_wait": 0.3})
+    (event,) = events(tmp_path)
+    assert (event["step"], event["rule"]) == (39, "waiting_rank")
+
+
 def test_a_learning_rate_that_blows_up_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
