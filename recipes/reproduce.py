@@ -2,9 +2,10 @@
 
     python recipes/reproduce.py runs/first runs/second
 
-Compared are metrics, clocks aside, the last checkpoint with the optimizer's state, and
-the exported weights. The exit status is 1 if anything differs. ``nox -s reproduce``
-trains the tiny recipe twice and compares.
+Compared are metrics, clocks aside, the last checkpoint with the optimizer's state, the
+place in the data and the random states, and the exported weights with their
+configuration. Paths may differ, and settings that a run may change. The exit status is
+1 if anything differs. ``nox -s reproduce`` trains the tiny recipe twice and compares.
 """
 
 import sys

@@ -195,7 +195,7 @@ def load_checkpoint(
     Laws:
         resume: n steps, save, load, m steps equal n + m steps bit for bit on CPU
     """
-    content = _read_content(folder)
+    content = read_state(folder)
     tensors, groups = _tensors(model, optimizer)
     _check_groups(folder, content["parameter_groups"], groups)
     _check_shapes(folder, tensors)
@@ -285,8 +285,18 @@ def _check_shapes(folder: Path, tensors: Mapping[str, Any]) -> None:
             )
 
 
-def _read_content(folder: Path) -> dict[str, Any]:
-    """Read and check ``state.json``."""
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read what a checkpoint holds beside its tensors.
+
+    Args:
+        folder: A ``checkpoint-{step}``.
+
+    Returns:
+        The content of its ``state.json``.
+
+    Raises:
+        ValueError: If that is unreadable, of another format or lacks a key.
+    """
     try:
         content = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -113,7 +113,7 @@ def read_starts(output_dir: Path) -> list[dict[str, Any]]:
         return []
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        starts: list[dict[str, Any]] = [*content["starts"]]
+        starts: list[dict[str, Any]] = [dict(each) for each in content["starts"]]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{file} is no record of a run; it must be a JSON object with starts"

@@ -9,18 +9,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from recipes.config import FREE_TO_CHANGE
+from recipes.edge.checkpoint import read_state
 from recipes.edge.checkpoint_folders import list_checkpoints
 from recipes.edge.manifests import entry_of
-from recipes.edge.metrics import CLOCKED
+from recipes.edge.metrics import CLOCKED, read_metrics
+from recipes.edge.values import by_dotted_name
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """Compare the metrics and weights of two runs, bit for bit.
+    """Compare the metrics, checkpoints and exports of two runs, bit for bit.
 
     Metrics that depend on the clock or the memory of the machine, and warnings of a
-    rank that waits, are left out. Weights are those of the last checkpoint, with the
-    optimizer's state and file by file, so both runs need as many ranks, and of every
-    export for transformers.
+    rank that waits, are left out. Of checkpoints the last is compared: its tensors,
+    with the optimizer's state and file by file, so both runs need as many ranks, and
+    what lies beside them, settings aside that a run may change, and paths. Of every
+    export for transformers it is weights and configuration.
 
     Args:
         first: Folder of a finished run.
@@ -30,12 +34,15 @@ def differences(first: Path, second: Path) -> list[str]:
         What differs, in words; nothing if the runs are the same.
 
     Raises:
-        ValueError: If a run has no metrics, no checkpoint or no exported weights.
+        ValueError: If a run has no metrics, no checkpoint or no exported weights, or a
+            file of them cannot be read.
     """
     return [
         *_compare("line of metrics.jsonl", _metrics(first), _metrics(second)),
         *_compare("checkpoint", _checkpoint(first), _checkpoint(second)),
+        *_compare("state of", _state(first), _state(second)),
         *_compare("exported weights", _exports(first), _exports(second)),
+        *_compare("configuration", _configurations(first), _configurations(second)),
     ]
 
 
@@ -67,7 +74,7 @@ def _metrics(run: Path) -> dict[str, Any]:
     file = run / "metrics.jsonl"
     if not file.exists():
         raise ValueError(f"{run} has no metrics.jsonl; it must be a folder of a run")
-    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    lines = read_metrics(file)
     timeless = [line for line in lines if line.get("rule") != "waiting_rank"]
     return {
         str(number): {k: v for k, v in line.items() if k not in CLOCKED}
@@ -77,13 +84,26 @@ def _metrics(run: Path) -> dict[str, Any]:
 
 def _checkpoint(run: Path) -> dict[str, Any]:
     """Sum up the files of tensors of the last checkpoint."""
+    files = sorted(_last_checkpoint(run).glob("*.distcp"))
+    return {f"{file.parent.name}/{file.name}": entry_of(file) for file in files}
+
+
+def _state(run: Path) -> dict[str, Any]:
+    """Read what is beside them, without what the same run may have otherwise."""
+    folder = _last_checkpoint(run)
+    state = dict(by_dotted_name(read_state(folder)))
+    bad = state.pop("state.quarantine")  # sources and reasons name files
+    state["state.quarantine"] = [sample["sample_id"] for sample in bad]
+    free = {f"state.settings.{name}" for name in FREE_TO_CHANGE}
+    return {f"{folder.name}/{k}": v for k, v in state.items() if k not in free}
+
+
+def _last_checkpoint(run: Path) -> Path:
+    """Name the folder of the last checkpoint."""
     folders = list_checkpoints(run)
     if not folders:
         raise ValueError(f"{run} has no checkpoint; a run saves one at its end")
-    sums = dict[str, Any]()
-    for path in sorted(folders[-1].glob("*.distcp")):
-        sums[f"{folders[-1].name}/{path.name}"] = entry_of(path)
-    return sums
+    return folders[-1]
 
 
 def _exports(run: Path) -> dict[str, Any]:
@@ -96,3 +116,15 @@ def _exports(run: Path) -> dict[str, Any]:
         for file in files
         for name, tensor in load_file(file).items()
     }
+
+
+def _configurations(run: Path) -> dict[str, Any]:
+    """Read the configurations beside those weights."""
+    found = dict[str, Any]()
+    for file in sorted(run.glob("model-*/config.json")):
+        try:
+            values = dict(by_dotted_name(json.loads(file.read_text("utf-8"))))
+        except ValueError as error:
+            raise ValueError(f"{file} is no whole JSON; an export has one") from error
+        found |= {f"{file.parent.name}/{name}": each for name, each in values.items()}
+    return found

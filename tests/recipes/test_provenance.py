@@ -68,11 +68,12 @@ def test_every_start_is_kept(twice: tuple[Path, Path], tmp_path: Path) -> None:
     record_start(run, {"first_step": 3, "settings": settings})
     assert starts(run)[0] == before
     assert starts(run)[1]["first_step"] == 3
-    (run / "run.json").write_text('{"starts": 3}')
-    with pytest.raises(
-        ValueError, match=r"run\.json is no record of a run; it must be a"
-    ):
-        record_start(run, {})
+    for broken in ('{"starts": 3}', '{"starts": [3]}'):
+        (run / "run.json").write_text(broken)
+        with pytest.raises(
+            ValueError, match=r"run\.json is no record of a run; it must be a"
+        ):
+            record_start(run, {})
 
 
 def test_data_are_summed_up_by_what_they_say(
@@ -143,6 +144,68 @@ def test_one_bit_is_a_difference(
     _, errors, code = preloaded.ask(*words, folder=tmp_path)
     assert code == 1
     assert errors.strip() == f"{twice[0]} and {run} differ in 2 places"
+
+
+def test_what_lies_beside_the_tensors_is_compared(
+    twice: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(twice[1], run)
+    file = run / "checkpoint-2" / "state.json"
+    whole = json.loads(file.read_text())
+    state = whole["state"]
+    bad = {"sample_id": "a", "source": "b", "reason": "c"}
+    changes: dict[str, Any] = {
+        "stream": state["stream"] | {"epoch": 7},
+        "skipped": state["skipped"] | {"total": 7},
+        "quarantine": [bad],
+        "settings": state["settings"] | {"packing_window": 7, "save_steps": 7},
+    }
+    random_states = [whole["random_states"][0] | {"torch": ""}]
+    changed = whole | {"state": state | changes, "random_states": random_states}
+    file.write_text(json.dumps(changed))
+    config = run / "model-2" / "config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"image_token_id": 7}))
+    assert sorted(differences(twice[0], run)) == [
+        "configuration model-2/image_token_id differs",
+        *(
+            f"state of checkpoint-2/{name} differs"
+            for name in (
+                "random_states",
+                "state.quarantine",
+                "state.settings.packing_window",
+                "state.skipped.total",
+                "state.stream.epoch",
+            )
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "metrics.jsonl",
+            "line 1 of {file} is '{{\"'; it must be a JSON object with a ",
+        ),
+        (
+            "checkpoint-2/state.json",
+            "{folder} has no readable state.json; a checkpoint",
+        ),
+        ("model-2/config.json", "{file} is no whole JSON; an export has one"),
+    ],
+)
+def test_a_file_that_breaks_off_is_named(
+    twice: tuple[Path, Path], tmp_path: Path, name: str, words: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(twice[1], run)
+    file = run / name
+    file.write_text(file.read_text()[:2])
+    with pytest.raises(ValueError) as caught:
+        differences(twice[0], run)
+    assert str(caught.value).startswith(words.format(file=file, folder=file.parent))
 
 
 def test_another_seed_is_another_run(twice: tuple[Path, Path], tmp_path: Path) -> None:
