@@ -34,6 +34,13 @@ CONSTRUCTORS: dict[str, Callable[..., FrameSchedule]] = {
 KNOWN = ("num_frames", "grid")
 """Arguments that belong to the clip and are never a setting."""
 
+SETTINGS = {
+    "slow_ratio": "slow_frame_ratio",
+    "slow_stride": "mm_spatial_pool_stride",
+    "fast_stride": "mm_spatial_pool_stride",
+}
+"""The setting of a run that each of its other arguments comes from."""
+
 
 def schedule_frames(
     num_frames: int,
@@ -72,9 +79,7 @@ def schedule_frames(
         >>> print(schedule_frames(5, grid=(8, 8), strategy=three, **settings))
         S..S.  5 frames
     """
-    name, arguments = parse_strategy(strategy)
-    if name in RULES:
-        name, arguments = "build_schedule", {"strategy": name}
+    name, arguments = _constructor(strategy)
     run = {
         "num_frames": num_frames,
         "grid": grid,
@@ -82,15 +87,36 @@ def schedule_frames(
         "slow_stride": slow_stride,
         "fast_stride": fast_stride,
     }
-    wanted = inspect.signature(CONSTRUCTORS[name]).parameters
-    given = {key: value for key, value in run.items() if key in wanted}
-    schedule = CONSTRUCTORS[name](**given | arguments)
+    given = {key: run[key] for key in _read_of_run(name, arguments)}
+    schedule = CONSTRUCTORS[name](**given, **arguments)
     if schedule.num_frames != num_frames:
         raise ValueError(
             f"{name} describes {schedule.num_frames} frames but the clip has "
             f"{num_frames}; both must agree"
         )
     return schedule
+
+
+def settings_read(strategy: str) -> set[str]:
+    """Tell which settings a strategy reads, of those that ``SETTINGS`` has.
+
+    Args:
+        strategy: The setting, see ``parse_strategy``.
+
+    Returns:
+        Their names; any other may have any value.
+
+    Raises:
+        ValueError: If the setting is no strategy.
+
+    Example:
+        >>> sorted(settings_read("uniform"))
+        ['mm_spatial_pool_stride', 'slow_frame_ratio']
+        >>> settings_read("repeat_strides(pattern=(2, 4, 4))")
+        set()
+    """
+    read = _read_of_run(*_constructor(strategy))
+    return {SETTINGS[key] for key in read if key in SETTINGS}
 
 
 def parse_strategy(text: str) -> tuple[str, dict[str, Any]]:
@@ -153,6 +179,21 @@ def strategy_text(mapping: Mapping[str, Any]) -> str:
     return f"{name}({given})" if given else name
 
 
+def _constructor(strategy: str) -> tuple[str, dict[str, Any]]:
+    """Name the constructor of a strategy, and its own arguments."""
+    name, arguments = parse_strategy(strategy)
+    if name in RULES:
+        return "build_schedule", {"strategy": name}
+    return name, arguments
+
+
+def _read_of_run(name: str, arguments: Mapping[str, Any]) -> list[str]:
+    """Name the arguments that a constructor takes from the run, not from its own."""
+    wanted = inspect.signature(CONSTRUCTORS[name]).parameters
+    of_run = (*KNOWN, *SETTINGS)
+    return [key for key in wanted if key in of_run and key not in arguments]
+
+
 def _parse(text: str) -> tuple[str, dict[str, Any]]:
     """Take a call apart; nothing is run."""
     try:
@@ -182,10 +223,9 @@ def _checked(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} has no argument {key!r} to set; the nearest one is "
                 f"{nearest(key, own)!r}"
             )
-    run = (*KNOWN, "slow_ratio", "slow_stride", "fast_stride")
     for key, parameter in known.items():
         is_missing = parameter.default is parameter.empty and key not in arguments
-        if is_missing and key not in run:
+        if is_missing and key not in (*KNOWN, *SETTINGS):
             raise ValueError(f"{name} needs the argument {key!r}, which is not given")
     return {
         key: convert(f"{name}.{key}", value, hints[key])

@@ -23,6 +23,7 @@ from recipes.edge.strategies import (
     CONSTRUCTORS,
     parse_strategy,
     schedule_frames,
+    settings_read,
     strategy_text,
 )
 
@@ -96,6 +97,22 @@ def test_a_constructor_is_called(name: str) -> None:
     assert schedule_frames(5, strategy=text, **RUN) == expected
     name, arguments = parse_strategy(text)
     assert strategy_text({"name": name, **arguments}) == text
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_what_is_read_changes_the_schedule(name: str) -> None:
+    """And nothing else does."""
+    text, usual = ASKED[name]
+    others = {
+        "slow_frame_ratio": {"slow_ratio": 0.7},
+        "mm_spatial_pool_stride": {"slow_stride": 3, "fast_stride": 6},
+    }
+    read = {
+        setting
+        for setting, other in others.items()
+        if schedule_frames(5, strategy=text, **RUN | other) != usual
+    }
+    assert settings_read(text) == read
 
 
 def test_every_constructor_from_numbers_is_known() -> None:
