@@ -59,14 +59,16 @@ class Data:
     def summary(self) -> dict[str, Any]:
         """Count and sum up the samples, as this rank reads them from disk.
 
-        ``contents`` is all that is known of them: names, texts, and where the clips are
-        and their headers, not what the clips show.
+        ``texts`` are names and texts of all, usable or not, wherever they lie;
+        ``contents`` is all that is known of them: where the clips are and their headers
+        too, not what the clips show.
         """
         used = {"train": self.train, "held_out": self.held_out}
         return {
             name: {
                 "samples": len(samples),
                 "order": self.order()[name],
+                "texts": samples.texts,
                 "contents": samples.index.digest(),
             }
             for name, samples in used.items()

@@ -355,7 +355,8 @@ def ask_held_out(run: Run, log: RunLog) -> None:
         num_workers=config.dataloader_num_workers,
     )
     if asked:
-        log.scalars(config.max_steps, {"accuracy": accuracy, "chance": data.chance})
+        found = {"accuracy": accuracy, "questions": asked, "chance": data.chance}
+        log.scalars(config.max_steps, found)
         log.message(
             f"held-out accuracy {accuracy:.3f} on {asked} questions, "
             f"chance {data.chance:.3f} (always the most common answer)"

@@ -36,6 +36,7 @@ class PlannedSamples:
         pairs: Pairs of a query and a key that it may read, of each.
         patches: Patches that enter the tower, of each.
         digests: What each says, summed up: its name and its texts.
+        texts: What all samples of the index say, summed up, usable or not.
         groups: Number of the archive that each is in; None where archives stay on disk.
         archives: The archives, by number; files of their own are in none, named "".
         settings: How clips become tokens.
@@ -49,6 +50,7 @@ class PlannedSamples:
     pairs: tuple[int, ...]
     patches: tuple[int, ...]
     digests: tuple[str, ...]
+    texts: str
     groups: tuple[int, ...] | None
     archives: tuple[str, ...]
     settings: ClipSettings
@@ -108,12 +110,13 @@ def plan_samples(
     Returns:
         The samples that can be used, and those that cannot, each with its reason.
     """
-    sizes, bad = dict[int, _Size](), list[BadSample]()
+    sizes, bad, digests = dict[int, _Size](), list[BadSample](), list[str]()
     workers = num_workers if len(index) > FEW else 0
     found = DataLoader(
         _Sizes(index, settings, tokenizer), batch_size=None, num_workers=workers
     )
-    for number, entry in enumerate(found):
+    for number, (digest, entry) in enumerate(found):
+        digests.append(digest)
         if isinstance(entry, BadSample):
             bad.append(entry)
         else:
@@ -127,7 +130,8 @@ def plan_samples(
         lengths=tuple(size.tokens for size in sizes.values()),
         pairs=tuple(size.pairs for size in sizes.values()),
         patches=tuple(size.patches for size in sizes.values()),
-        digests=tuple(size.digest for size in sizes.values()),
+        digests=tuple(digests[number] for number in sizes),
+        texts=_digest(digests),
         groups=None if store.most is None else groups,
         archives=tuple(archives),
         settings=settings,
@@ -138,17 +142,16 @@ def plan_samples(
 
 
 class _Size(NamedTuple):
-    """How large a sample is, what it says, and its first clip's archive."""
+    """How large a sample is, and its first clip's archive."""
 
     tokens: int
     pairs: int
     patches: int
-    digest: str
     archive: str
 
 
-class _Sizes(Dataset[_Size | BadSample]):
-    """The size of each sample, or why it has none."""
+class _Sizes(Dataset[tuple[str, _Size | BadSample]]):
+    """What each sample says, summed up, and its size, or why it has none."""
 
     def __init__(
         self,
@@ -161,8 +164,12 @@ class _Sizes(Dataset[_Size | BadSample]):
     def __len__(self) -> int:
         return len(self._index)
 
-    def __getitem__(self, number: int) -> _Size | BadSample:
-        sample, settings = self._index[number], self._settings
+    def __getitem__(self, number: int) -> tuple[str, _Size | BadSample]:
+        sample = self._index[number]
+        return _digest((sample.sample_id, sample.turns))[:16], self._size_of(sample)
+
+    def _size_of(self, sample: Sample) -> _Size | BadSample:
+        settings = self._settings
         try:
             planned = plan_sample(sample, settings, self._tokenizer)
             clip = next(iter(sample.clips), None)
@@ -171,7 +178,6 @@ class _Sizes(Dataset[_Size | BadSample]):
                 pairs=_count_pairs(planned, settings.attention),
                 patches=settings.family.geometry.merge_size**2
                 * tower_tokens(planned.spans),
-                digest=_digest((sample.sample_id, sample.turns))[:16],
                 archive=clip.source if clip is not None and clip.name else "",
             )
         except ValueError as error:

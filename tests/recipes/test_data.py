@@ -67,6 +67,40 @@ def test_the_unusable_samples_of_both_are_named(tmp_path: Path) -> None:
     assert [each.sample_id for each in data.bad] == ["train.json:2", "held_out.json:1"]
 
 
+def test_texts_are_summed_up_wherever_they_lie_and_however_long(
+    tmp_path: Path,
+) -> None:
+    long = [{"from": "human", "value": "Why? " * 50}, {"from": "gpt", "value": "No."}]
+
+    def summary(run: str, *rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        folder = tmp_path / run
+        folder.mkdir()
+        path = write_rows(folder / "rows.json", list(rows))
+        config = replace(TINY, data_path=path, output_dir=folder, **changes)
+        with process_group() as world:
+            found: dict[str, Any] = plan_data(config, world).summary()["train"]
+        return found
+
+    rows = ROW | {"id": "a"}, {"id": "b", "conversations": long}
+    whole = summary("whole", *rows)
+    short = summary("short", *rows, tokens_per_row=50)
+    assert (whole["samples"], short["samples"]) == (2, 1)
+    assert whole["texts"] == short["texts"]
+    assert whole["contents"] != short["contents"]  # it lies elsewhere
+    others = [
+        summary("order", *reversed(rows)),
+        summary("name", rows[0], rows[1] | {"id": "c"}),
+        summary(
+            "unusable",
+            rows[0],
+            {"id": "b", "conversations": [{**long[0], "value": "Who? " * 50}, long[1]]},
+            tokens_per_row=50,
+        ),
+    ]
+    assert others[-1]["samples"] == 1
+    assert len({each["texts"] for each in [whole, *others]}) == 4
+
+
 def test_chance_is_of_the_questions_that_can_be_asked(tmp_path: Path) -> None:
     long = [{"from": "human", "value": "Why? " * 500}, {"from": "gpt", "value": "No."}]
     config = replace(

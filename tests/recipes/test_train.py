@@ -119,6 +119,8 @@ def test_the_files_of_a_run(clips: Path, tmp_path: Path) -> None:
     )
     assert evaluation["event"] == "evaluation"
     assert 0 <= evaluation["accuracy"] <= 1
+    questions = (clips / "held_out.jsonl").read_text().splitlines()
+    assert evaluation["questions"] == len(questions) > 0
 
     curves = EventAccumulator(str(run / "logs")).Reload()
     written = curves.Scalars("train/autoregressive_loss")
