@@ -12,19 +12,20 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 import tyro
 
 from recipes.ablation import (
-    Result,
     Variant,
+    differences,
     markdown_table,
     plan_ablation,
     result_of,
@@ -37,8 +38,9 @@ from recipes.config import (
     refuse_other_settings,
 )
 from recipes.edge.ablation_figure import draw_ablation
-from recipes.edge.provenance import read_starts
+from recipes.edge.provenance import RECORD_FILE, read_starts
 from recipes.edge.settings import read_settings, write_settings
+from recipes.edge.values import by_dotted_name
 
 RECIPE = Path(__file__).with_name("qwen2vl_tiny.py")
 """What is started; a settings file names every setting, so any recipe would do."""
@@ -54,6 +56,9 @@ RESULT_DEPENDS_ON = {
 }
 """What a run may go on with, but a result must not be taken over with."""
 
+
+CONSOLE = "console.log"
+"""Name of the file in a run's folder that its words go to."""
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 """Names the GPUs that a process sees, from which each rank takes that of its number."""
@@ -137,7 +142,7 @@ class Runner:
         command += ["--config", str(folder / SETTINGS_FILE)]
         own = self._free.get()
         try:
-            return self._wait_for(command, folder / "console.log", own)
+            return self._wait_for(command, folder / CONSOLE, own)
         finally:
             self._free.put(own)
 
@@ -177,14 +182,17 @@ def main(asked: Ablation) -> int:
     configs = list({c.output_dir: c for v in variants for c in v.configs}.values())
     for config in configs:
         refuse_other_run(config, asked.ranks)
+    refuse_other_data(configs)
     left = [config for config in configs if not is_finished(config)]
     say(f"{len(configs)} runs, {len(configs) - len(left)} of them finished")
     runner = Runner(asked.ranks, min(asked.jobs, len(left)))
 
     def do(config: Config) -> int:
+        log = config.output_dir / CONSOLE
+        begin = log.stat().st_size if log.exists() else 0
         status = runner.run(config)
-        name = config.output_dir.name
-        say(f"{name}: {'finished' if is_finished(config) else f'ended with {status}'}")
+        words = f"ended with {status}: {last_words(log, begin)} (see {log})"
+        say(f"{config.output_dir.name}: {'finished' if is_finished(config) else words}")
         return not is_finished(config)
 
     with ThreadPoolExecutor(asked.jobs) as pool:
@@ -193,8 +201,8 @@ def main(asked: Ablation) -> int:
         except BaseException:
             runner.end()
             raise
-    results = {c.output_dir: result_of(c.output_dir) for c in configs if is_finished(c)}
-    write_report(asked.output_dir, variants, results)
+    refuse_other_data(configs)
+    write_report(asked.output_dir, variants, filter(is_finished, configs))
     return int(failed > 0)
 
 
@@ -214,7 +222,7 @@ def refuse_other_run(config: Config, ranks: int) -> None:
             learning rate would then not be that of a run with these settings, or ran on
             another number of ranks, each of which adds rows to a step.
     """
-    for start in read_starts(config.output_dir):
+    for start in known_starts(config.output_dir):
         if start["ranks"] != ranks:
             raise ValueError(
                 f"{config.output_dir}: ran on {start['ranks']} ranks but ranks is "
@@ -226,15 +234,83 @@ def refuse_other_run(config: Config, ranks: int) -> None:
         raise ValueError(f"{config.output_dir}: {error}") from error
 
 
+def refuse_other_data(configs: Sequence[Config]) -> None:
+    """Refuse finished runs of the same data settings whose data are not the same.
+
+    Raises:
+        ValueError: If the names or texts of their samples differ, since their numbers
+            would not compare.
+    """
+    first = dict[object, tuple[Path, dict[str, Any]]]()
+    for config in filter(is_finished, configs):
+        texts = {name: last_start(config.output_dir)[name] for name in TEXTS}
+        made = None if config.data_path else config.seed
+        where = config.data_path, config.data_subsets, config.eval_data_path, made
+        folder, others = first.setdefault(where, (config.output_dir, texts))
+        if texts != others:
+            raise ValueError(
+                f"{config.output_dir} and {folder} have samples of other names or "
+                "texts; an ablation compares runs on the same data, so one of the two "
+                "has to go"
+            )
+
+
+TEXTS = ("data.train.texts", "data.held_out.texts")
+"""Where the record of a start sums up what the samples say."""
+
+
+def known_starts(folder: Path) -> list[dict[str, Any]]:
+    """Read the starts of a run, with dotted names; refuse one that says too little."""
+    starts = [dict(by_dotted_name(start)) for start in read_starts(folder)]
+    for start in starts:
+        for name in ("ranks", *TEXTS):
+            if name not in start:
+                raise ValueError(
+                    f"{folder / RECORD_FILE} has a start without {name}; a run records "
+                    "it, so this is no run of this version"
+                )
+    return starts
+
+
+def last_start(folder: Path) -> dict[str, Any]:
+    """Read the last start of a finished run."""
+    starts = known_starts(folder)
+    if not starts:
+        raise ValueError(
+            f"{folder / RECORD_FILE} has no start; a finished run has at least one"
+        )
+    return starts[-1]
+
+
+def last_words(log: Path, begin: int) -> str:
+    """Give the line of a console that says why a run ended: its error, or the last.
+
+    Args:
+        log: The file.
+        begin: Byte at which the words of this start begin.
+    """
+    lines = log.read_bytes()[begin:].decode(errors="replace").splitlines()
+    with_words = [line.strip() for line in lines if any(map(str.isalnum, line))]
+    errors = [line for line in with_words if line.startswith("error: ")]
+    return ["it said nothing", *with_words, *errors][-1]
+
+
 def write_report(
-    folder: Path, variants: Sequence[Variant], results: dict[Path, Result]
+    folder: Path, variants: Sequence[Variant], finished: Iterable[Config]
 ) -> None:
     """Write ``ablation.md``, ``ablation.json`` and ``ablation.svg``."""
+    folders = [config.output_dir for config in finished]
+    results = {each: result_of(each) for each in folders}
     rows = summarise(variants, results)
+    notes = differences(
+        {each.name: result for each, result in results.items()},
+        {each.name: last_start(each) for each in folders},
+    )
+    text = "\n".join([markdown_table(rows), *(f"{note}\n" for note in notes)])
     (folder / "ablation.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (folder / "ablation.md").write_text(markdown_table(rows))
+    (folder / "ablation.md").write_text(text)
     draw_ablation(rows, folder / "ablation.svg")
-    say(f"{markdown_table(rows)}\n{folder / 'ablation.md'}, .json and .svg are written")
+    say(f"{text}\n{folder / 'ablation.md'}, .json and .svg are written")
 
 
 def say(text: str) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from recipes.config import Config, with_settings
+from recipes.config import NESTED, Config, with_settings
+from recipes.edge.metrics import read_metrics
 from recipes.edge.settings import check_known, check_mapping, settings_as_json
+from recipes.edge.strategies import SETTINGS, settings_read
 from recipes.edge.values import convert, nearest
 from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_7b import QWEN2VL_7B
@@ -57,6 +59,7 @@ class Result:
         autoregressive_loss: The next-frame loss for each pair of frames.
         skill: How far below the loss of copying that is.
         accuracy: Share of the held-out questions that were answered.
+        questions: How many were asked.
         chance: Share that the most common answer would have answered.
         tokens_per_clip: Video tokens that are left of a clip.
         tokens_per_second: Of each rank, median over the steps.
@@ -68,6 +71,7 @@ class Result:
     autoregressive_loss: float | None
     skill: float | None
     accuracy: float | None
+    questions: int | None
     chance: float | None
     tokens_per_clip: float | None
     tokens_per_second: float | None
@@ -88,7 +92,8 @@ def plan_ablation(settings: Mapping[str, Any], output_dir: Path) -> list[Variant
         The variants, axis by axis.
 
     Raises:
-        ValueError: If a key is unknown or missing, or settings break a rule.
+        ValueError: If a key is unknown or missing, settings break a rule, or an axis is
+            over one that the run does not read.
     """
     known = ("base", "grid", "seeds")
     check_known(settings, known)
@@ -104,6 +109,7 @@ def plan_ablation(settings: Mapping[str, Any], output_dir: Path) -> list[Variant
         name, points = _axis(f"grid[{number}]", axis)
         for point in points:
             config = with_settings(base, point)
+            _refuse_unread(f"grid[{number}]", point, config)
             variants.append(
                 Variant(
                     axis=name,
@@ -125,9 +131,11 @@ def result_of(output_dir: Path) -> Result:
 
     Returns:
         Its result.
+
+    Raises:
+        ValueError: If a line of the file is none of a run.
     """
-    lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = read_metrics(output_dir / "metrics.jsonl")
     steps = [row for row in rows if "event" not in row]
     asked: dict[str, Any] = next(
         (row for row in reversed(rows) if row.get("event") == "evaluation"), {}
@@ -146,6 +154,7 @@ def result_of(output_dir: Path) -> Result:
     return Result(
         **{name: mean(name, last) if ended_well else None for name in LOSSES},
         accuracy=asked.get("accuracy"),
+        questions=asked.get("questions"),
         chance=asked.get("chance"),
         tokens_per_clip=mean("tokens_per_clip", steps),
         tokens_per_second=typical("tokens_per_second"),
@@ -195,6 +204,7 @@ def summarise(
 
 
 COLUMNS = (
+    ("questions", "questions", "{:g}"),
     ("loss", "loss", "{:.3f}"),
     ("language loss", "language_loss", "{:.4f}"),
     ("next-frame loss", "autoregressive_loss", "{:.4f}"),
@@ -238,6 +248,55 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
+def differences(
+    results: Mapping[str, Result], starts: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Say what differs between runs whose numbers stand side by side.
+
+    Args:
+        results: What each run came to, by the name of its folder.
+        starts: The last start of each, with dotted names, see ``run.json``.
+
+    Returns:
+        A sentence for the questions that were asked, for the commit, and for each
+        package whose version differs; nothing where all runs agree.
+    """
+    code = {
+        name: None
+        for start in starts.values()
+        for name in start
+        if name.startswith(("git.", "versions."))
+    }
+    said = [
+        _spread(
+            "The runs were not asked as many held-out questions, and accuracies over "
+            "other questions do not compare",
+            {run: result.questions for run, result in results.items()},
+        ),
+        *(
+            _spread(
+                f"`{name}` of their last starts differs",
+                {run: start.get(name) for run, start in starts.items()},
+            )
+            for name in code
+        ),
+    ]
+    return [each for each in said if each]
+
+
+def _spread(words: str, values: Mapping[str, Any]) -> str:
+    """Say which runs have which value; nothing where all have the same."""
+    runs = dict[str, list[str]]()
+    for run, value in values.items():
+        text = "none" if value is None else _text(value)
+        runs.setdefault(text, []).append(f"`{run}`")
+    if len(runs) < 2:
+        return ""
+    usual = max(runs, key=lambda text: len(runs[text]))
+    others = (f"{t} in {', '.join(names)}" for t, names in runs.items() if t != usual)
+    return f"{words}: {'; '.join(others)}; {usual} in all others."
+
+
 def _base(base: Any) -> Config:
     """Read what every run has in common."""
     settings = (
@@ -277,6 +336,19 @@ def _refuse_own(where: str, settings: Mapping[str, Any]) -> None:
     for own in ("seed", "output_dir", "dry_run"):
         if own in settings:
             raise ValueError(f"{where} names {own}; the ablation sets it for every run")
+
+
+def _refuse_unread(where: str, point: Mapping[str, Any], config: Config) -> None:
+    """Refuse settings that the strategy of the run does not read."""
+    named = {**point, **point.get(NESTED, {})}
+    read = settings_read(config.frame_sampling_strategy)
+    for name in SETTINGS.values():
+        if name in named and name not in read:
+            raise ValueError(
+                f"{where} names {name} but frame_sampling_strategy is "
+                f"{config.frame_sampling_strategy!r}, which does not read it; an axis "
+                "is over what its runs read"
+            )
 
 
 def _placed(config: Config, base: Config, seed: int, output_dir: Path) -> Config:

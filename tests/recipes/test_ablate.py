@@ -18,17 +18,21 @@ from recipes.ablate import (
     Ablation,
     Runner,
     is_finished,
+    last_words,
+    refuse_other_data,
     refuse_other_run,
     split_gpus,
+    write_report,
 )
 from recipes.ablation import (
     Result,
+    differences,
     markdown_table,
     plan_ablation,
     result_of,
     summarise,
 )
-from recipes.config import load_config
+from recipes.config import Config, load_config
 from recipes.edge.ablation_figure import draw_ablation
 from recipes.edge.clips import make_clips
 from recipes.edge.settings import read_settings
@@ -42,6 +46,7 @@ RESULT = Result(
     autoregressive_loss=0.5,
     skill=0.25,
     accuracy=0.5,
+    questions=8,
     chance=0.25,
     tokens_per_clip=40.0,
     tokens_per_second=1000.0,
@@ -54,6 +59,11 @@ def grid(*axes: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 RATIOS = {"name": "ratio", "slow_frame_ratio": [0, 0.5]}
+STRIDES = {"name": "stride", "mm_spatial_pool_stride": [4, 8]}
+HALVES: tuple[dict[str, Any], str] = (
+    {"name": "repeat_strides", "pattern": [1, 2]},
+    "repeat_strides(pattern=(1, 2))",
+)
 LOSSES = {"name": "loss", "variants": [{"loss_weight": 0.15}, {"loss_weight": 0}]}
 
 
@@ -137,6 +147,38 @@ def test_every_setting_can_be_an_axis() -> None:
             grid({"name": "a", "loss_weight": 0.1}),
             "grid[0].loss_weight is 0.1; it must be a list, not empty",
         ),
+        *(
+            (
+                grid(axis, base={"frame_sampling_strategy": strategy}),
+                (
+                    f"grid[0] names {name} but frame_sampling_strategy is {text!r}, "
+                    "which does not read it; an axis is over what its runs read"
+                ),
+            )
+            for axis, strategy, text, name in (
+                (RATIOS, *HALVES, "slow_frame_ratio"),
+                (STRIDES, *HALVES, "mm_spatial_pool_stride"),
+                (
+                    {"name": "a", "autoregressive_config": [{"slow_frame_ratio": 1}]},
+                    *HALVES,
+                    "slow_frame_ratio",
+                ),
+                (
+                    {
+                        "name": "a",
+                        "variants": [
+                            {
+                                "frame_sampling_strategy": HALVES[0],
+                                "mm_spatial_pool_stride": 8,
+                            }
+                        ],
+                    },
+                    "uniform",
+                    HALVES[1],
+                    "mm_spatial_pool_stride",
+                ),
+            )
+        ),
         (
             grid({"name": "a", "loss_wieght": [0.1]}),
             "loss_wieght is no setting; the nearest one is loss_weight",
@@ -147,6 +189,19 @@ def test_a_grid_that_cannot_be_meant(settings: dict[str, Any], message: str) -> 
     with pytest.raises(ValueError) as caught:
         plan_ablation(settings, OUT)
     assert str(caught.value) == message
+
+
+def test_an_axis_over_what_a_constructor_reads() -> None:
+    base = {
+        "frame_sampling_strategy": {
+            "name": "build_schedule",
+            "slow_ratio": 0.3,
+            "slow_stride": 1,
+        }
+    }
+    assert len(plan_ablation(grid(STRIDES, base=base), OUT)) == 2  # of fast frames
+    with pytest.raises(ValueError, match=r"grid\[0\] names slow_frame_ratio but "):
+        plan_ablation(grid(RATIOS, base=base), OUT)
 
 
 def test_the_grid_of_the_docs() -> None:
@@ -162,15 +217,27 @@ def test_a_run_is_summed_up_by_its_end(tmp_path: Path) -> None:
         for n in range(1, 21)
     ]
     asked = [
-        {"step": 20, "event": "evaluation", "accuracy": a, "chance": 0.1}
-        for a in (0, 0.75)
+        {"step": 20, "event": "evaluation", "accuracy": a, "questions": 4, "chance": c}
+        for a, c in ((0, 0.2), (0.75, 0.1))
     ]
     lines = [json.dumps(each) for each in [*steps, *asked]]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     found = result_of(tmp_path)
     assert (found.loss, found.accuracy, found.chance) == (19.5, 0.75, 0.1)
+    assert found.questions == 4
     assert found.tokens_per_second == (2**10 + 2**11) / 2
     assert (found.skill, found.autoregressive_loss) == (None, None)
+
+
+def test_half_a_line_of_metrics_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    half = '{"step": 2, "lo'
+    file.write_text(f'{{"step": 1, "loss": 1.0}}\n{half}')
+    with pytest.raises(ValueError) as caught:
+        result_of(tmp_path)
+    assert str(caught.value) == (
+        f"line 2 of {file} is {half!r}; it must be a JSON object with a step"
+    )
 
 
 @pytest.mark.parametrize("step", [18, 19])
@@ -207,18 +274,165 @@ def test_the_table_has_means_and_spread(tmp_path: Path) -> None:
     assert missing.output_dir.name not in rows[1]["runs"]
     assert markdown_table(rows).splitlines()[2:] == [
         (
-            "| **ratio** | slow_frame_ratio 0 | 2 | 0.625 (0.500 to 0.750) | 2.500 | "
-            "1.5000 | 0.5000 | - | 40.0 | 1000 | 200 |"
+            "| **ratio** | slow_frame_ratio 0 | 2 | 0.625 (0.500 to 0.750) | 8 | "
+            "2.500 | 1.5000 | 0.5000 | - | 40.0 | 1000 | 200 |"
         ),
         (
-            "|  | slow_frame_ratio 0.5 (base) | 1, 1 missing | - | 2.000 | 1.5000 | - "
-            "| 0.250 | 40.0 | 1000 | 200 |"
+            "|  | slow_frame_ratio 0.5 (base) | 1, 1 missing | - | 8 | 2.000 | 1.5000 "
+            "| - | 0.250 | 40.0 | 1000 | 200 |"
         ),
     ]
+    assert rows[0]["questions"]["values"] == [8, 8]
     draw_ablation(rows, tmp_path / "a.svg")
     draw_ablation(rows, tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "<svg" in (tmp_path / "a.svg").read_text()
+
+
+def test_what_differs_between_runs_is_said() -> None:
+    starts: dict[str, dict[str, Any]] = {
+        name: {"git.commit": "abc", "versions.torch": "2.13", "ranks": 1}
+        for name in "abcd"
+    }
+    results = dict.fromkeys(starts, RESULT)
+    assert differences(results, starts) == differences({}, {}) == []
+    fewer = {"b": replace(RESULT, questions=6), "d": replace(RESULT, questions=None)}
+    starts["a"] |= {"versions.torch": "2.14"}
+    starts["c"] |= {"versions.torch": "2.14", "versions.av": None}
+    starts["d"] = {"git": None, "versions.torch": "2.14"}
+    assert differences({**results, **fewer}, starts) == [
+        (
+            "The runs were not asked as many held-out questions, and accuracies over "
+            "other questions do not compare: 6 in `b`; none in `d`; 8 in all others."
+        ),
+        "`git.commit` of their last starts differs: none in `d`; abc in all others.",
+        (
+            "`versions.torch` of their last starts differs: 2.13 in `b`; 2.14 in all "
+            "others."
+        ),
+    ]
+
+
+def finish(
+    config: Config, texts: str, *, held_out: str = "same", commit: str = "abc"
+) -> None:
+    """Leave what a finished run leaves."""
+    folder = config.output_dir
+    (folder / f"model-{config.max_steps}").mkdir(parents=True)
+    data = {"train": {"texts": texts}, "held_out": {"texts": held_out}}
+    before = {"train": {"texts": "of a start before"}, "held_out": {"texts": "too"}}
+    start = {"ranks": 1, "git": {"commit": commit}}
+    starts = [start | {"data": before}, start | {"data": data}]
+    (folder / "run.json").write_text(json.dumps({"starts": starts}))
+    rows = [
+        {"step": 1, "loss": 1.0},
+        {"step": 1, "event": "evaluation", "accuracy": 0.5, "questions": config.seed},
+    ]
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(lines)
+
+
+def test_runs_on_other_data_are_refused(tmp_path: Path) -> None:
+    first = replace(TINY, output_dir=tmp_path / "first")
+    finish(first, "a")
+    for number, other in enumerate(
+        (
+            replace(first, seed=1),  # has clips of its own
+            replace(first, data_path="b"),
+            replace(first, data_path="b", eval_data_path="c"),
+            replace(first, data_path="b", data_subsets=("d",)),
+        )
+    ):
+        config = replace(other, output_dir=tmp_path / str(number))
+        finish(config, f"of {number}")
+        refuse_other_data([first, config])
+    unfinished = replace(first, output_dir=tmp_path / "unfinished")
+    refuse_other_data([first, unfinished])
+    same = replace(first, loss_weight=0.5, output_dir=tmp_path / "same")
+    finish(same, "a")
+    refuse_other_data([first, same])
+    held_out = replace(first, output_dir=tmp_path / "held_out")
+    finish(held_out, "a", held_out="other")
+    train = replace(first, output_dir=tmp_path / "train")
+    finish(train, "b")
+    with_seed = replace(first, data_path="b", seed=3, output_dir=tmp_path / "seed")
+    finish(with_seed, "b")
+    known = replace(first, data_path="b", output_dir=tmp_path / "1")
+    for one, other in ((first, held_out), (same, train), (known, with_seed)):
+        with pytest.raises(ValueError) as caught:
+            refuse_other_data([one, other])
+        assert str(caught.value) == (
+            f"{other.output_dir} and {one.output_dir} have samples of other names or "
+            "texts; an ablation compares runs on the same data, so one of the two has "
+            "to go"
+        )
+
+
+def test_the_report_says_below_the_table_what_differs(tmp_path: Path) -> None:
+    variants = plan_ablation(grid(RATIOS, seeds=[3, 4]), tmp_path)
+    configs = [each for variant in variants for each in variant.configs]
+    for config in configs:
+        finish(config, "a", commit="def" if config == configs[1] else "abc")
+    write_report(tmp_path, variants, configs)
+    table, *said = (tmp_path / "ablation.md").read_text().split("\n\n")
+    assert len(table.splitlines()) == 4
+    others = "`slow_frame_ratio=0.0,seed=4`"
+    assert said == [
+        (
+            "The runs were not asked as many held-out questions, and accuracies over "
+            f"other questions do not compare: 4 in {others}, `base,seed=4`; 3 in all "
+            "others."
+        ),
+        (
+            f"`git.commit` of their last starts differs: def in {others}; abc in all "
+            "others.\n"
+        ),
+    ]
+
+
+@pytest.mark.parametrize("name", ["ranks", "data.train.texts", "data.held_out.texts"])
+def test_a_start_that_says_too_little_is_refused(tmp_path: Path, name: str) -> None:
+    config = replace(TINY, output_dir=tmp_path)
+    whole = {
+        "ranks": 1,
+        "data": {"train": {"texts": "a"}, "held_out": {"texts": "b"}},
+    }
+    record = tmp_path / "run.json"
+    record.write_text(json.dumps({"starts": [whole]}))
+    refuse_other_run(config, 1)
+    *path, last = name.split(".")
+    inner: Any = whole
+    for key in path:
+        inner = inner[key]
+    del inner[last]
+    record.write_text(json.dumps({"starts": [whole]}))
+    with pytest.raises(ValueError) as caught:
+        refuse_other_run(config, 1)
+    assert str(caught.value) == (
+        f"{record} has a start without {name}; a run records it, so this is no run of "
+        "this version"
+    )
+
+
+def test_a_finished_run_has_a_record(tmp_path: Path) -> None:
+    (tmp_path / f"model-{TINY.max_steps}").mkdir()
+    with pytest.raises(ValueError) as caught:
+        refuse_other_data([replace(TINY, output_dir=tmp_path)])
+    assert str(caught.value) == (
+        f"{tmp_path / 'run.json'} has no start; a finished run has at least one"
+    )
+
+
+def test_the_last_words_of_a_run_are_its_error(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    before, summary = "error: of a start before\n", "RuntimeError: no\n =====\n\n"
+    log.write_text(before)
+    begin = len(before)
+    assert last_words(log, begin) == "it said nothing"
+    log.write_text(f"{before}a\n{summary}")
+    assert last_words(log, begin) == "RuntimeError: no"
+    log.write_text(f"{before}error: why\n{summary}")
+    assert last_words(log, begin) == "error: why"
 
 
 def write_grid(folder: Path, base: dict[str, Any]) -> None:
@@ -337,8 +551,17 @@ def test_an_interrupt_ends_it_in_the_background_too(tmp_path: Path) -> None:
 def test_a_run_that_fails_is_missing(preloaded: Any, tmp_path: Path) -> None:
     write_grid(tmp_path, {"data_path": str(tmp_path / "none.json")})
     assert preloaded.wait(start(preloaded, tmp_path, "log", "--jobs", "2")) == 1
-    assert "base,seed=0: ended with 1" in (tmp_path / "log").read_text()
     console = tmp_path / "out" / "base,seed=0" / "console.log"
+    (line,) = [
+        line
+        for line in (tmp_path / "log").read_text().splitlines()
+        if line.startswith("base,seed=0: ")
+    ]
+    said = (
+        f"base,seed=0: ended with 1: error: {tmp_path / 'none.json'} does not exist; "
+    )
+    assert line.startswith(said)
+    assert line.endswith(f" (see {console})")
     assert "none.json does not exist" in console.read_text()
     rows = json.loads((tmp_path / "out" / "ablation.json").read_text())
     assert [(row["seeds"], row["missing"]) for row in rows] == [([], 1), ([], 1)]
