@@ -23,8 +23,8 @@ from fastslow.qwen2_vl.timing import (
     place_image,
     timestamp_texts,
 )
-from fastslow.qwen2_vl.tower import (
-    TOWER_ATTENTION_NAME,
+from fastslow.qwen2_vl.tower import TOWER_ATTENTION_NAME
+from fastslow.qwen2_vl.tower_plans import (
     ResampledTowerPlan,
     TowerPlan,
     WindowedTowerPlan,

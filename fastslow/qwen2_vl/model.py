@@ -30,11 +30,8 @@ from fastslow.qwen2_vl.target_tower import (
     refuse_moving_targets,
     reset_copy,
 )
-from fastslow.qwen2_vl.tower import (
-    ResampledTowerPlan,
-    WindowedTowerPlan,
-    prepare_tower,
-)
+from fastslow.qwen2_vl.tower import prepare_tower
+from fastslow.qwen2_vl.tower_plans import ResampledTowerPlan, WindowedTowerPlan
 from fastslow.ragged import Ragged
 
 Backbone = (

@@ -29,7 +29,7 @@ from fastslow.masks import KeyIntervals
 from fastslow.pool_plans import PoolPlan, plan_pooling
 from fastslow.positions import AfterVideo
 from fastslow.qwen2_vl.families import Family
-from fastslow.qwen2_vl.tower import TowerPlan, plan_tower
+from fastslow.qwen2_vl.tower_plans import TowerPlan, plan_tower
 from fastslow.spans import Span, VideoSpan
 
 
