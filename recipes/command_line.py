@@ -1,7 +1,6 @@
 """The command line of a recipe: a preset, changed by a file, changed by flags."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from recipes.config import ALIASES, Config, load_config, with_settings
+from recipes.edge.distributed import speaks
 from recipes.edge.settings import setting_names
 
 
@@ -44,7 +44,7 @@ def parse_command_line(
         The settings of the run.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    is_main = os.environ.get("RANK", "0") == "0"
+    is_main = speaks()
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     file = first.parse_known_args(words)[0].config

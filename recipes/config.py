@@ -1,8 +1,9 @@
 """The settings of a run. Recipes are presets of them; files and flags change them."""
 
 import math
+import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -334,7 +335,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
                 f"parallel.{name} is {named[name]!r} but bf16 or "
                 f"gradient_checkpointing asks for {value!r}; they must agree"
             )
-    return fill_settings(config, {"parallel": wanted}) if wanted else config
+    return _at_home(fill_settings(config, {"parallel": wanted}))
 
 
 def refuse_other_settings(
@@ -357,6 +358,21 @@ def refuse_other_settings(
 
 SETTINGS_FILE = "settings.yaml"
 """Name of the settings beside the checkpoints of a run."""
+
+
+def _at_home(config: Config) -> Config:
+    """Let ``~`` be the user's folder; shells leave it as it is behind a ``=``."""
+    given = {name: getattr(config, name) for name in PATHS}
+    found = {
+        name: type(path)(os.path.expanduser(path))  # noqa: PTH111, else ./x is x
+        for name, path in given.items()
+        if path is not None
+    }
+    return replace(config, **found)
+
+
+PATHS = ("output_dir", "model_name_or_path", "data_path", "eval_data_path")
+"""Settings that may name a file or a folder."""
 
 
 def _flattened(settings: Mapping[str, Any]) -> dict[str, Any]:

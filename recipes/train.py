@@ -28,6 +28,7 @@ from recipes.edge.distributed import (
     check_same_on_ranks,
     process_group,
     refusals_in_words,
+    speaks,
     sum_over_ranks,
 )
 from recipes.edge.export import export_pretrained
@@ -79,6 +80,8 @@ def run_recipe(preset: Config) -> None:
     """Let file and flags change a preset, and train or say what it would take."""
     config = parse_command_line(preset)
     if config.dry_run:
+        if not speaks():
+            return
         try:
             text, is_possible = preview(config)
         except (OSError, ValueError) as error:

@@ -121,6 +121,11 @@ def process_group() -> Iterator[World]:
                 dist.destroy_process_group()
 
 
+def speaks() -> bool:
+    """Tell, before the ranks have met, whether this is the main one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def group_of_hosts() -> dist.ProcessGroup:
     """Make a group of all ranks for what the host knows, which all call together.
 
@@ -221,8 +226,7 @@ def refusals_in_words() -> Iterator[None]:
     except MainRankError as error:
         if error.refusal is None:
             raise
-        is_main = os.environ.get("RANK", "0") == "0"
-        sys.exit(f"error: {error.refusal}" if is_main else 1)
+        sys.exit(f"error: {error.refusal}" if speaks() else 1)
 
 
 def gather_from_ranks(value: _T, world: World) -> list[_T]:

@@ -269,7 +269,8 @@ def test_the_slurm_script_starts_an_agent_on_every_node(tmp_path: Path) -> None:
         (tmp_path / name).chmod(0o755)
     (tmp_path / "rank.py").write_text(
         "import os, pathlib, sys\n"
-        "names = 'RANK', 'WORLD_SIZE', 'TORCHELASTIC_RUN_ID', 'OMP_NUM_THREADS'\n"
+        "names = 'RANK', 'WORLD_SIZE', 'TORCHELASTIC_RUN_ID', 'OMP_NUM_THREADS', "
+        "'SRUN_CPUS_PER_TASK'\n"
         "rank, *others = (os.environ[name] for name in names)\n"
         "words = ' '.join(others + sys.argv[1:])\n"
         "pathlib.Path(__file__).with_name(f'rank-{rank}').write_text(words)\n"
@@ -281,6 +282,7 @@ def test_the_slurm_script_starts_an_agent_on_every_node(tmp_path: Path) -> None:
         "SLURM_JOB_ID": str(job),
         "SLURM_JOB_NODELIST": "localhost,localhost",
         "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "7",
         "PROCESSES": "2",
         "OMP_NUM_THREADS": "1",
         "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -297,4 +299,4 @@ def test_the_slurm_script_starts_an_agent_on_every_node(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     seen = {path.name: path.read_text() for path in tmp_path.glob("rank-*")}
-    assert seen == {f"rank-{rank}": f"4 {job} 1 --x 1" for rank in range(4)}
+    assert seen == {f"rank-{rank}": f"4 {job} 1 7 --x 1" for rank in range(4)}

@@ -356,6 +356,17 @@ def test_a_gpu_that_is_not_known_is_refused_in_one_line(
     )
 
 
+@pytest.mark.filterwarnings("ignore:Unable to enable fault handler:UserWarning")
+def test_a_dry_run_speaks_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However many ranks are started."""
+    monkeypatch.setattr(sys, "argv", ["recipe", "--dry-run"])
+    monkeypatch.setenv("RANK", "1")
+    run_recipe(TINY)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_dry_run_names_a_broken_archive(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -424,6 +424,18 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
         load_config(tmp_path / "a.yaml", TINY)
 
 
+def test_the_users_folder_is_meant_by_its_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    file = tmp_path / "settings.yaml"
+    file.write_text("data_path: ~/data\nmodel_name_or_path: Qwen/~\n")
+    config = parse_command_line(BARE, ["--config", str(file), "--output-dir=~/runs"])
+    assert config.output_dir == Path("/home/someone/runs")
+    assert config.data_path == "/home/someone/data"
+    assert config.model_name_or_path == "Qwen/~"
+
+
 def test_flags_go_before_the_file(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("loss_weight: 0.1\nseed: 3\nbf16: true\n")
