@@ -1,29 +1,34 @@
 """Whether an answer is right: of choices by its letter, of others by its words."""
 
 import re
-import string
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-_OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s*(.*\S)\s*$", re.MULTILINE)
-_MARK = re.compile(r"(?<![\w.(])\(?([A-Z])[.):](?!\S)")
+_ALIKE = str.maketrans("\u2018\u2019\u201c\u201d\u2212", "''\"\"-")
+_CHOICE = r"\(?([A-Za-z])[.):\u3001]"  # the last is the comma of a Chinese list
+_OPTION = re.compile(rf"^\s*{_CHOICE}\s*(.*\S)\s*$", re.MULTILINE)
+# Beside a script that writes no spaces, a letter stands apart without one.
+_MARK = re.compile(rf"(?<![A-Za-z0-9_.(\u00c0-\u024f]){_CHOICE}(?![!-~])")
 _JOINT = re.compile(r"(?:[\s,;]|\s(?:or|and)\b)+$")
 _SIGNS = r"(?:[^\w.?!]|_)*"
 _LETTER = re.compile(
     rf"(?:\A[\W_]*|\b(?i:answer|option|choice)\b{_SIGNS}(?:(?i:is)\b{_SIGNS})?)"
-    r"([A-Z])(?![^\W_])"
+    r"([A-Za-z])(?![^\W_]|\.\w\.)"
 )
 _CLOSED = re.compile(
-    r"""[]).:,;!*_"`}]|'(?!\w)|\s*$|\s+(?:because|since|as|based on)\b"""
+    r"""[]).:,;!*_"`}\u3001\u3002\u300d\u300f\u3011]|'(?!\w)|\s*$"""
+    r"|\s+(?:because|since|as|based on)\b"
     r"|\s+is (?:correct|the (?:correct |right |best )?(?:answer|option|choice))\b",
     re.MULTILINE,
 )
 _ARTICLES = {"a", "an", "the"}
 _POINT = r"(?:(?<=\d)|(?<![\w.]))\.(?=\d)"  # of a number, not of a sentence
 _MINUS = r"(?<![\w.)\]-])-(?=\$?\.?\d)"  # of a number, no hyphen, dash or range
-_PUNCTUATION = re.compile(rf"(?!{_POINT}|{_MINUS})[{re.escape(string.punctuation)}]")
+_PLUS = re.compile(r"(?<![\w.)\]+-])\+(?=\$?\.?\d)")  # of a number: says nothing
+_NO_LETTER = re.compile(rf"(?!{_POINT}|{_MINUS})(?:[^\w\s]|_)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +51,17 @@ def score_answer(question: str, reference: str, answer: str) -> Score:
     r"""Score an answer.
 
     A question gives choices if at least two of its lines begin with a letter and a dot,
-    colon or bracket, or if A, B and so on stand within its lines, each with such a sign
-    and a space; and if the reference chooses one of them. Then the answer has to choose
-    the same, see ``chosen_letter``.
+    colon, bracket or Chinese list comma, or if A, B and so on stand within its lines,
+    each with such a sign and a space; letters are all capitals or all small. And the
+    reference has to choose one of them. Then the answer has to choose the same, see
+    ``chosen_letter``.
 
     Other answers are right if they have the same words in the same order, without case,
-    punctuation and articles. The minus and the point of a number count, an article that
-    stands alone is a word, and answers of nothing but signs have to be the same. An
-    empty answer is never right.
+    punctuation and articles, in whatever width their characters are written (NFKC).
+    Punctuation is what Unicode calls so, and the backtick; signs such as ``+``, ``<``
+    and ``$`` are words. Of a number, the minus and the point count, a plus does not. An
+    article that stands alone is a word, and answers of nothing but punctuation have to
+    be the same. An empty answer is never right.
 
     Published scores of open-ended answers are mostly given by another model; these are
     not comparable with them.
@@ -67,7 +75,7 @@ def score_answer(question: str, reference: str, answer: str) -> Score:
         The score.
 
     Example:
-        >>> score_answer("Which?\nA. Red\nB. Blue", "B. Blue", "b) no, (B)").correct
+        >>> score_answer("Which?\nA. Red\nB. Blue", "B. Blue", "a) no, (B)").correct
         False
         >>> score_answer("Which?\nA. Red\nB. Blue", "B", "The answer is B.").correct
         True
@@ -76,6 +84,8 @@ def score_answer(question: str, reference: str, answer: str) -> Score:
         >>> score_answer("What moves?", "A red square.", "red square").correct
         True
         >>> score_answer("How cold is it?", "-5", "5").correct
+        False
+        >>> score_answer("Which language?", "C++", "C").correct
         False
     """
     options = _find_options(question)
@@ -91,31 +101,34 @@ def score_answer(question: str, reference: str, answer: str) -> Score:
 def chosen_letter(answer: str, options: dict[str, str]) -> str | None:
     """Tell which choice an answer makes.
 
-    The first capital letter of a choice that stands at the beginning, or after
-    "answer", "option" or "choice", perhaps with "is" and signs between. It counts where
-    the line ends or a closing sign, "is correct", "is the answer", a reason ("because",
-    "since", "as", "based on") or nothing but the choice's own text follows; before any
-    other word, an A is an article. Else the choice whose text the answer repeats.
+    The first letter of a choice, capital or small, that stands at the beginning, or
+    after "answer", "option" or "choice", perhaps with "is" and signs between. It counts
+    where the line ends or a closing sign, "is correct", "is the answer", a reason
+    ("because", "since", "as", "based on") or nothing but the choice's own text follows;
+    before any other word, an A is an article. Else the choice whose text the answer
+    repeats.
 
     Args:
         answer: The answer.
-        options: Text of each choice, by its letter.
+        options: Text of each choice, by its letter, a capital.
 
     Returns:
         The letter; None if it makes no choice.
 
     Example:
         >>> options = {"A": "Red", "B": "Blue"}
-        >>> [chosen_letter(said, options) for said in ("B", "(A) Red", "blue.", "C")]
+        >>> [chosen_letter(said, options) for said in ("B", "(a) Red", "blue.", "C")]
         ['B', 'A', 'B', None]
         >>> said = ("Answer: **B**", "B is correct", "A Red", "A red square moves")
         >>> [chosen_letter(each, options) for each in said]
         ['B', 'B', 'A', None]
     """
+    answer = _plain(answer)
     for found in _LETTER.finditer(answer):
-        text, rest = options.get(found[1]), answer[found.end() :]
+        letter, rest = found[1].upper(), answer[found.end() :]
+        text = options.get(letter)
         if text is not None and (_CLOSED.match(rest) or _is_on_line(text, rest)):
-            return found[1]
+            return letter
     same = [letter for letter, text in options.items() if _say_the_same(text, answer)]
     return same[0] if len(same) == 1 else None
 
@@ -153,16 +166,29 @@ def summarise_scores(predictions: Sequence[dict[str, Any]]) -> list[dict[str, An
 
 
 def _find_options(question: str) -> dict[str, str]:
-    """Find the text of each choice, by its letter: of lines, else within lines."""
-    lines = dict(_OPTION.findall(question))
-    return lines if {"A", "B"} <= lines.keys() else _find_inline(question) or lines
+    """Find the text of each choice, by its letter: of lines, else within lines.
+
+    Those with capital letters come first; with a small letter a sentence may begin.
+    """
+    question = _plain(question)
+    for in_case in (str.upper, str.lower):
+        lines = {
+            mark[1].upper(): mark[2]
+            for mark in _OPTION.finditer(question)
+            if mark[1] == in_case(mark[1])
+        }
+        if not {"A", "B"} <= lines.keys():
+            lines = _find_inline(question, in_case) or lines
+        if len(lines) > 1:
+            return lines
+    return {}
 
 
-def _find_inline(question: str) -> dict[str, str]:
+def _find_inline(question: str, in_case: Callable[[str], str]) -> dict[str, str]:
     """Find choices A, B and so on within lines; none if there is no B."""
     found = list[re.Match[str]]()
     for mark in _MARK.finditer(question):
-        if mark[1] == "A" and len(found) < 2:
+        if mark[1] == in_case("A") and len(found) < 2:
             found = [mark]
         elif found and ord(mark[1]) == ord(found[-1][1]) + 1:
             found.append(mark)
@@ -174,7 +200,8 @@ def _find_inline(question: str) -> dict[str, str]:
         for mark, end in zip(found, ends, strict=True)
     )
     return {
-        mark[1]: _JOINT.sub("", text) for mark, text in zip(found, texts, strict=True)
+        mark[1].upper(): _JOINT.sub("", text)
+        for mark, text in zip(found, texts, strict=True)
     }
 
 
@@ -184,18 +211,35 @@ def _is_on_line(text: str, rest: str) -> bool:
 
 
 def _say_the_same(one: str, other: str) -> bool:
-    """Compare words in order; where there are none, the signs. Nothing says nothing."""
+    """Compare words in order; where there are none, the rest, which says something."""
     words, others = _words(one), _words(other)
     if words or others:
         return words == others
-    return one.strip() == other.strip() != ""
+    return _plain(one).strip() == _plain(other).strip() != ""
+
+
+def _plain(text: str) -> str:
+    """Write characters of any width, quotes and the minus as a keyboard does."""
+    return unicodedata.normalize("NFKC", text).translate(_ALIKE)
 
 
 def _words(text: str) -> list[str]:
     """Give the words that count; articles do where there is no other word."""
-    plain = text.lower().replace("\N{MINUS SIGN}", "-")
-    words = _PUNCTUATION.sub(" ", plain).split()
-    return [word for word in words if word not in _ARTICLES] or words
+    plain = _NO_LETTER.sub(_blank, _PLUS.sub("", _plain(text).lower()))
+    words = plain.split()
+    counted = [word for word in words if word not in _ARTICLES] or words
+    return "".join(map(_apart, " ".join(counted))).split()
+
+
+def _blank(found: re.Match[str]) -> str:
+    """Let a space stand for punctuation; the backtick quotes, too."""
+    sign = found[0]
+    return " " if sign == "`" or unicodedata.category(sign)[0] == "P" else sign
+
+
+def _apart(character: str) -> str:
+    """Let a sign be a word of its own, however it is spaced."""
+    return f" {character} " if unicodedata.category(character)[0] == "S" else character
 
 
 def _f1(right: list[str], given: list[str]) -> float:

@@ -189,7 +189,24 @@ def test_a_checkpoint_of_no_run_needs_settings(
         ("A-level answers", None),
         ("Answer: E", None),
         ("Answers: B", None),
-        ("a", None),
+        ("a", "A"),
+        ("b", "B"),
+        ("b.", "B"),
+        ("(b) green", "B"),
+        ("The answer is b.", "B"),
+        ("a red", "A"),
+        ("a red square moves", None),
+        ("the answer is a red square", None),
+        ("b.c. is a date", None),
+        ("A\u3002", "A"),
+        ("A\uff0e", "A"),
+        ("\uff21", "A"),
+        ("\uff08B\uff09green", "B"),
+        ("B\u3001green", "B"),
+        ("\u300cB\u300d", "B"),
+        ("\u201cB\u201d", "B"),
+        ("\u2018B\u2019", "B"),
+        ("B\u2019s", None),
     ],
 )
 def test_the_letter_that_an_answer_chooses(answer: str, letter: str | None) -> None:
@@ -218,7 +235,7 @@ def test_the_letter_that_an_answer_chooses(answer: str, letter: str | None) -> N
         ("...", "the", False, 0.0),
         ("-5", "5", False, 0.0),
         ("-5", "\N{MINUS SIGN}5.", True, 1.0),
-        ("-$5", "$5", False, 2 / 3),
+        ("-$5", "$5", False, 0.8),
         ("5", "+5", True, 1.0),
         ("3.5", "35", False, 0.0),
         ("3.5", "3 5", False, 0.0),
@@ -229,6 +246,27 @@ def test_the_letter_that_an_answer_chooses(answer: str, letter: str | None) -> N
         ("It weighs 5.", "it weighs...5", True, 1.0),
         ("x--5", "x 5", True, 1.0),
         ("left-hand side", "Left hand side", True, 1.0),
+        ("red square", "\u201cRed\u201d square\u2026", True, 1.0),
+        ("red square", "red \u2014 square\u3002", True, 1.0),
+        ("red, square", "\uff32\uff25\uff24\uff0csquare", True, 1.0),
+        ("red", "`red`", True, 1.0),
+        ("it isn't", "it isn\u2019t", True, 1.0),
+        ("12:30", "\uff11\uff12\uff1a\uff13\uff10", True, 1.0),
+        ("3.5", "\uff13\uff0e\uff15", True, 1.0),
+        ("C++", "C", False, 0.5),
+        ("C++", "c++.", True, 1.0),
+        ("C++11", "C 11", False, 2 / 3),
+        ("< 5", "> 5", False, 0.5),
+        ("< 5", "<5", True, 1.0),
+        ("< 5", "5", False, 2 / 3),
+        ("$5", "5", False, 2 / 3),
+        ("$5", "$ 5", True, 1.0),
+        ("a $5 bill", "$5 bill", True, 1.0),
+        ("A+", "B+", False, 0.5),
+        ("A+", "+", False, 2 / 3),
+        ("x=2", "x = 2", True, 1.0),
+        ("20\u00b0C", "20 \u2103", True, 1.0),
+        ("+", "\uff0b", True, 1.0),
     ],
 )
 def test_open_answers_by_their_words(
@@ -263,13 +301,24 @@ def test_a_reference_that_chooses_nothing_is_open() -> None:
         ("See A. Is it (A) red or (B) blue", ("red", "blue")),
         ("Is it (A) and (B) or (C) not", ("and", "or", "not")),
         ("A. has vitamin B: good\nB. blue C. green", ("has vitamin B: good", None)),
+        ("Which?\nA\uff0e red\nB\uff0elight blue", ("red", "light blue")),
+        ("Which?\nA\uff1ared\nB\uff1ablue", ("red", "blue")),
+        ("Which?\nA\u3001red\nB\u3001blue", ("red", "blue")),
+        ("Which?\n\uff21\uff09red\n\uff22\uff09blue", ("red", "blue")),
+        ("Which? A\u3001\u7ea2 B\u3001\u84dd", ("\u7ea2", "\u84dd")),
+        ("\uff08A\uff09\u7ea2\uff08B\uff09\u84dd", ("\u7ea2", "\u84dd")),
+        ("Which?\n(a) red\n(b) blue", ("red", "blue")),
+        ("Which? a) red, b) blue or c) green", ("red", "blue", "green")),
+        ("Is it (A) red with a: sign or (B) blue", ("red with a: sign", "blue")),
+        ("A. red\nB. blue\nc. 1900", ("red", "blue")),
+        ("(a) une ann\u00e9e. (b) un mois", ("une ann\u00e9e.", "un mois")),
     ],
 )
 def test_choices_may_share_a_line(question: str, texts: tuple[str | None, ...]) -> None:
     for letter, text in zip("ABCD", texts, strict=False):
         for said in (letter, text):
-            if said is not None:
-                score = score_answer(question, letter, said)
+            for case in (str, str.lower) if said is not None else ():
+                score = score_answer(question, letter, case(said))
                 assert (score.kind, score.correct) == ("multiple_choice", True)
         for said in ("", "The.", "E", *{"A", "B"} - {letter}):
             score = score_answer(question, letter, said)
@@ -284,6 +333,10 @@ def test_choices_may_share_a_line(question: str, texts: tuple[str | None, ...]) 
         "Which? (A) red (C) blue",
         "Which? (A)red (B)blue",
         "Who was in the U.S.A. in part B. Who?",
+        "Which? (a) red",
+        "Which? (a)red (b)blue",
+        "Is it (A) red or (b) blue",
+        "Who has A\u3001B\u3001C?",
     ],
 )
 def test_letters_out_of_sequence_are_no_choices(question: str) -> None:
