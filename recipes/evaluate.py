@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Annotated, Any
 
 import tyro
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
 from recipes.config import Config
-from recipes.data import CACHE, clip_settings
+from recipes.data import CACHE, clip_settings, refuse_empty
 from recipes.edge.answers import answer_prompts, find_settings, load_model
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.conversations import BadSample
@@ -38,10 +38,11 @@ from recipes.edge.distributed import (
 from recipes.edge.index import Sample, join_samples, write_index
 from recipes.edge.pretrained import read_tokenizer
 from recipes.edge.provenance import code_versions
+from recipes.edge.publishing import write_whole
 from recipes.edge.sample_set import PlannedSamples, plan_samples
 from recipes.edge.scoring import score_answer, summarise_scores
 from recipes.edge.settings import settings_as_json
-from recipes.edge.weights import find_weights
+from recipes.edge.weights import build_meta_model, find_weights
 
 MOST_LINES = 5
 """Rows that could not be asked and are named in the table."""
@@ -83,7 +84,6 @@ class Questions:
 def main() -> None:
     """Ask all questions, and write answers and scores."""
     options = tyro.cli(Options, description=__doc__)
-    options.output.parent.mkdir(parents=True, exist_ok=True)  # before hours of answers
     with refusals_in_words():
         evaluate(options)
 
@@ -92,12 +92,15 @@ def evaluate(options: Options) -> None:
     """Ask, and write; every rank calls this.
 
     Raises:
-        MainRankError: If checkpoint, settings or data cannot be used.
+        MainRankError: If options, checkpoint, settings or data cannot be used.
     """
 
     def find() -> tuple[Path, Config]:
+        refuse_options(options)
         checkpoint = find_weights(options.checkpoint)
-        return checkpoint, find_settings(checkpoint, options.config)
+        config = find_settings(checkpoint, options.config)
+        build_meta_model(checkpoint)  # weights that do not fit are refused at once
+        return checkpoint, config
 
     with process_group() as world, TemporaryDirectory() as folder:
         shared = broadcast_from_main(lambda: Path(folder), world)
@@ -119,8 +122,33 @@ def evaluate(options: Options) -> None:
                 "versions": code_versions(),
                 "settings": settings_as_json(config),
             }
-            options.output.write_text(json.dumps(about | found, indent=1) + "\n")
-            sys.stdout.write(f"{table(found)}\nwritten to {options.output}\n")
+            sys.stdout.write(f"{table(found)}\n")  # first: a full disk leaves it
+            write_whole(options.output, json.dumps(about | found, indent=1) + "\n")
+            sys.stdout.write(f"written to {options.output}\n")
+
+
+def refuse_options(options: Options) -> None:
+    """Refuse at once what would fail after hours of answers.
+
+    Raises:
+        ValueError: If answers may have no token, or cannot be written.
+    """
+    if options.max_new_tokens < 1:
+        raise ValueError(
+            f"max_new_tokens is {options.max_new_tokens}; it must be at least 1"
+        )
+    file = options.output
+    if file.exists() and not file.is_file():
+        raise ValueError(
+            f"output is {file}, which is no file; all answers go into one file"
+        )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise ValueError(
+            f"output is {file} but {file.parent} cannot take a file ({error.strerror})"
+        ) from error
 
 
 def plan_questions(
@@ -150,6 +178,7 @@ def plan_questions(
     planned, unplanned = plan_samples(
         index, settings, tokenizer, store, num_workers=workers
     )
+    refuse_empty(options.data, planned, (*bad, *unplanned))
     return Questions(
         prompts=planned, references=tuple(references), bad=(*bad, *unplanned)
     )

@@ -1,13 +1,17 @@
 """Answers of a trained model, against what held-out scoring and a recount say."""
 
+import errno
 import json
 import re
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from recipes import evaluate as recipe
 from recipes.edge.clips import make_clips
 from recipes.edge.scoring import chosen_letter, score_answer, summarise_scores
 from tests.recipes.broken import without_pixels
@@ -127,11 +131,125 @@ def test_ranks_share_questions_and_broken_clips_are_wrong(
 def test_a_checkpoint_of_no_run_needs_settings(
     preloaded: Any, trained: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "model").symlink_to(trained / "run" / "model-60")
+    shutil.copytree(trained / "run" / "model-60", tmp_path / "model")
     words = ("recipes/evaluate.py", str(tmp_path / "model"), "data.jsonl")
     _, errors, code = preloaded.ask(*words, folder=tmp_path)
     assert code != 0
     assert "--config says how clips become tokens" in errors
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (("--max-new-tokens", "0"), "max_new_tokens is 0; it must be at least 1"),
+        (
+            ("--output", "{folder}"),
+            "output is {folder}, which is no file; all answers go into one file",
+        ),
+        (
+            ("--output", "/dev/full"),
+            "output is /dev/full, which is no file; all answers go into one file",
+        ),
+        (
+            ("--output", "{folder}/a/x"),
+            "output is {folder}/a/x but {folder}/a cannot take a file (File exists)",
+        ),
+    ],
+)
+def test_what_cannot_end_well_is_refused_before_the_model(
+    flags: tuple[str, ...],
+    error: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "a").write_text("")
+    words = [each.format(folder=tmp_path) for each in flags]
+    monkeypatch.setattr(sys, "argv", ["evaluate", "./absent", "absent.jsonl", *words])
+    with pytest.raises(SystemExit) as ended:
+        recipe.main()
+    assert ended.value.code == f"error: {error.format(folder=tmp_path)}"
+
+
+def test_a_full_disk_is_refused_before_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(recipe, "TemporaryFile", refuse)
+    file = tmp_path / "new" / "x.json"
+    with pytest.raises(ValueError) as error:
+        recipe.refuse_options(recipe.Options(checkpoint="", data="", output=file))
+    assert str(error.value) == (
+        f"output is {file} but {file.parent} cannot take a file (No space left on "
+        "device)"
+    )
+
+
+def test_weights_that_do_not_fit_are_refused_in_words(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained / "run" / "model-60", tmp_path / "model")
+    (tmp_path / "model" / "config.json").unlink()
+    settings = str(trained / "run" / "settings.yaml")
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "./model", "absent.jsonl", "--config", settings]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        recipe.main()
+    assert ended.value.code == (
+        "error: model has no config.json; a checkpoint describes itself"
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("", "it has no row"),
+        (
+            '{"video": "lost.mp4"}',
+            "the row has no conversation; it needs conversations or messages",
+        ),
+    ],
+)
+def test_data_without_a_question_is_refused(
+    row: str,
+    reason: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(row)
+    model, output = trained / "run" / "model-60", tmp_path / "scores.json"
+    words = ["evaluate", str(model), str(data), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        recipe.main()
+    assert ended.value.code == (
+        f"error: {data} has no sample that can be used: {reason}"
+    )
+    assert not output.exists()
+
+
+def test_the_table_is_there_where_the_file_is_not(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fill_the_disk(file: Path, text: str) -> None:
+        raise OSError(f"{file} of {len(text)} characters: no space is left")
+
+    monkeypatch.setattr(recipe, "write_whole", fill_the_disk)
+    options = recipe.Options(
+        checkpoint=str(trained / "run" / "model-60"),
+        data=str(trained / "clips" / "held_out.jsonl"),
+        output=tmp_path / "scores.json",
+    )
+    with pytest.raises(OSError, match="no space is left"):
+        recipe.evaluate(options)
+    assert "| all | open_ended | 12 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
