@@ -42,22 +42,31 @@ def find_settings(checkpoint: Path, file: Path | None) -> Config:
         The settings.
 
     Raises:
-        ValueError: If the folder is that of a run itself, or in no run and there is no
-            file.
+        ValueError: If the folder is that of a run itself, or one from which a run goes
+            on, or in no run and there is no file.
     """
-    inside = sorted(checkpoint.glob("model-*"))
-    if inside and (checkpoint / SETTINGS_FILE).exists():
-        raise ValueError(
-            f"{checkpoint} is the folder of a run; a checkpoint is one of its model-N, "
-            f"such as {inside[-1]}"
-        )
-    file = file or checkpoint.parent / SETTINGS_FILE
+    folder = checkpoint.resolve()
+    if not (folder / "config.json").exists():
+        _refuse_part_of_run(checkpoint)
+    file = file or folder.parent / SETTINGS_FILE
     if not file.exists():
         raise ValueError(
             f"{file} does not exist; --config says how clips become tokens where the "
             "checkpoint is of no run"
         )
     return load_config(file, Config(output_dir=Path("unused")))
+
+
+def _refuse_part_of_run(checkpoint: Path) -> None:
+    """Say which folders can be asked where another one of a run is named."""
+    folder = checkpoint.resolve()
+    for run in (folder, folder.parent):
+        if (run / SETTINGS_FILE).exists():
+            models = sorted(each.name for each in run.glob("model-*"))
+            raise ValueError(
+                f"{checkpoint} has no config.json; what can be asked of the run {run} "
+                f"is a model-N, of which it has {', '.join(models) or 'none'}"
+            )
 
 
 def load_model(

@@ -99,15 +99,39 @@ def answer(folder: Path) -> str:
     return found.text
 
 
-def test_the_folder_of_a_run_is_no_checkpoint(tmp_path: Path) -> None:
-    for name in ("model-2", "model-4"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "settings.yaml").write_text("")
+@pytest.mark.parametrize("name", [".", "checkpoint-4"])
+@pytest.mark.parametrize("models", [("model-2", "model-4"), ()])
+def test_of_a_run_its_models_are_asked(
+    name: str, models: tuple[str, ...], tmp_path: Path
+) -> None:
+    for folder in ("checkpoint-4", *models):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "settings.yaml").write_text("{}")
     with pytest.raises(ValueError) as error:
-        find_settings(tmp_path, None)
+        find_settings(tmp_path / name, None)
     assert str(error.value) == (
-        f"{tmp_path} is the folder of a run; a checkpoint is one of its model-N, such "
-        f"as {tmp_path / 'model-4'}"
+        f"{tmp_path / name} has no config.json; what can be asked of the run "
+        f"{tmp_path} is a model-N, of which it has {', '.join(models) or 'none'}"
+    )
+
+
+def test_settings_are_beside_the_folder_however_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "run" / "model-4"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    (tmp_path / "run" / "settings.yaml").write_text("seed: 7")
+    (tmp_path / "latest").symlink_to(model)
+    monkeypatch.chdir(model)
+    for name in (model, Path(), tmp_path / "latest"):
+        assert find_settings(name, None).seed == 7
+    (tmp_path / "run" / "settings.yaml").unlink()
+    with pytest.raises(ValueError) as error:
+        find_settings(Path(), None)
+    assert str(error.value) == (
+        f"{tmp_path / 'run' / 'settings.yaml'} does not exist; --config says how clips "
+        "become tokens where the checkpoint is of no run"
     )
 
 
