@@ -280,7 +280,7 @@ def _refuse_differences(ranks: Sequence[Mapping[str, Any]]) -> None:
 
 def _join(store: Store, rank: int, size: int) -> torch.device:
     """Join the process group; give the device of this rank."""
-    device = _choose_device()
+    device = choose_device()
     on_gpu = device.type == "cuda"
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
@@ -292,8 +292,12 @@ def _join(store: Store, rank: int, size: int) -> torch.device:
     return device
 
 
-def _choose_device() -> torch.device:
-    """Take this rank's GPU and make it the current one, or the CPU."""
+def choose_device() -> torch.device:
+    """Take this rank's GPU and make it the current one, or the CPU.
+
+    Raises:
+        ValueError: If there are fewer GPUs than ranks on this machine.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))

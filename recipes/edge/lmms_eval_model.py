@@ -1,6 +1,6 @@
 """A model for lmms-eval: its tasks ask, our preprocessing, schedule and mask answer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from lmms_eval.api.instance import Instance  # type: ignore[import-not-found]
 from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
+from loguru import logger  # type: ignore[import-not-found]
 from PIL.Image import Image
 
 from recipes.data import CACHE, clip_settings
 from recipes.edge.answers import answer_prompts, find_settings, load_model
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.conversations import Kind, Turn
+from recipes.edge.distributed import choose_device
 from recipes.edge.headers import Clip
 from recipes.edge.index import Sample, write_index
 from recipes.edge.media import MediaFile
@@ -22,6 +24,12 @@ from recipes.edge.sample_set import plan_samples
 from recipes.edge.video import probe_video
 from recipes.edge.weights import find_weights
 
+KNOWN = {
+    *("max_new_tokens", "until"),
+    *("do_sample", "num_beams", "temperature", "top_k", "top_p"),
+}
+"""Generation settings that are obeyed; where answers are greedy, most say nothing."""
+
 
 class FastSlow(lmms):  # type: ignore[misc]
     """What ``--model fastslow`` of lmms-eval stands for.
@@ -29,7 +37,7 @@ class FastSlow(lmms):  # type: ignore[misc]
     Args:
         pretrained: Folder of a ``model-N``, or any checkpoint of transformers.
         config: YAML file of settings; by default those of the run.
-        device: Where it computes.
+        device: Where it computes; by default the GPU of ``LOCAL_RANK``, or the CPU.
         batch_size: Accepted without effect; prompts share rows, see ``pack_prompts``.
 
     Raises:
@@ -53,13 +61,13 @@ class FastSlow(lmms):  # type: ignore[misc]
                 f"model_args has {', '.join(sorted(others))}; it takes pretrained, "
                 "config and device"
             )
-        default = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device or default)
+        self.device = torch.device(device) if device else choose_device()
         self.batch_size = batch_size
         self._checkpoint = find_weights(pretrained)
         settings = find_settings(self._checkpoint, Path(config) if config else None)
         self._model = load_model(self._checkpoint, settings, self.device)
         self._settings = clip_settings(settings, self._model.family, self.device)
+        self._ignored = set[str]()
 
     @property
     def rank(self) -> int:
@@ -74,6 +82,9 @@ class FastSlow(lmms):  # type: ignore[misc]
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answer requests; those of one set of generation settings share rows.
 
+        Settings that are not obeyed are logged, once. A clip that cannot be decoded is
+        logged, and its answer is empty.
+
         Raises:
             ValueError: If sampling is asked for, or a request does not fit a row.
         """
@@ -81,6 +92,7 @@ class FastSlow(lmms):  # type: ignore[misc]
         groups = dict[tuple[int, tuple[str, ...]], list[int]]()
         for number, request in enumerate(requests):
             groups.setdefault(_how(request.args[1]), []).append(number)
+        self._log_ignored(request.args[1] for request in requests)
         with TemporaryDirectory() as folder:
             for (most, stops), numbers in groups.items():
                 asked = [requests[number] for number in numbers]
@@ -90,6 +102,17 @@ class FastSlow(lmms):  # type: ignore[misc]
                     hook = self.cache_hook
                     hook.add_partial("generate_until", requests[number].args, text)
         return answers
+
+    def _log_ignored(self, settings: Iterable[Mapping[str, Any]]) -> None:
+        """Name the generation settings without effect that were not named before."""
+        given = {name for each in settings for name in _given(each)}
+        ignored = given - KNOWN - self._ignored
+        if ignored and self.rank == 0:  # every process is asked alike
+            self._ignored |= ignored
+            logger.warning(
+                f"generation_kwargs has {', '.join(sorted(ignored))}, which has no "
+                f"effect; known are {', '.join(sorted(KNOWN))}"
+            )
 
     def _answer(
         self,
@@ -115,7 +138,15 @@ class FastSlow(lmms):  # type: ignore[misc]
             max_new_tokens=max_new_tokens,
             stop_texts=stop_texts,
         )
-        texts = {answer.number: answer.text for answer in answers}
+        texts = dict[int, str]()
+        for answer in answers:
+            texts[answer.number] = answer.text
+            if answer.error:
+                *_, document, task, split = requests[answer.number].args
+                logger.error(
+                    f"document {document} of {task}/{split} is answered with nothing: "
+                    f"{answer.error}"
+                )
         return [texts[number] for number in range(len(requests))]
 
     def _sample(self, request: Instance, number: int, folder: Path) -> Sample:
@@ -154,10 +185,23 @@ def _clip(shown: Any, picture: Path) -> Clip:
     return Clip(kind=kind, source=str(file), info=probe_video(MediaFile(path=file)))
 
 
-def _how(settings: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
-    """Read how a request wants to be answered."""
-    if settings.get("do_sample") or settings.get("num_beams", 1) != 1:
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the settings that are not null: null stands for the default."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _how(settings: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+    r"""Read how a request wants to be answered.
+
+    A stop of ``"\n\n"`` is lmms-eval's own, for tasks that name none. It would end an
+    answer that reasons after its first paragraph, so it is dropped, as lmms-eval's
+    models of the Qwen family do; and an empty stop would leave no answer.
+    """
+    given = _given(settings)
+    samples = given.get("do_sample", given.get("temperature", 0) > 0)
+    if samples or given.get("num_beams", 1) != 1:
         raise ValueError(f"generation_kwargs is {settings}; answers are greedy")
-    until = settings.get("until") or ()
-    stops = (until,) if isinstance(until, str) else tuple(until)
-    return int(settings.get("max_new_tokens", 1024)), stops
+    until = given.get("until", ())
+    stops = (until,) if isinstance(until, str) else until
+    used = tuple(stop for stop in stops if stop not in ("", "\n\n"))
+    return int(given.get("max_new_tokens", 1024)), used

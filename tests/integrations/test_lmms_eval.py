@@ -5,11 +5,17 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from fastslow.qwen2_vl import Family
 from recipes.edge.clips import make_clips
+from tests.recipes.broken import without_pixels
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
 
@@ -100,13 +106,126 @@ def test_its_answers_are_those_of_evaluate(trained: Path) -> None:
     assert float(value) == pytest.approx(found["scores"][-1]["accuracy"], abs=1e-4)
 
 
-def test_nothing_that_is_asked_for_is_ignored(trained: Path) -> None:
-    from recipes.edge.lmms_eval_model import FastSlow, _how
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """Take what is logged from warnings upwards."""
+    from loguru import logger
+
+    words = list[str]()
+    sink = logger.add(words.append, format="{level}: {message}", level="WARNING")
+    yield words
+    logger.remove(sink)
+
+
+def ask(model: Any, videos: list[str], **how: Any) -> list[str]:
+    """Ask a model what it sees, as lmms-eval does."""
+    from lmms_eval.api.instance import Instance
+
+    model.task_dict = {"shapes": {"train": videos}}
+    requests = [
+        Instance(
+            request_type="generate_until",
+            arguments=("What?", how, lambda doc: [doc], number, "shapes", "train"),
+            idx=0,
+            metadata={"task": "shapes", "doc_id": number, "repeats": 1},
+        )
+        for number in range(len(videos))
+    ]
+    answers: list[str] = model.generate_until(requests)
+    return answers
+
+
+def test_no_argument_is_ignored(trained: Path) -> None:
+    from recipes.edge.lmms_eval_model import FastSlow
 
     checkpoint = str(trained / "run" / "model-60")
     with pytest.raises(ValueError, match=r"^model_args has fps; it takes pretrained,"):
         FastSlow(pretrained=checkpoint, device="cpu", fps=2)
-    with pytest.raises(ValueError, match="answers are greedy"):
-        _how({"do_sample": True})
-    assert _how({"max_new_tokens": 4, "until": "\n"}) == (4, ("\n",))
-    assert _how({}) == (1024, ())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": True},
+        {"do_sample": True, "temperature": 0},
+        {"temperature": 0.2},
+        {"do_sample": None, "temperature": 0.2},
+        {"num_beams": 2},
+    ],
+)
+def test_only_greedy_answers_are_given(settings: dict[str, Any]) -> None:
+    from recipes.edge.lmms_eval_model import _how
+
+    with pytest.raises(ValueError) as error:
+        _how(settings)
+    assert str(error.value) == (f"generation_kwargs is {settings}; answers are greedy")
+
+
+@pytest.mark.parametrize(
+    ("settings", "how"),
+    [
+        ({}, (1024, ())),
+        ({"max_new_tokens": 4, "until": "\n"}, (4, ("\n",))),
+        ({"max_new_tokens": None, "until": None, "num_beams": None}, (1024, ())),
+        ({"do_sample": False, "temperature": 0.2, "top_p": 0.9}, (1024, ())),
+        ({"temperature": 0, "num_beams": 1}, (1024, ())),
+        ({"temperature": None}, (1024, ())),
+        ({"until": ["\n\n"]}, (1024, ())),
+        ({"until": ["", "\n\n", "\n"]}, (1024, ("\n",))),
+        ({"until": "\n\n"}, (1024, ())),
+        ({"until": ""}, (1024, ())),
+    ],
+)
+def test_how_a_task_wants_its_answers(
+    settings: dict[str, Any], how: tuple[int, tuple[str, ...]]
+) -> None:
+    from recipes.edge.lmms_eval_model import _how
+
+    assert _how(settings) == how
+
+
+def test_what_is_not_obeyed_and_what_is_broken_is_logged(
+    trained: Path, tmp_path: Path, said: list[str]
+) -> None:
+    from recipes.edge.lmms_eval_model import FastSlow
+
+    model = FastSlow(pretrained=str(trained / "run" / "model-60"), device="cpu")
+    good = trained / "clips" / "videos" / "00032.mp4"
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(without_pixels(good))
+    how = {"max_new_tokens": 4, "repetition_penalty": 1.2, "seed": None, "mark": "x"}
+    first, second = ask(model, [str(good), str(broken)], **how)
+    assert (first != "", second) == (True, "")
+    warning, error = said
+    assert warning == (
+        "WARNING: generation_kwargs has mark, repetition_penalty, which has no effect; "
+        "known are do_sample, max_new_tokens, num_beams, temperature, top_k, top_p, "
+        "until\n"
+    )
+    assert error.startswith(
+        f"ERROR: document 1 of shapes/train is answered with nothing: {broken}"
+    )
+    said.clear()
+    assert ask(model, [str(good)], **how, top_p=None, other=1) == [first]
+    assert [words.partition(", which")[0] for words in said] == [
+        "WARNING: generation_kwargs has other"
+    ]
+
+
+def test_every_process_takes_a_gpu_of_its_own(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recipes.edge import lmms_eval_model
+
+    taken = list[torch.device]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    loaded = SimpleNamespace(family=Family())
+    monkeypatch.setattr(lmms_eval_model, "load_model", lambda *_: loaded)
+    checkpoint = str(trained / "run" / "model-60")
+    for rank in range(2):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        model = lmms_eval_model.FastSlow(pretrained=checkpoint)
+        assert model.device == taken[-1] == torch.device("cuda", rank)
+    assert len(taken) == 2
