@@ -77,18 +77,18 @@ def find_weights(name_or_path: str | Path) -> Path:
 
     Raises:
         ValueError: If it is a path (absolute, beginning with a dot, of more parts than
-            two, or in a folder that is here) but no folder.
+            two, or named as what a run writes) but no folder.
         OSError: If the hub does not know the name, or cannot be asked.
     """
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder
     is_path = folder.is_absolute() or len(folder.parts) > 2
-    is_inside = len(folder.parts) == 2 and folder.parent.is_dir()
-    if is_path or is_inside or str(name_or_path).startswith("."):
+    is_of_run = folder.name.startswith(("model-", "checkpoint-"))
+    if is_path or is_of_run or str(name_or_path).startswith("."):
         raise ValueError(
-            f"weights are {name_or_path}, which is no folder; they are a folder, or a "
-            "name on the hub whose organisation is no folder here"
+            f"weights are {name_or_path}, which is no folder; they are a folder or a "
+            "name on the hub"
         )
     wanted = ["*.safetensors", "*.json", *COMPANIONS]
     return Path(snapshot_download(str(name_or_path), allow_patterns=wanted))

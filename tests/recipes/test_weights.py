@@ -170,23 +170,17 @@ def test_a_local_folder_is_found_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_path_is_no_name_on_the_hub(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent", "./absent", "../absent", "runs/tiny/model-9"):
+    for path in (
+        tmp_path / "absent",
+        "./absent",
+        "../absent",
+        "runs/tiny/model-9",
+        "tiny/model-9",
+    ):
         assert error_of(lambda path=path: find_weights(path)) == (  # type: ignore[misc]
-            f"weights are {path}, which is no folder; they are a folder, or a name on "
-            "the hub whose organisation is no folder here"
+            f"weights are {path}, which is no folder; they are a folder or a name on "
+            "the hub"
         )
-
-
-def test_what_is_in_a_folder_is_no_name_on_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "tiny" / "model-60").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert find_weights("tiny/model-60") == Path("tiny/model-60")
-    assert error_of(lambda: find_weights("tiny/model-61")) == (
-        "weights are tiny/model-61, which is no folder; they are a folder, or a name "
-        "on the hub whose organisation is no folder here"
-    )
 
 
 def test_a_name_is_found_in_the_hubs_cache(
