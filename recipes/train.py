@@ -240,8 +240,13 @@ def row_stream(run: Run, progress: Progress) -> Iterator[Row]:
             cost=step_cost(run.model),
         ),
         num_workers=config.dataloader_num_workers,
-        pin_memory=config.dataloader_pin_memory and world.device.type == "cuda",
+        pin_memory=may_pin(config, world),
     )
+
+
+def may_pin(config: Config, world: World) -> bool:
+    """Tell whether rows wait in page-locked memory for their way to a GPU."""
+    return config.dataloader_pin_memory and world.device.type == "cuda"
 
 
 def build_model(config: Config, data: Data, world: World) -> FastSlowQwen2VL:
@@ -356,6 +361,7 @@ def ask_held_out(run: Run, log: RunLog) -> None:
         world,
         run.quarantine.share,
         num_workers=config.dataloader_num_workers,
+        pin_memory=may_pin(config, world),
     )
     if asked:
         found = {"accuracy": accuracy, "questions": asked, "chance": data.chance}

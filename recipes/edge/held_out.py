@@ -20,6 +20,7 @@ def held_out_accuracy(
     report_bad: Callable[[list[BadSample]], object],
     *,
     num_workers: int = 0,
+    pin_memory: bool = False,
 ) -> tuple[float, int]:
     """Ask every question; an answer counts when all of its tokens are right.
 
@@ -32,6 +33,7 @@ def held_out_accuracy(
         world: The ranks; all call this together.
         report_bad: Takes the samples of this rank that could not be decoded.
         num_workers: Processes that decode ahead; 0 decodes in this one.
+        pin_memory: Whether rows wait in page-locked memory, which needs a GPU.
 
     Returns:
         Share of right answers over all ranks, and the number of questions; 0 and 0
@@ -46,7 +48,7 @@ def held_out_accuracy(
         questions,
         [(chosen, StreamState()) for chosen in mine],
         num_workers=num_workers,
-        pin_memory=world.device.type == "cuda",
+        pin_memory=pin_memory,
     )
     for row in rows:
         plan = to_device(row.plan, world.device)
