@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,12 @@ class Config:
         return "high" if self.tf32 and is_float32 else "highest"
 
     def __post_init__(self) -> None:
-        """Check every number before any work is done."""
+        """Find the user's folder, and check every number before any work is done."""
+        for name in PATHS:  # shells leave ~ as it is behind a =
+            path = getattr(self, name)
+            if path is not None:
+                whole = os.path.expanduser(path)  # noqa: PTH111, else ./x is x
+                object.__setattr__(self, name, type(path)(whole))
         parse_strategy(self.frame_sampling_strategy)
         for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
@@ -188,6 +193,9 @@ class Config:
                 f"{self.max_pixels}; they must stand in this order"
             )
 
+
+PATHS = ("output_dir", "model_name_or_path", "data_path", "eval_data_path")
+"""Settings that may name a file or a folder."""
 
 BOUNDS = {
     "slow_frame_ratio": (0, 1),
@@ -335,7 +343,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
                 f"parallel.{name} is {named[name]!r} but bf16 or "
                 f"gradient_checkpointing asks for {value!r}; they must agree"
             )
-    return _at_home(fill_settings(config, {"parallel": wanted}))
+    return fill_settings(config, {"parallel": wanted}) if wanted else config
 
 
 def refuse_other_settings(
@@ -358,21 +366,6 @@ def refuse_other_settings(
 
 SETTINGS_FILE = "settings.yaml"
 """Name of the settings beside the checkpoints of a run."""
-
-
-def _at_home(config: Config) -> Config:
-    """Let ``~`` be the user's folder; shells leave it as it is behind a ``=``."""
-    given = {name: getattr(config, name) for name in PATHS}
-    found = {
-        name: type(path)(os.path.expanduser(path))  # noqa: PTH111, else ./x is x
-        for name, path in given.items()
-        if path is not None
-    }
-    return replace(config, **found)
-
-
-PATHS = ("output_dir", "model_name_or_path", "data_path", "eval_data_path")
-"""Settings that may name a file or a folder."""
 
 
 def _flattened(settings: Mapping[str, Any]) -> dict[str, Any]:

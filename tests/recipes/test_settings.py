@@ -108,6 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(replace(TINY, data_path="1:30"))
 @example(replace(TINY, data_path="\x85 \ufeff: #\n"))
 @example(replace(TINY, data_path=""))
+@example(replace(TINY, data_path="~"))
 def test_what_is_written_reloads(folder: Path, config: Config) -> None:
     assert reloaded(config, folder) == config
 
