@@ -31,6 +31,7 @@ from recipes.ablation import (
     result_of,
     summarise,
 )
+from recipes.command_line import given_words
 from recipes.config import (
     FREE_TO_CHANGE,
     SETTINGS_FILE,
@@ -324,6 +325,6 @@ if __name__ == "__main__":
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
     try:
-        sys.exit(main(tyro.cli(Ablation, description=__doc__)))
+        sys.exit(main(tyro.cli(Ablation, args=given_words(), description=__doc__)))
     except (OSError, ValueError) as problem:
         sys.exit(f"error: {problem}")

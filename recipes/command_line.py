@@ -1,6 +1,8 @@
 """The command line of a recipe: a preset, changed by a file, changed by flags."""
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +45,7 @@ def parse_command_line(
     Returns:
         The settings of the run.
     """
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    words = given_words(arguments)
     is_main = speaks()
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
@@ -61,6 +63,23 @@ def parse_command_line(
         return _config_of(flags, words)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}" if is_main else 2)
+
+
+def given_words(arguments: Sequence[str] | None = None) -> list[str]:
+    """Give the words of the command line, with ``~`` where a shell leaves it.
+
+    Args:
+        arguments: The words; those of this process by default.
+
+    Returns:
+        The same words; of ``--name=~/path`` the user's folder is found.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parts = [re.fullmatch(r"(--[^=]+=)(~.*)", word, re.DOTALL) for word in words]
+    return [
+        part[1] + os.path.expanduser(part[2]) if part else word  # noqa: PTH111
+        for part, word in zip(parts, words, strict=True)
+    ]
 
 
 def _config_of(flags: CommandLine, words: Sequence[str]) -> Config:

@@ -160,7 +160,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Find the user's folder, and check every number before any work is done."""
-        for name in PATHS:  # shells leave ~ as it is behind a =
+        for name in PATHS:
             path = getattr(self, name)
             if path is not None:
                 whole = os.path.expanduser(path)  # noqa: PTH111, else ./x is x

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import tyro
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
+from recipes.command_line import given_words
 from recipes.config import Config
 from recipes.data import CACHE, clip_settings, refuse_empty
 from recipes.edge.answers import answer_prompts, find_settings, load_model
@@ -83,7 +84,7 @@ class Questions:
 
 def main() -> None:
     """Ask all questions, and write answers and scores."""
-    options = tyro.cli(Options, description=__doc__)
+    options = tyro.cli(Options, args=given_words(), description=__doc__)
     with refusals_in_words():
         evaluate(options)
 

@@ -23,6 +23,7 @@ import tyro
 
 from fastslow import best_fit_decreasing, describe_schedule, fill
 from fastslow.qwen2_vl import family_of
+from recipes.command_line import given_words
 from recipes.config import Config, load_config
 from recipes.data import clip_settings
 from recipes.edge.conversations import BadSample
@@ -59,7 +60,7 @@ class Options:
 
 def main() -> None:
     """Report on a dataset, and draw a sample if one is asked for."""
-    options = tyro.cli(Options, description=__doc__)
+    options = tyro.cli(Options, args=given_words(), description=__doc__)
     config = QWEN2VL_7B
     try:
         if options.config is not None:

@@ -165,7 +165,8 @@ def _add_table(
     table_side: int,
 ) -> ResampledTowerPlan:
     """Resample the table to every frame, as transformers does it."""
-    indices, weights = [integers([]).reshape(0, 4)], [torch.empty(0, 4, device="cpu")]
+    indices = [integers([]).reshape(0, 4)]
+    weights = [torch.empty(0, 4, dtype=torch.float32, device="cpu")]
     known = {}
     for frames, sides in grids:
         if sides not in known:

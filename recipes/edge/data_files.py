@@ -219,7 +219,7 @@ def _on_hub(repository: str) -> list[str]:
     """List the files of a dataset on the hub."""
     try:
         return HfApi().list_repo_files(repository, repo_type="dataset")
-    except OSError:
+    except (OSError, ValueError):
         raise
     except Exception as error:  # of its transport, whose classes change
         raise ConnectionError(

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-_ALIKE = str.maketrans("\u2018\u2019\u201c\u201d\u2212", "''\"\"-")
+_ALIKE = str.maketrans("\u2018\u2019\u201c\u201d\u2212\u2013", "''\"\"--")
+_POWER = re.compile(r"(?<=\d)(?=[\u00b2\u00b3\u00b9\u2070-\u2079])")
 _CHOICE = r"\(?([A-Za-z])[.):\u3001]"  # the last is the comma of a Chinese list
 _OPTION = re.compile(rf"^\s*{_CHOICE}\s*(.*\S)\s*$", re.MULTILINE)
 # Beside a script that writes no spaces, a letter stands apart without one.
@@ -53,8 +54,8 @@ def score_answer(question: str, reference: str, answer: str) -> Score:
     A question gives choices if at least two of its lines begin with a letter and a dot,
     colon, bracket or Chinese list comma, or if A, B and so on stand within its lines,
     each with such a sign and a space; letters are all capitals or all small. And the
-    reference has to choose one of them. Then the answer has to choose the same, see
-    ``chosen_letter``.
+    reference has to choose one of them; what it answers part by part are no choices.
+    Then the answer has to choose the same, see ``chosen_letter``.
 
     Other answers are right if they have the same words in the same order, without case,
     punctuation and articles, in whatever width their characters are written (NFKC).
@@ -89,7 +90,9 @@ def score_answer(question: str, reference: str, answer: str) -> Score:
         False
     """
     options = _find_options(question)
-    wanted = chosen_letter(reference, options) if len(options) > 1 else None
+    wanted = None
+    if len(options) > 1 and not _find_options(reference):  # else they are its parts
+        wanted = chosen_letter(reference, options)
     if wanted is not None:
         correct = chosen_letter(answer, options) == wanted
         return Score(kind="multiple_choice", correct=correct, f1=float(correct))
@@ -106,7 +109,7 @@ def chosen_letter(answer: str, options: dict[str, str]) -> str | None:
     where the line ends or a closing sign, "is correct", "is the answer", a reason
     ("because", "since", "as", "based on") or nothing but the choice's own text follows;
     before any other word, an A is an article. Else the choice whose text the answer
-    repeats.
+    repeats, which comes before a small letter.
 
     Args:
         answer: The answer.
@@ -124,12 +127,14 @@ def chosen_letter(answer: str, options: dict[str, str]) -> str | None:
         ['B', 'B', 'A', None]
     """
     answer = _plain(answer)
+    same = [letter for letter, text in options.items() if _say_the_same(text, answer)]
     for found in _LETTER.finditer(answer):
+        if found[1].islower() and len(same) == 1:
+            break
         letter, rest = found[1].upper(), answer[found.end() :]
         text = options.get(letter)
         if text is not None and (_CLOSED.match(rest) or _is_on_line(text, rest)):
             return letter
-    same = [letter for letter, text in options.items() if _say_the_same(text, answer)]
     return same[0] if len(same) == 1 else None
 
 
@@ -220,15 +225,28 @@ def _say_the_same(one: str, other: str) -> bool:
 
 def _plain(text: str) -> str:
     """Write characters of any width, quotes and the minus as a keyboard does."""
+    text = _POWER.sub("^", text)  # else ten squared would be 102
     return unicodedata.normalize("NFKC", text).translate(_ALIKE)
 
 
 def _words(text: str) -> list[str]:
-    """Give the words that count; articles do where there is no other word."""
+    """Give the words that count; articles do where there is no other word.
+
+    An "a" beside a sign of mathematics is the name of a number.
+    """
     plain = _NO_LETTER.sub(_blank, _PLUS.sub("", _plain(text).lower()))
-    words = plain.split()
-    counted = [word for word in words if word not in _ARTICLES] or words
-    return "".join(map(_apart, " ".join(counted))).split()
+    words = "".join(map(_apart, plain)).split()
+    sides = zip(["", *words], words, [*words[1:], ""], strict=False)
+    return [
+        word
+        for before, word, after in sides
+        if word not in _ARTICLES or (word == "a" and _is_sign(before + after))
+    ] or words
+
+
+def _is_sign(words: str) -> bool:
+    """Tell whether there is a sign of mathematics in them."""
+    return any(unicodedata.category(each) == "Sm" for each in words)
 
 
 def _blank(found: re.Match[str]) -> str:

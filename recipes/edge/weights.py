@@ -18,6 +18,7 @@ is read, and no code of a checkpoint is run. All ranks need the same file system
 
 import copy
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -84,7 +85,7 @@ def find_weights(name_or_path: str | Path) -> Path:
     if folder.is_dir():
         return folder
     is_path = folder.is_absolute() or len(folder.parts) > 2
-    is_of_run = folder.name.startswith(("model-", "checkpoint-"))
+    is_of_run = re.fullmatch(r"(model|checkpoint)-\d+", folder.name)
     if is_path or is_of_run or str(name_or_path).startswith("."):
         raise ValueError(
             f"weights are {name_or_path}, which is no folder; they are a folder or a "

@@ -19,6 +19,7 @@ from recipes.ablate import (
     Runner,
     is_finished,
     last_words,
+    main,
     refuse_other_data,
     refuse_other_run,
     split_gpus,
@@ -366,6 +367,32 @@ def test_runs_on_other_data_are_refused(tmp_path: Path) -> None:
             "texts; an ablation compares runs on the same data, so one of the two has "
             "to go"
         )
+
+
+@pytest.mark.parametrize("finished", [1, 2])
+def test_an_ablation_on_other_data_ends_in_words(
+    finished: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is started, and before the table of what was."""
+    settings, runs = tmp_path / "grid.json", tmp_path / "runs"
+    settings.write_text(json.dumps(grid(RATIOS, seeds=[3])))
+    variants = plan_ablation(read_settings(settings), runs)
+    configs = [each for variant in variants for each in variant.configs]
+    for config, texts in zip(configs[:finished], "ab", strict=False):
+        finish(config, texts)
+    started = list[Path]()
+
+    def run(_: Runner, config: Config) -> int:
+        started.append(config.output_dir)
+        finish(config, "b")
+        (config.output_dir / "console.log").touch()
+        return 0
+
+    monkeypatch.setattr(Runner, "run", run)
+    with pytest.raises(ValueError, match="have samples of other names or texts"):
+        main(Ablation(settings=settings, output_dir=runs, ranks=1))
+    assert started == [each.output_dir for each in configs[finished:]]
+    assert not (runs / "ablation.md").exists()
 
 
 def test_the_report_says_below_the_table_what_differs(tmp_path: Path) -> None:

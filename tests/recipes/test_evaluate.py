@@ -186,7 +186,7 @@ def test_a_full_disk_is_refused_before_the_model(
     )
 
 
-def test_weights_that_do_not_fit_are_refused_in_words(
+def test_a_checkpoint_without_configuration_is_refused_in_words(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(trained / "run" / "model-60", tmp_path / "model")
@@ -383,6 +383,15 @@ def test_the_letter_that_an_answer_chooses(answer: str, letter: str | None) -> N
         ("A+", "B+", False, 0.5),
         ("A+", "+", False, 2 / 3),
         ("x=2", "x = 2", True, 1.0),
+        ("a + b", "a+b", True, 1.0),
+        ("a<b", "a < b", True, 1.0),
+        ("a + b", "b", False, 0.5),
+        ("the $5", "$5", True, 1.0),
+        ("-5", "\u20135", True, 1.0),
+        ("5", "\u20135", False, 0.0),
+        ("3-5", "3\u20135", True, 1.0),
+        ("102", "10\u00b2", False, 0.0),
+        ("10^2", "10\u00b2", True, 1.0),
         ("20\u00b0C", "20 \u2103", True, 1.0),
         ("+", "\uff0b", True, 1.0),
     ],
@@ -399,6 +408,24 @@ def test_an_article_may_be_part_of_a_choice() -> None:
     options = {"A": "red", "B": "a red square"}
     assert chosen_letter("A red square", options) == "B"
     assert chosen_letter("A red", options) == "A"
+
+
+def test_a_text_of_one_letter_comes_before_a_small_letter() -> None:
+    notes = {"A": "b", "B": "c", "C": "d"}
+    assert [chosen_letter(said, notes) for said in ("b", "B", "(b)")] == ["A", "B", "A"]
+    sums = {"A": "a + b", "B": "a - b", "C": "a+c"}
+    assert chosen_letter("a + c", sums) == "C"
+
+
+@pytest.mark.parametrize("between", [" ", "\n"])
+def test_parts_of_a_question_are_no_choices(between: str) -> None:
+    question = f"Answer both:{between}a) what colour?{between}b) what make?"
+    said = "a) red{0}b) Toyota", "a) blue{0}b) Honda"
+    reference, other = (each.format(between) for each in said)
+    for answer in (reference, other):
+        score = score_answer(question, reference, answer)
+        assert score.kind == "open_ended"
+        assert score.correct == (answer == reference)
 
 
 def test_a_reference_that_chooses_nothing_is_open() -> None:

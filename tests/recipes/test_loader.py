@@ -42,6 +42,7 @@ from recipes.edge.samples import (
 )
 from recipes.edge.tiny import SPECIAL_TOKENS, train_tokenizer
 from recipes.edge.video import VideoInfo, probe_video, sample_frame_indices
+from tests.laws.test_plans import assert_equal, tensors
 from tests.recipes.broken import without_pixels
 
 SETTINGS = ClipSettings(
@@ -591,6 +592,22 @@ def test_rows_of_a_worker_may_be_many(planned: PlannedSamples) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert [row.sample_ids for row in rows] == [("0",)] * 12
+
+
+def test_all_of_a_row_is_pinned(
+    planned: PlannedSamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU a copy stands for pinned memory."""
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    row = rows_of(planned)[(0, 1), StreamState()]
+    pinned = row.pin_memory()
+    assert_equal(pinned.plan, row.plan)
+    assert torch.equal(pinned.patches, row.patches)
+    for part in ("plan", "patches"):
+        before = dict(tensors(getattr(row, part)))
+        after = dict(tensors(getattr(pinned, part)))
+        assert not any(after[name] is tensor for name, tensor in before.items())
 
 
 @pytest.mark.parametrize("pinned", [False, True])

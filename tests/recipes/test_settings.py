@@ -428,12 +428,15 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
 def test_the_users_folder_is_meant_by_its_sign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
     file = tmp_path / "settings.yaml"
     file.write_text("data_path: ~/data\nmodel_name_or_path: Qwen/~\n")
-    config = parse_command_line(BARE, ["--config", str(file), "--output-dir=~/runs"])
-    assert config.output_dir == Path("/home/someone/runs")
-    assert config.data_path == "/home/someone/data"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["--config=~/settings.yaml", "--output-dir=~/runs", "--eval-data-path=~/x"]
+    config = parse_command_line(BARE, words)
+    assert config.output_dir == tmp_path / "runs"
+    assert config.data_path == str(tmp_path / "data")
+    assert config.eval_data_path == str(tmp_path / "x")
+    assert replace(BARE, eval_data_path="~/x").eval_data_path == config.eval_data_path
     assert config.model_name_or_path == "Qwen/~"
 
 
