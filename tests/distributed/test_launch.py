@@ -212,12 +212,16 @@ def press_ctrl_c(agent: subprocess.Popen[str]) -> None:
     os.killpg(agent.pid, signal.SIGINT)
 
 
+HEARS_CTRL_C = ("env", "--default-signal=INT")
+"""Tests that run in the background of a shell are deaf to it, as what they start is."""
+
+
 @contextmanager
 def node_of_one(folder: Path) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
     """Start a node whose rank waits; give its process and what it says."""
     (folder / "rank.py").write_text(RANK)
     with subprocess.Popen(
-        ["recipes/launch/node.sh", str(folder / "rank.py")],
+        [*HEARS_CTRL_C, "recipes/launch/node.sh", str(folder / "rank.py")],
         cwd=ROOT,
         env=node_environment(),
         stdout=subprocess.PIPE,
