@@ -73,7 +73,12 @@ def test_patches_of_other_clips_are_refused(
 
 
 @pytest.mark.parametrize(
-    "family", [Family(window=2), Family(geometry=VisionGeometry(merge_size=1))]
+    "family",
+    [
+        Family(window=2),
+        Family(table_side=4),
+        Family(geometry=VisionGeometry(merge_size=1)),
+    ],
 )
 def test_a_plan_for_another_family_is_refused(
     make_model: MakeModel, lay: Lay, make_patches: MakePatches, family: Family
