@@ -211,7 +211,7 @@ def clip_settings(config: Config, family: Family, device: torch.device) -> ClipS
         add_time_instruction=config.add_time_instruction,
         strategy=config.frame_sampling_strategy,
         slow_ratio=config.slow_frame_ratio,
-        slow_stride=config.mm_spatial_pool_stride,
+        patch_stride=config.mm_spatial_pool_stride,
         pool_mode=config.mm_spatial_pool_mode,
         fast_scale=config.fast_scale,
         attention=config.attention,

@@ -47,7 +47,7 @@ class ClipSettings:
             when its frames were taken.
         strategy: Which frames are slow.
         slow_ratio: Share of slow frames.
-        slow_stride: Pooling stride of slow frames, in patches; fast frames use twice
+        patch_stride: Pooling stride of slow frames, in patches; fast frames use twice
             that.
         pool_mode: How the tokens of a window become one.
         fast_scale: How many times smaller fast frames are encoded along each side.
@@ -63,7 +63,7 @@ class ClipSettings:
     add_time_instruction: bool = False
     strategy: str
     slow_ratio: float
-    slow_stride: int
+    patch_stride: int
     pool_mode: Mode = "average"
     fast_scale: int
     attention: Attention
@@ -209,7 +209,7 @@ def schedule_clip(
     """
     geometry = settings.family.geometry
     frames, grid = clip_grid(num_frames, *size, geometry)
-    stride = merged_stride(settings.slow_stride, merge_size=geometry.merge_size)
+    stride = merged_stride(settings.patch_stride, merge_size=geometry.merge_size)
     schedule = schedule_frames(
         frames,
         grid=grid,

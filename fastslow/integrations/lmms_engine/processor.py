@@ -32,7 +32,7 @@ from fastslow.schedules import Strategy, build_schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipSettings:
+class ProcessorSettings:
     """How a clip becomes tokens: ``extra_kwargs`` of the processor.
 
     Attributes:
@@ -62,7 +62,7 @@ class FastSlowProcessor:
     def __init__(self, config: ProcessorConfig) -> None:
         """Keep the settings; ``build`` reads the checkpoint."""
         self.config = config
-        self.settings = ClipSettings(**config.extra_kwargs)
+        self.settings = ProcessorSettings(**config.extra_kwargs)
 
     def build(self) -> None:
         """Read the checkpoint's tokenizer, and what its family of models is.
