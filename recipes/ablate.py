@@ -39,6 +39,7 @@ from recipes.config import (
     refuse_other_settings,
 )
 from recipes.edge.ablation_figure import draw_ablation
+from recipes.edge.distributed import mistakes_in_words
 from recipes.edge.provenance import RECORD_FILE, read_starts
 from recipes.edge.settings import read_settings, write_settings
 from recipes.edge.values import by_dotted_name
@@ -324,7 +325,5 @@ if __name__ == "__main__":
     # Ended from outside, it ends its runs, too.
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
-    try:
+    with mistakes_in_words():
         sys.exit(main(tyro.cli(Ablation, args=given_words(), description=__doc__)))
-    except (OSError, ValueError) as problem:
-        sys.exit(f"error: {problem}")

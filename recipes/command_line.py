@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from recipes.config import ALIASES, Config, load_config, with_settings
-from recipes.edge.distributed import speaks
+from recipes.edge.distributed import mistakes_in_words, speaks
 from recipes.edge.settings import setting_names
 
 
@@ -46,11 +46,10 @@ def parse_command_line(
         The settings of the run.
     """
     words = given_words(arguments)
-    is_main = speaks()
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     file = first.parse_known_args(words)[0].config
-    try:
+    with mistakes_in_words():
         filled = preset if file is None else load_config(file, preset)
         flags = tyro.cli(
             CommandLine,
@@ -58,11 +57,9 @@ def parse_command_line(
             default=CommandLine(**vars(filled), config=file),
             description="Settings of the run. A file replaces those of the recipe, "
             "and flags replace both.",
-            console_outputs=is_main,
+            console_outputs=speaks(),
         )
         return _config_of(flags, words)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}" if is_main else 2)
 
 
 def given_words(arguments: Sequence[str] | None = None) -> list[str]:

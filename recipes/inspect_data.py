@@ -27,6 +27,7 @@ from recipes.command_line import given_words
 from recipes.config import Config, load_config
 from recipes.data import clip_settings
 from recipes.edge.conversations import BadSample
+from recipes.edge.distributed import mistakes_in_words
 from recipes.edge.published import model_config
 from recipes.edge.quarantine import as_lines
 from recipes.edge.sample_picture import draw_sample
@@ -62,7 +63,7 @@ def main() -> None:
     """Report on a dataset, and draw a sample if one is asked for."""
     options = tyro.cli(Options, args=given_words(), description=__doc__)
     config = QWEN2VL_7B
-    try:
+    with mistakes_in_words():
         if options.config is not None:
             config = load_config(options.config, config)
         config = replace(config, data_path=options.data)
@@ -81,8 +82,6 @@ def main() -> None:
                 sample = find_sample(planned, bad, options.show)
                 draw_sample(sample, planned, options.output)
                 sys.stdout.write(f"{'drawn':13}{options.output}\n")
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def report(planned: PlannedSamples, bad: Sequence[BadSample]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import tyro
 
+from recipes.edge.distributed import mistakes_in_words
 from recipes.edge.reproduction import differences
 
 SHOWN = 20
@@ -26,10 +27,8 @@ def main(first: Path, second: Path) -> None:
         first: Folder of a finished run.
         second: Folder of another.
     """
-    try:
+    with mistakes_in_words():
         found = differences(first, second)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
     for line in found[:SHOWN]:
         sys.stdout.write(f"{line}\n")
     if found:

@@ -26,6 +26,7 @@ from recipes.edge.distributed import (
     World,
     broadcast_from_main,
     check_same_on_ranks,
+    mistakes_in_words,
     process_group,
     refusals_in_words,
     speaks,
@@ -82,10 +83,8 @@ def run_recipe(preset: Config) -> None:
     if config.dry_run:
         if not speaks():
             return
-        try:
+        with mistakes_in_words():
             text, is_possible = preview(config)
-        except (OSError, ValueError) as error:
-            sys.exit(f"error: {error}")
         sys.stdout.write(f"{text}\n")
         sys.exit(not is_possible)
     main(config)

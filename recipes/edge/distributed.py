@@ -215,6 +215,19 @@ def broadcast_from_main(make: Callable[[], _T], world: World) -> _T:
 
 
 @contextmanager
+def mistakes_in_words() -> Iterator[None]:
+    """End the process with one sentence where what it is given is of no use.
+
+    For what each rank finds by itself, before the ranks have met: the main one says it,
+    the others end without a word.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}" if speaks() else 2)
+
+
+@contextmanager
 def refusals_in_words() -> Iterator[None]:
     """End the process with one sentence where the main rank refuses what it is given.
 
