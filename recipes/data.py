@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,38 +83,41 @@ def plan_data(config: Config, world: World) -> Data:
     checkpoint = None if name is None else find_weights(name)
     if checkpoint is not None:
         build_meta_model(checkpoint)  # weights that do not fit are refused at once
-    paths = _data_paths(config)
+    train_path, held_out_path = _data_paths(config)
     most, run = config.archives_on_disk or None, str(config.output_dir.resolve())
     store = ArchiveStore(CACHE, most=most, run=run)
-    bad = list[BadSample](), list[BadSample]()
-    train, held_out = (
-        read_samples(path, parts, store, config.output_dir / f"{name}.arrow", unread)
-        for name, path, parts, unread in zip(
-            ("train", "held_out"), paths, (config.data_subsets, ()), bad, strict=True
-        )
+    index, bad = read_samples(
+        train_path, config.data_subsets, store, config.output_dir / "train.arrow"
     )
-    folder = checkpoint or _make_tokenizer(config, train)
+    held_out_index, held_out_bad = read_samples(
+        held_out_path, (), store, config.output_dir / "held_out.arrow"
+    )
+    folder = checkpoint or _make_tokenizer(config, index)
     tokenizer = read_tokenizer(folder)
     family = Family() if checkpoint is None else family_of(read_config(checkpoint))
     settings = clip_settings(config, family, world.device)
-    workers = config.dataloader_num_workers
-    planned = list[PlannedSamples]()
-    for index, path, unusable in zip((train, held_out), paths, bad, strict=True):
-        samples, unplanned = plan_samples(
-            index, settings, tokenizer, store, num_workers=workers
-        )
-        unusable.extend(unplanned)
-        planned.append(samples)
-        if path is not None:
-            refuse_empty(path, samples, unusable)
+    plan = partial(
+        plan_samples,
+        settings=settings,
+        tokenizer=tokenizer,
+        store=store,
+        num_workers=config.dataloader_num_workers,
+    )
+    train, unplanned = plan(index)
+    bad += unplanned
+    refuse_empty(train_path, train, bad)
+    held_out, unplanned = plan(held_out_index)
+    held_out_bad += unplanned
+    if held_out_path is not None:
+        refuse_empty(held_out_path, held_out, held_out_bad)
     return Data(
         checkpoint=checkpoint,
         tokenizer=folder,
         model=digest_model(folder),
-        train=planned[0],
-        held_out=planned[1],
-        bad=[*bad[0], *bad[1]],
-        chance=most_common_share(*(each.samples() for each in planned)),
+        train=train,
+        held_out=held_out,
+        bad=bad + held_out_bad,
+        chance=most_common_share(train.samples(), held_out.samples()),
     )
 
 
@@ -127,12 +131,8 @@ def _data_paths(config: Config) -> tuple[str, str | None]:
 
 
 def read_samples(
-    data_path: str | None,
-    parts: Sequence[str],
-    store: ArchiveStore,
-    path: Path,
-    bad: list[BadSample],
-) -> SampleIndex:
+    data_path: str | None, parts: Sequence[str], store: ArchiveStore, path: Path
+) -> tuple[SampleIndex, list[BadSample]]:
     """Read a dataset, and write its samples to a file that is mapped into memory.
 
     Args:
@@ -140,15 +140,13 @@ def read_samples(
         parts: Which of its subsets are taken; none takes all.
         store: Where archives are.
         path: File to write.
-        bad: Takes the rows that cannot be used.
 
     Returns:
-        The samples.
+        The samples, and the rows that cannot be used.
     """
-    if data_path is None:
-        return write_index(path, ())
-    subsets = list_subsets(data_path, parts)
-    return write_index(path, join_samples(subsets, store, bad.append))
+    bad = list[BadSample]()
+    subsets = () if data_path is None else list_subsets(data_path, parts)
+    return write_index(path, join_samples(subsets, store, bad.append)), bad
 
 
 def refuse_empty(

@@ -114,9 +114,8 @@ def plan_dataset(
     Returns:
         The samples that can be used, the others, and how text was counted.
     """
-    bad, store = list[BadSample](), ArchiveStore(CACHE)
-    path = folder / "samples.arrow"
-    index = read_samples(config.data_path, config.data_subsets, store, path, bad)
+    store, path = ArchiveStore(CACHE), folder / "samples.arrow"
+    index, bad = read_samples(config.data_path, config.data_subsets, store, path)
     tokenizer, about = _tokenizer(config, index)
     workers = config.dataloader_num_workers
     planned, unplanned = plan_samples(

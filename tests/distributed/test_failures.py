@@ -56,8 +56,8 @@ def other_data(rank: int) -> None:
 
     if rank == 1:
         store, file = ArchiveStore(Path("archives")), Path("other_data/train.arrow")
-        read_samples("fewer/train.jsonl", (), store, file, [])
-        read_samples(None, (), store, file.with_name("held_out.arrow"), [])
+        read_samples("fewer/train.jsonl", (), store, file)
+        read_samples(None, (), store, file.with_name("held_out.arrow"))
     train("other_data")
 
 
