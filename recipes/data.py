@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.constants import HF_HOME
 
 from fastslow.qwen2_vl import Family, family_of
@@ -95,7 +94,8 @@ def plan_data(config: Config, world: World) -> Data:
     folder = checkpoint or _make_tokenizer(config, index)
     tokenizer = read_tokenizer(folder)
     family = Family() if checkpoint is None else family_of(read_config(checkpoint))
-    settings = clip_settings(config, family, world.device)
+    on_gpu = world.device.type == "cuda"
+    settings = clip_settings(config, family, pad_rows=on_gpu)
     plan = partial(
         plan_samples,
         settings=settings,
@@ -194,8 +194,19 @@ def _make_tokenizer(config: Config, train: Iterable[Sample]) -> Path:
     return folder
 
 
-def clip_settings(config: Config, family: Family, device: torch.device) -> ClipSettings:
-    """Gather what turns a clip into tokens."""
+def clip_settings(
+    config: Config, family: Family, *, pad_rows: bool = False
+) -> ClipSettings:
+    """Gather what turns a clip into tokens.
+
+    Args:
+        config: The settings of a run.
+        family: What the model is.
+        pad_rows: Whether rows get one of few lengths, as they should on a GPU.
+
+    Returns:
+        The settings of clips.
+    """
     geometry = replace(
         family.geometry,
         min_pixels=config.min_pixels,
@@ -214,5 +225,5 @@ def clip_settings(config: Config, family: Family, device: torch.device) -> ClipS
         fast_scale=config.fast_scale,
         attention=config.attention,
         capacity=config.tokens_per_row,
-        row_buckets=4 if device.type == "cuda" else 0,
+        row_buckets=4 if pad_rows else 0,
     )

@@ -174,7 +174,8 @@ def plan_questions(
 
     index = write_index(folder / "prompts.arrow", prompts())
     tokenizer = read_tokenizer(checkpoint)
-    settings = clip_settings(config, model.family, model.backbone.device)
+    on_gpu = model.backbone.device.type == "cuda"
+    settings = clip_settings(config, model.family, pad_rows=on_gpu)
     workers = config.dataloader_num_workers
     planned, unplanned = plan_samples(
         index, settings, tokenizer, store, num_workers=workers

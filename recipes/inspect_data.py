@@ -18,7 +18,6 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import torch
 import tyro
 
 from fastslow import best_fit_decreasing, describe_schedule, fill
@@ -70,7 +69,7 @@ def main() -> None:
         if options.unusable is not None:
             options.unusable.parent.mkdir(parents=True, exist_ok=True)
         family = family_of(model_config(config.model_name_or_path))
-        settings = clip_settings(config, family, torch.device("cuda"))
+        settings = clip_settings(config, family)
         with TemporaryDirectory() as folder:
             planned, bad, about = plan_dataset(config, settings, Path(folder))
             sys.stdout.write(f"{report(planned, bad)}\n{'':13}{about}\n")

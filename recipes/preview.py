@@ -5,7 +5,6 @@ from math import isqrt
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from fastslow import Span, TextSpan, count_tokens
@@ -49,7 +48,7 @@ def preview(config: Config) -> tuple[str, bool]:
     """
     shape = model_config(config.model_name_or_path)
     plan = Plan(config=config, shape=shape, device=find_device(config.device))
-    settings = clip_settings(config, family_of(shape), torch.device("cuda"))
+    settings = clip_settings(config, family_of(shape))
     if config.data_path is None:
         samples = [largest_sample(settings)] * config.packing_window
         about = "no data: as if every clip were as long and large as settings allow"

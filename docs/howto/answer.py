@@ -28,7 +28,7 @@ backbone = Qwen2VLForConditionalGeneration.from_pretrained(folder)
 model = FastSlowQwen2VL(backbone).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 config = find_settings(Path(folder), None)  # settings.yaml of the run
-settings = clip_settings(config, model.family, backbone.device)
+settings = clip_settings(config, model.family)
 
 # The header of the file says all that a plan needs.
 file = MediaFile(path=Path(name))

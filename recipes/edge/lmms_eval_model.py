@@ -66,7 +66,9 @@ class FastSlow(lmms):  # type: ignore[misc]
         self._checkpoint = find_weights(pretrained)
         settings = find_settings(self._checkpoint, Path(config) if config else None)
         self._model = load_model(self._checkpoint, settings, self.device)
-        self._settings = clip_settings(settings, self._model.family, self.device)
+        self._settings = clip_settings(
+            settings, self._model.family, pad_rows=self.device.type == "cuda"
+        )
         self._ignored = set[str]()
 
     @property
