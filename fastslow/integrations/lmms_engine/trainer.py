@@ -143,7 +143,7 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
                 sum(plan.next_frame.num_frames for plan in plans),
             ]
         )
-        labels, pairs = (max(count, 1) for count in counts)
+        labels, pairs = counts
         sums = torch.stack([self._backward(row, labels, pairs) for row in rows]).sum(0)
         norm = self._clip_gradients()
         if math.isfinite(norm):
@@ -164,12 +164,12 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
         """Add a row's share to the gradients; give the sums of its losses."""
         weight, patches = self.patch.loss_weight, row["patches"]
         output = self.fsdp2_model(patches, to_device(row["plan"], patches.device))
-        losses, loss = [output.language_loss], output.language_loss / labels
+        losses, loss = [output.language_loss], output.language_loss / max(labels, 1)
         if weight:
             ahead, _ = next_frame_loss(output.predictions, output.targets)
             copying, _ = next_frame_loss(output.copies, output.targets)
             losses += [ahead, copying]
-            loss = loss + weight * ahead / pairs
+            loss = loss + weight * ahead / max(pairs, 1)
         (loss * dist.get_world_size()).backward()  # FSDP divides by the number of ranks
         return torch.stack(losses).detach().double()
 
@@ -217,11 +217,14 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
 def _mean_losses(
     total: Sequence[float], labels: float, pairs: float, weight: float
 ) -> dict[str, float]:
-    """Divide each loss by its count."""
-    language = total[0] / labels
+    """Divide each loss by its count.
+
+    A mean over nothing is no number; it adds nothing to the loss that is minimised.
+    """
+    loss, language = total[0] / max(labels, 1), total[0] / (labels or math.nan)
     if not weight:
-        return {"loss": language, TERMS[0]: language}
-    ahead, copying = total[1] / pairs, total[2] / pairs
+        return {"loss": loss, TERMS[0]: language}
+    loss += weight * total[1] / max(pairs, 1)
+    ahead, copying = (each / (pairs or math.nan) for each in total[1:])
     names = dict(zip(TERMS, (language, ahead, copying), strict=True))
-    skill = copy_skill(ahead, copying)
-    return {"loss": language + weight * ahead, **names, "skill": skill}
+    return {"loss": loss, **names, "skill": copy_skill(ahead, copying)}
