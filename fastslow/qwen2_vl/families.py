@@ -102,3 +102,6 @@ _FAMILIES = {
     "qwen3_vl": _qwen3_vl,
 }
 """What reads the configuration of each type of model."""
+
+MODEL_TYPES = tuple(_FAMILIES)
+"""Types of models that are supported, as transformers names them."""

@@ -20,9 +20,6 @@ PROCESSOR = PATCH = "fastslow"
 TRAINER = "fastslow_fsdp2_trainer"
 """Name under which lmms-engine knows the trainer."""
 
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""Types of models that the patch is registered for."""
-
 NESTED = "autoregressive_config"
 """Key under which settings of the method may stand as well."""
 

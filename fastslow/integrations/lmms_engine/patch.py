@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from lmms_engine.models import MONKEY_PATCHER  # type: ignore[import-not-found]
 
-from fastslow.integrations.lmms_engine.config import MODEL_TYPES, PATCH
+from fastslow.integrations.lmms_engine.config import PATCH
 from fastslow.qwen2_vl import FastSlowQwen2VL
+from fastslow.qwen2_vl.families import MODEL_TYPES
 from fastslow.qwen2_vl.model import Backbone
 
 
