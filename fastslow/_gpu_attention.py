@@ -32,8 +32,8 @@ def attend_to_frames(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    starts: Tensor,
-    most: int,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
     scale: float | None,
 ) -> Tensor:
     """Let the patches of each frame see each other.
@@ -43,10 +43,10 @@ def attend_to_frames(
             that ``MOST_CHANNELS`` of the tower lets through.
         key: As ``query``.
         value: As ``query``.
-        starts: Cumulative number of patches, frame by frame.
-        most: Patches of the largest frame. Offsets within a frame are 32 bits: with
-            16 heads of 80 channels, cut from one product with keys and values, they
-            reach 559,000 patches.
+        cu_seqlens: Cumulative number of patches, frame by frame.
+        max_seqlen: Patches of the largest frame. Offsets within a frame are 32 bits:
+            with 16 heads of 80 channels, cut from one product with keys and values,
+            they reach 559,000 patches.
         scale: Factor on the scores, above 0; ``channels ** -0.5`` by default.
 
     Returns:
@@ -59,15 +59,15 @@ def attend_to_frames(
     patches, heads, channels = query.shape
     attended = query.new_empty(patches, heads, channels)
     step = gcd(ALIGNED, *(s for x in (query, key, value) for s in x.stride()[:2]))
-    tiles = triton.cdiv(most, QUERIES)
+    tiles = triton.cdiv(max_seqlen, QUERIES)
     with torch.cuda.device_of(query):  # a kernel is launched on the current device
         # One axis: only the first has room for more than 65,535 frames.
-        _attend[(tiles * heads * (len(starts) - 1),)](
+        _attend[(tiles * heads * (len(cu_seqlens) - 1),)](
             query,
             key,
             value,
             attended,
-            starts,
+            cu_seqlens,
             log2(e) * (channels**-0.5 if scale is None else scale),
             *(stride // step for x in (query, key, value) for stride in x.stride()[:2]),
             tiles,
@@ -97,7 +97,7 @@ def _attend(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     key,
     value,
     attended,
-    starts,
+    cu_seqlens,
     scale,
     query_row,
     query_head,
@@ -122,8 +122,8 @@ def _attend(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
     """
     program = tl.program_id(0)
     frame, head = program // (tiles * heads), program // tiles % heads
-    start = tl.load(starts + frame)
-    length = tl.load(starts + frame + 1) - start
+    start = tl.load(cu_seqlens + frame)
+    length = tl.load(cu_seqlens + frame + 1) - start
     first = program % tiles * num_queries
     if first >= length:
         return

@@ -120,16 +120,17 @@ def attend_within_frames(
     """
     if dropout:
         raise ValueError(f"dropout is {dropout}; attention within frames takes none")
-    starts = bounds["cu_seq_lens_q"]
+    cu_seqlens, max_seqlen = bounds["cu_seq_lens_q"], bounds["max_length_q"]
     attended: Any
     q, k, v = (rearrange(x, "1 h n d -> n h d") for x in (query, key, value))
     if query.is_cpu or query.dtype not in {torch.bfloat16, torch.float16}:
-        attended = _attend_by_size(q, k, v, starts, scaling)
+        attended = _attend_by_size(q, k, v, cu_seqlens, scaling)
     elif _has_our_kernel(q, k, v):
-        attended = _attend_on_gpu(q, k, v, starts, bounds["max_length_q"], scaling)
+        attended = _attend_on_gpu(q, k, v, cu_seqlens, max_seqlen, scaling)
     else:
-        most = bounds["max_length_q"]
-        attended = varlen_attn(q, k, v, starts, starts, most, most, scale=scaling)
+        attended = varlen_attn(
+            q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scaling
+        )
     return attended[None], None
 
 
@@ -144,14 +145,14 @@ def _attend_on_gpu(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    starts: Tensor,
-    most: int,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
     scale: float | None,
 ) -> Tensor:
     """Attend by a kernel that has no backward pass; compilers leave it whole."""
     from fastslow._gpu_attention import attend_to_frames  # noqa: PLC0415
 
-    return attend_to_frames(query, key, value, starts, most, scale)
+    return attend_to_frames(query, key, value, cu_seqlens, max_seqlen, scale)
 
 
 @_attend_on_gpu.register_fake
@@ -160,11 +161,11 @@ def _(query: Tensor, *_: Any) -> Tensor:
 
 
 def _attend_by_size(
-    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scaling: float | None
 ) -> Tensor:
     """Attend in one batch for each run of frames of one size."""
     batches, first = [], 0
-    for length, run in groupby(starts.diff().tolist()):
+    for length, run in groupby(cu_seqlens.diff().tolist()):
         end = first + len(list(run)) * length
         q, k, v = (
             rearrange(x[first:end], "(t n) h d -> t h n d", n=length)

@@ -65,7 +65,7 @@ def check_attention(capability: int) -> None:
     for kind in ("bf16", "fp16"):
         arguments = {
             **dict.fromkeys(("query", "key", "value", "attended"), f"*{kind}"),
-            "starts": "*i32",
+            "cu_seqlens": "*i32",
             "scale": "fp32",
             **dict.fromkeys((*_gpu_attention.STRIDES, "tiles"), "i32"),
         }
