@@ -177,6 +177,9 @@ def frame_windows(
     return height, width
 
 
+_Kind = tuple[int, tuple[int, int] | None, Grid | None, tuple[bool, ...] | None]
+
+
 def frame_kinds(
     schedule: FrameSchedule,
 ) -> tuple[tuple[PooledFrame, ...], tuple[int, ...]]:
@@ -199,25 +202,16 @@ def frame_kinds(
         >>> len(kinds), kind_of
         (2, (0, 1, 0, 1, 0))
     """
-    numbers: dict[tuple[object, ...], int] = {}
-    kinds: list[PooledFrame] = []
-    kind_of = []
-    for frame in schedule.frames:
-        span = frame.stop - frame.start
-        key = (span, frame.stride, frame.grid, frame.keep)
-        if key not in numbers:
-            numbers[key] = len(kinds)
-            kinds.append(
-                PooledFrame(
-                    start=0,
-                    stop=span,
-                    stride=frame.stride,
-                    grid=frame.grid,
-                    keep=frame.keep,
-                )
-            )
-        kind_of.append(numbers[key])
-    return tuple(kinds), tuple(kind_of)
+    numbers = dict[_Kind, int]()
+    kind_of = tuple(
+        numbers.setdefault((f.stop - f.start, f.stride, f.grid, f.keep), len(numbers))
+        for f in schedule.frames
+    )
+    kinds = tuple(
+        PooledFrame(start=0, stop=span, stride=stride, grid=grid, keep=keep)
+        for span, stride, grid, keep in numbers
+    )
+    return kinds, kind_of
 
 
 def encoded_grids(grid: Grid, schedule: FrameSchedule) -> tuple[Grid, ...]:

@@ -63,8 +63,8 @@ MUTANTS = [
     ),
     Mutant(
         "frames",
-        "key = (span, frame.stride, frame.grid, frame.keep)",
-        "key = (frame.stride, frame.grid, frame.keep)",
+        "(f.stop - f.start, f.stride, f.grid, f.keep)",
+        "(1, f.stride, f.grid, f.keep)",
         "frames.py -k its_kind_is_the_frame",
     ),
     Mutant(
