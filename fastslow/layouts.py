@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fastslow._plans import integers
+from fastslow._runs import starts_run
 from fastslow._shapes import check_word
 from fastslow.frames import tokens_per_frame
 from fastslow.masks import KeyIntervals, visible_intervals
@@ -228,8 +229,8 @@ def _kept(layout: TokenLayout, window: FrameWindow) -> Tensor | None:
         kept = torch.zeros_like(kept)
     elif window.keep_text == "prefix":
         videos = is_video.cumsum(0)
-        begins = segments.diff(prepend=segments[:1]) != 0
-        kept &= videos == (videos - is_video.long()).where(begins, 0).cummax(0).values
+        before = (videos - is_video.long()).where(starts_run(segments), 0)
+        kept &= videos == before.cummax(0).values
     return kept | layout.is_slow if window.keep_slow else kept
 
 
