@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from fastslow._shapes import check_word
 from fastslow._typing import Grid
 
 Edge = Literal["ceil", "floor", "error"]
@@ -220,8 +221,7 @@ def _num_windows(side: int, stride: int, edge: str) -> int:
                 "edge 'ceil' keeps it"
             )
         return whole
-    if edge != "error":
-        raise ValueError(f"edge is {edge!r}; it must be 'ceil', 'floor' or 'error'")
+    check_word("edge", edge, Edge)
     if rest:
         raise ValueError(
             f"a side of {side} tokens is no multiple of stride {stride}; edge 'ceil' "

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
 from operator import index
-from typing import Literal, get_args
+from typing import Literal
 
-from fastslow._shapes import check_flags
+from fastslow._shapes import check_flags, check_word
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, PooledFrame
 from fastslow.grids import Edge, window_bounds
@@ -92,6 +92,7 @@ def build_schedule(
         raise ValueError(f"num_frames is {num_frames}; a clip has at least 1 frame")
     if not 0 <= slow_ratio <= 1:
         raise ValueError(f"slow_ratio is {slow_ratio}; it must lie between 0 and 1")
+    check_word("strategy", strategy, Strategy)
     ratio = _exact_ratio(slow_ratio)
     count = ceil(num_frames * ratio)
     if strategy == "interleave":
@@ -103,11 +104,8 @@ def build_schedule(
         chosen = set(range(count))
     elif strategy == "last_slow":
         chosen = set(range(num_frames - count, num_frames))
-    elif strategy == "uniform":
-        chosen = _spread(int(num_frames * ratio + Fraction(1, 2)), num_frames)
     else:
-        known = ", ".join(get_args(Strategy))
-        raise ValueError(f"strategy is {strategy!r}; it must be one of {known}")
+        chosen = _spread(int(num_frames * ratio + Fraction(1, 2)), num_frames)
     is_slow = [t in chosen for t in range(num_frames)]
     return two_level_schedule(is_slow, slow_stride=slow_stride, fast_stride=fast_stride)
 

@@ -207,7 +207,7 @@ def test_pooled_grid_names_what_is_too_small(
         ),
         (
             {"stride": 2, "edge": "wrap"},
-            "edge is 'wrap'; it must be 'ceil', 'floor' or 'error'",
+            "edge is 'wrap'; it must be one of ceil, floor, error",
         ),
     ],
 )

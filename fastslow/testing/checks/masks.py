@@ -12,7 +12,7 @@ from torch import Tensor
 from fastslow._typing import MaskMod
 from fastslow.masks import dense_mask
 from fastslow.plotting import render_mask
-from fastslow.testing.checks.search import smallest
+from fastslow.testing.checks.search import check_laws, smallest
 from fastslow.testing.strategies import (
     FramedRow,
     framed_rows,
@@ -87,10 +87,7 @@ def check_mask(
         )
     drawn = unordered_framed_rows() if rows is None else rows
     laws = tuple(laws)
-    for law in laws:
-        if law not in _BREACHES:
-            known = ", ".join(_BREACHES)
-            raise ValueError(f"laws has {law!r}; it must be one of {known}")
+    check_laws(laws, _BREACHES)
 
     broken = dict[MaskLaw, FramedRow]()
 

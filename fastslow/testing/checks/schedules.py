@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fastslow.frames import FrameSchedule
 from fastslow.schedule_json import schedule_from_json, schedule_to_json
 from fastslow.schedules import schedule_from_strides
-from fastslow.testing.checks.search import smallest
+from fastslow.testing.checks.search import check_laws, smallest
 
 ScheduleLaw = Literal[
     "length", "positive", "deterministic", "round_trip", "covers", "prefix"
@@ -68,10 +68,9 @@ def check_schedule(
         The smallest number of frames that shows it is 1:
           strides []
     """
+    laws = tuple(laws)
+    check_laws(laws, _BREACHES)
     for law in laws:
-        if law not in _BREACHES:
-            known = ", ".join(_BREACHES)
-            raise ValueError(f"laws has {law!r}; it must be one of {known}")
 
         def breach(num_frames: int, law: ScheduleLaw = law) -> str:
             earlier = range(min_frames, num_frames)

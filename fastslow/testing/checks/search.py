@@ -1,6 +1,6 @@
 """The search for the smallest input that breaks a law."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, Phase, find, settings
@@ -11,6 +11,14 @@ _T = TypeVar("_T")
 
 DRAWS = 200
 """Inputs that are drawn at least; a Hypothesis profile may ask for more."""
+
+
+def check_laws(laws: Iterable[str], known: Collection[str]) -> None:
+    """Raise where the name of a law is not known."""
+    for law in laws:
+        if law not in known:
+            names = ", ".join(known)
+            raise ValueError(f"laws has {law!r}; it must be one of {names}")
 
 
 def smallest(inputs: SearchStrategy[_T], breaks: Callable[[_T], Any]) -> _T | None:
