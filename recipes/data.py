@@ -96,17 +96,13 @@ def plan_data(config: Config, world: World) -> Data:
     family = Family() if checkpoint is None else family_of(read_config(checkpoint))
     on_gpu = world.device.type == "cuda"
     settings = clip_settings(config, family, pad_rows=on_gpu)
-    plan = partial(
-        plan_samples,
-        settings=settings,
-        tokenizer=tokenizer,
-        store=store,
-        num_workers=config.dataloader_num_workers,
-    )
-    train, unplanned = plan(index)
+    plan = partial(plan_samples, settings=settings, tokenizer=tokenizer, store=store)
+    train, unplanned = plan(index, num_workers=config.dataloader_num_workers)
     bad += unplanned
     refuse_empty(train_path, train, bad)
-    held_out, unplanned = plan(held_out_index)
+    held_out, unplanned = plan(
+        held_out_index, num_workers=config.dataloader_num_workers
+    )
     held_out_bad += unplanned
     if held_out_path is not None:
         refuse_empty(held_out_path, held_out, held_out_bad)
