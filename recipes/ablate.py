@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -42,7 +43,7 @@ from recipes.edge.ablation_figure import draw_ablation
 from recipes.edge.distributed import mistakes_in_words
 from recipes.edge.provenance import RECORD_FILE, read_starts
 from recipes.edge.settings import read_settings, write_settings
-from recipes.edge.values import by_dotted_name
+from recipes.edge.values import by_dotted_name, check_bounds
 
 RECIPE = Path(__file__).with_name("qwen2vl_tiny.py")
 """What is started; a settings file names every setting, so any recipe would do."""
@@ -81,11 +82,7 @@ class Ablation:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name in ("jobs", "ranks"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; it must be at least 1"
-                )
+        check_bounds(self, {"jobs": (1, inf), "ranks": (1, inf)})
 
 
 def split_gpus(jobs: int, ranks: int) -> list[dict[str, str]]:

@@ -21,7 +21,7 @@ from recipes.edge.settings import (
     settings_as_json,
 )
 from recipes.edge.strategies import parse_strategy, strategy_text
-from recipes.edge.values import convert
+from recipes.edge.values import check_bounds, convert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,17 +166,7 @@ class Config:
                 whole = os.path.expanduser(path)  # noqa: PTH111, else ./x is x
                 object.__setattr__(self, name, type(path)(whole))
         parse_strategy(self.frame_sampling_strategy)
-        for name, (least, most) in BOUNDS.items():
-            value = getattr(self, name)
-            if not least <= value <= most:
-                rule = (
-                    f"be at least {least}"
-                    if most == math.inf
-                    else f"lie between {least} and {most}"
-                )
-                raise ValueError(f"{name} is {value}; it must {rule}")
-            if math.isinf(value):
-                raise ValueError(f"{name} is {value}; it must be finite")
+        check_bounds(self, BOUNDS)
         if self.archives_on_disk in {1, 2}:
             raise ValueError(
                 f"archives_on_disk is {self.archives_on_disk}; it must be 0 or at "

@@ -12,6 +12,7 @@ parameter.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, wraps
+from math import inf
 from typing import Any, Literal
 
 import torch
@@ -33,6 +34,7 @@ from torch.utils.checkpoint import (
 from fastslow.qwen2_vl import FastSlowQwen2VL
 from recipes.edge.distributed import World
 from recipes.edge.lora import add_adapters
+from recipes.edge.values import check_bounds
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
 
@@ -73,12 +75,7 @@ class Parallel:
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
-        if self.replicate < 1:
-            raise ValueError(f"replicate is {self.replicate}; it must be at least 1")
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank is {self.lora_rank}; it must be at least 0")
-        if self.lora_alpha < 1:
-            raise ValueError(f"lora_alpha is {self.lora_alpha}; it must be at least 1")
+        check_bounds(self, BOUNDS)
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(
                 f"lora_dropout is {self.lora_dropout}; it must lie between 0 and 1, "
@@ -94,6 +91,10 @@ class Parallel:
     def compute_dtype(self) -> torch.dtype:
         """The dtype of forward and backward pass, as torch knows it."""
         return {"bfloat16": torch.bfloat16, "float32": torch.float32}[self.compute]
+
+
+BOUNDS = {"replicate": (1, inf), "lora_rank": (0, inf), "lora_alpha": (1, inf)}
+"""Least and greatest value of each number."""
 
 
 def parallelise(model: FastSlowQwen2VL, settings: Parallel, world: World) -> None:

@@ -1,6 +1,7 @@
 """Values as a file gives them, and the types that settings have."""
 
 import difflib
+import math
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -34,6 +35,29 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     (best,) = difflib.get_close_matches(name, list(known), n=1, cutoff=0)
     return best
+
+
+def check_bounds(settings: object, bounds: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse settings with a number that is out of its bounds, or not finite.
+
+    Args:
+        settings: Their numbers are its attributes.
+        bounds: Least and greatest value of each number.
+
+    Raises:
+        ValueError: If one is; the message names the first.
+    """
+    for name, (least, most) in bounds.items():
+        value = getattr(settings, name)
+        if not least <= value <= most:
+            rule = (
+                f"be at least {least}"
+                if most == math.inf
+                else f"lie between {least} and {most}"
+            )
+            raise ValueError(f"{name} is {value}; it must {rule}")
+        if math.isinf(value):
+            raise ValueError(f"{name} is {value}; it must be finite")
 
 
 def by_dotted_name(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
