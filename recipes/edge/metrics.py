@@ -205,12 +205,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if _step_of(line) is None:
+        content = _content_of(line)
+        if content is None:
             raise ValueError(
                 f"line {number} of {path} is {line[:50]!r}; it must be a JSON object "
                 "with a step"
             )
-        rows.append(json.loads(line))
+        rows.append(content)
     return rows
 
 
@@ -244,10 +245,10 @@ def _drop_lines(path: Path, first_step: int) -> int:
     kept: list[str] = []
     unreadable = 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        step = _step_of(line)
-        if step is None:
+        content = _content_of(line)
+        if content is None:
             unreadable += 1
-        elif step < first_step:
+        elif content["step"] < first_step:
             kept.append(f"{line}\n")
     write_whole(path, "".join(kept))
     return unreadable
@@ -265,14 +266,14 @@ def _read_health(path: Path, health: Health) -> Health:
     return health
 
 
-def _step_of(line: str) -> int | None:
-    """Read the step of a line of ``metrics.jsonl``; None if it has none."""
+def _content_of(line: str) -> dict[str, Any] | None:
+    """Read a line of ``metrics.jsonl``; None if it has no step."""
     try:
         content = json.loads(line)
     except ValueError:
         return None
-    step = content.get("step") if isinstance(content, dict) else None
-    return step if isinstance(step, int) else None
+    has_step = isinstance(content, dict) and isinstance(content.get("step"), int)
+    return content if has_step else None
 
 
 def _format(value: float | int) -> str:
