@@ -43,7 +43,10 @@ def held_out_accuracy(
     model.eval()
     asked, right, bad = 0, 0, list[BadSample]()
     rounds = -(-len(bins) // world.size)
-    mine = (*bins, *[()] * world.size)[world.rank :: world.size][:rounds]
+    mine = [
+        bins[number] if number < len(bins) else ()
+        for number in range(world.rank, rounds * world.size, world.size)
+    ]
     rows = read_rows(
         questions,
         [(chosen, StreamState()) for chosen in mine],
