@@ -132,8 +132,6 @@ BESIDES = {
 }
 """What a room may import beside rooms, LIBRARIES and the standard library."""
 
-BESIDES_IN_FUNCTIONS = {"fastslow.plotting": {"matplotlib"}}
-
 
 def forbidden_imports(module: str, source: str) -> list[str]:
     """Name the imports of a module that its room does not allow.
@@ -148,18 +146,11 @@ def forbidden_imports(module: str, source: str) -> list[str]:
     room = _room_of(module)
     if room == "fastslow" and module != "fastslow":
         return [module]
-    return [
-        name
-        for name, in_function in _imports(ast.parse(source))
-        if not _is_allowed(name, room, in_function=in_function)
-    ]
+    return [name for name in _imports(ast.parse(source)) if not _is_allowed(name, room)]
 
 
-def _is_allowed(name: str, room: str, *, in_function: bool) -> bool:
-    besides = BESIDES.get(room, set())
-    if in_function:
-        besides = besides | BESIDES_IN_FUNCTIONS.get(room, set())
-    if _is_in(name, besides):
+def _is_allowed(name: str, room: str) -> bool:
+    if _is_in(name, BESIDES.get(room, set())):
         return True
     if _is_in(name, EFFECTS):
         return False
@@ -177,17 +168,14 @@ def _is_in(name: str, packages: set[str]) -> bool:
     return any(".".join(parts[: n + 1]) in packages for n in range(len(parts)))
 
 
-def _imports(node: ast.AST, in_function: bool = False) -> Iterator[tuple[str, bool]]:
-    """Yield every imported name, dotted, and whether a function imports it."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import):
-            yield from ((alias.name, in_function) for alias in child.names)
-        elif isinstance(child, ast.ImportFrom):
-            parent = "." * child.level + (child.module or "")
-            yield from ((f"{parent}.{a.name}", in_function) for a in child.names)
-        else:
-            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
-            yield from _imports(child, in_function or inside)
+def _imports(tree: ast.AST) -> Iterator[str]:
+    """Yield every imported name, dotted, those within functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parent = "." * node.level + (node.module or "")
+            yield from (f"{parent}.{alias.name}" for alias in node.names)
 
 
 def _module_of(file: Path) -> str:
@@ -242,7 +230,7 @@ def test_a_bad_import_is_found(module: str, source: str, forbidden: str) -> None
     [
         ("fastslow.masks", "import math, torch.nn.functional as F"),
         ("fastslow.masks", "from fastslow.ragged import Ragged"),
-        ("fastslow.plotting", "def f():\n    import matplotlib.pyplot as plt"),
+        ("fastslow._bags", "def f():\n    from fastslow._gpu_bags import g"),
         ("fastslow.qwen2_vl.plan", "from fastslow.qwen2_vl.chat import f"),
         ("fastslow.qwen2_vl.plan", "from transformers.masking_utils import sdpa_mask"),
     ],
