@@ -18,6 +18,11 @@ def integers(values: Sequence[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.long, device="cpu")
 
 
+def flags(values: Sequence[bool]) -> Tensor:
+    """Make a boolean tensor on the host, as ``integers`` does."""
+    return torch.tensor(values, dtype=torch.bool, device="cpu")
+
+
 def to_device(plan: P, device: torch.device | str) -> P:
     """Give a plan whose tensors lie on ``device``.
 
