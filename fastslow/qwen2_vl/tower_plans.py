@@ -167,13 +167,16 @@ def _add_table(
     """Resample the table to every frame, as transformers does it."""
     indices = [integers([]).reshape(0, 4)]
     weights = [torch.empty(0, 4, dtype=torch.float32, device="cpu")]
-    known = {}
+    known = {
+        sides: get_vision_interpolation_indices_and_weights(
+            torch.tensor([(1, *sides)], device="cpu"),
+            table_side,
+            align_corners=True,
+            spatial_merge_size=merge_size,
+        )
+        for sides in {sides for _, sides in grids}
+    }
     for frames, sides in grids:
-        if sides not in known:
-            one = torch.tensor([(1, *sides)], device="cpu")
-            known[sides] = get_vision_interpolation_indices_and_weights(
-                one, table_side, align_corners=True, spatial_merge_size=merge_size
-            )
         entries, shares = known[sides]
         indices.append(entries.repeat(frames, 1))
         weights.append(shares.repeat(frames, 1))
