@@ -22,7 +22,7 @@ from recipes.edge.index import Sample, SampleIndex, join_samples, write_index
 from recipes.edge.pretrained import digest_model, read_config, read_tokenizer
 from recipes.edge.sample_set import PlannedSamples, plan_samples
 from recipes.edge.samples import ClipSettings
-from recipes.edge.tiny import train_tokenizer
+from recipes.edge.tiny import VOCABULARY, train_tokenizer
 from recipes.edge.weights import build_meta_model, find_weights
 
 CACHE = Path(HF_HOME) / "fastslow"
@@ -186,7 +186,7 @@ def _make_tokenizer(config: Config, train: Iterable[Sample]) -> Path:
     folder = config.output_dir / "tokenizer"
     if not list_checkpoints(config.output_dir):
         texts = (turn.text for sample in train for turn in sample.turns)
-        train_tokenizer(texts, vocabulary_size=512).save_pretrained(folder)
+        train_tokenizer(texts, vocabulary_size=VOCABULARY).save_pretrained(folder)
     return folder
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig, Qwen2VLConfig
 
 from recipes.edge.pretrained import read_config
-from recipes.edge.tiny import tiny_config
+from recipes.edge.tiny import VOCABULARY, tiny_config
 
 SHAPES: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2-VL-2B-Instruct": {
@@ -50,7 +50,7 @@ def model_config(name_or_path: str | None) -> PreTrainedConfig:
         Its configuration.
     """
     if name_or_path is None:
-        return tiny_config(512)
+        return tiny_config(VOCABULARY)
     if name_or_path not in SHAPES or Path(name_or_path).is_dir():
         return read_config(name_or_path)
     shape = SHAPES[name_or_path]

@@ -20,6 +20,9 @@ SPECIAL_TOKENS = (
 )
 """Qwen2-VL's special tokens, under its own names."""
 
+VOCABULARY = 512
+"""Tokens at most of a run that starts from nothing."""
+
 CHAT_TEMPLATE = """\
 {%- if messages[0].role != "system" -%}
 {{ "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" }}
