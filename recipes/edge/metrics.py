@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recipes.edge.distributed import World
+from recipes.edge.provenance import time_stamp
 from recipes.edge.publishing import write_whole
 from recipes.health import Health, Warned, examine
 
@@ -120,7 +120,9 @@ class RunLog:
         if outputs is None:
             return
         words = " ".join(f"{name} {_format(value)}" for name, value in metrics.items())
-        _write_line(outputs.log, f"{_now()} step {step}/{self._total_steps} {words}")
+        _write_line(
+            outputs.log, f"{time_stamp()} step {step}/{self._total_steps} {words}"
+        )
         _write_line(outputs.metrics, _json_line({"step": step, **metrics}))
         for name, value in metrics.items():
             outputs.curves.add_scalar(f"train/{name}", value, step)
@@ -179,7 +181,7 @@ class RunLog:
         if outputs is None:
             return
         for line in text.splitlines():
-            _write_line(outputs.log, f"{_now()} {line}")
+            _write_line(outputs.log, f"{time_stamp()} {line}")
         outputs.bar.write(text, file=sys.stdout)
         sys.stdout.flush()
 
@@ -304,8 +306,3 @@ def _write_line(file: TextIO, line: str) -> None:
     """Write a line and hand it to the system at once."""
     file.write(f"{line}\n")
     file.flush()
-
-
-def _now() -> str:
-    """Give the local time with its offset, to the second."""
-    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -32,6 +32,11 @@ PACKAGES = (
 """Packages whose code the numbers of a run go through."""
 
 
+def time_stamp() -> str:
+    """Give the local time with its offset, to the second."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
 def code_versions() -> dict[str, str | None]:
     """Give the versions of Python, CUDA and the packages; None for what is not there.
 
@@ -86,7 +91,7 @@ def record_start(output_dir: Path, start: Mapping[str, Any]) -> None:
     """
     starts = read_starts(output_dir)
     about = {
-        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "time": time_stamp(),
         "command": sys.argv,
         **start,
         "versions": code_versions(),
