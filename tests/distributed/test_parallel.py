@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLForConditionalGeneration
 
 from fastslow import (
     Span,
@@ -48,6 +48,7 @@ from recipes.edge.parallel import (
     sharding_mesh,
 )
 from recipes.edge.shards import local_part
+from tests.small_models import small_config
 
 VIDEO_TOKEN_ID = 9
 MAX_NORM = 2.0
@@ -101,32 +102,9 @@ def build() -> FastSlowQwen2VL:
     """Make a tiny model, the same in every process."""
     torch.manual_seed(0)
     backbone = Qwen2VLForConditionalGeneration(
-        Qwen2VLConfig(
-            text_config={
-                "vocab_size": 41,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "initializer_range": 0.2,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 1e4,
-                    "mrope_section": [1, 1, 2],
-                },
-                "bos_token_id": None,
-                "eos_token_id": None,
-            },
-            vision_config={
-                "depth": 2,
-                "embed_dim": 16,
-                "hidden_size": 32,
-                "num_heads": 2,
-                "mlp_ratio": 2,
-                "patch_size": 2,
-                "initializer_range": 0.2,
-            },
+        small_config(
+            {"vocab_size": 41, "initializer_range": 0.2},
+            {"initializer_range": 0.2},
             video_token_id=VIDEO_TOKEN_ID,
         )
     )

@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -19,6 +18,7 @@ from transformers import (
 from fastslow import LabelPlan, Span, VideoSpan, count_tokens
 from fastslow.qwen2_vl import Family, FastSlowQwen2VL, RowPlan, plan_row
 from fastslow.qwen2_vl.model import Backbone
+from tests.small_models import small_config
 
 VIDEO_TOKEN_ID = 9
 PIXELS = 3 * 2 * 2 * 2
@@ -29,30 +29,8 @@ def make_backbone() -> Callable[..., Qwen2VLForConditionalGeneration]:
     """Build a Qwen2-VL in float64 whose every parameter is random."""
 
     def make(*, layers: int = 2, seed: int = 0) -> Qwen2VLForConditionalGeneration:
-        config = Qwen2VLConfig(
-            text_config={
-                "vocab_size": 40,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_hidden_layers": layers,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 1e4,
-                    "mrope_section": [1, 1, 2],
-                },
-                "bos_token_id": None,
-                "eos_token_id": None,
-            },
-            vision_config={
-                "depth": 2,
-                "embed_dim": 16,
-                "hidden_size": 32,
-                "num_heads": 2,
-                "mlp_ratio": 2,
-                "patch_size": 2,
-            },
+        config = small_config(
+            {"num_hidden_layers": layers},
             video_token_id=VIDEO_TOKEN_ID,
             image_token_id=8,
             vision_start_token_id=7,

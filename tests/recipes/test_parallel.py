@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLForConditionalGeneration
 
 from fastslow import (
     TextSpan,
@@ -52,6 +52,7 @@ from recipes.edge.parallel import (
     shard,
     sharding_mesh,
 )
+from tests.small_models import small_config
 
 VIDEO_TOKEN_ID = 9
 
@@ -72,32 +73,9 @@ def make_model(layers: int = 2, seed: int = 0) -> FastSlowQwen2VL:
     """Build a tiny model with random weights in float32."""
     torch.manual_seed(seed)
     backbone = Qwen2VLForConditionalGeneration(
-        Qwen2VLConfig(
-            text_config={
-                "vocab_size": 40,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_hidden_layers": layers,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "initializer_range": 0.2,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 1e4,
-                    "mrope_section": [1, 1, 2],
-                },
-                "bos_token_id": None,
-                "eos_token_id": None,
-            },
-            vision_config={
-                "depth": 2,
-                "embed_dim": 16,
-                "hidden_size": 32,
-                "num_heads": 2,
-                "mlp_ratio": 2,
-                "patch_size": 2,
-                "initializer_range": 0.2,
-            },
+        small_config(
+            {"num_hidden_layers": layers, "initializer_range": 0.2},
+            {"initializer_range": 0.2},
             video_token_id=VIDEO_TOKEN_ID,
         )
     )

@@ -23,7 +23,6 @@ from torch.distributed.tensor import DTensor
 from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
-    Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
 )
 
@@ -37,6 +36,7 @@ from recipes.edge.weights import (
     load_pretrained,
     materialize,
 )
+from tests.small_models import small_config
 
 ROOT = Path(__file__).parents[2]
 EMBEDDING = "model.embed_tokens.weight"
@@ -57,31 +57,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 def backbone(*, tied: bool, dtype: torch.dtype = torch.bfloat16) -> Any:
     """Draw a tiny Qwen2-VL; two of its sizes are odd."""
     torch.manual_seed(7)
-    config = Qwen2VLConfig(
-        text_config={
-            "vocab_size": 41,
-            "hidden_size": 32,
-            "intermediate_size": 45,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "initializer_range": 0.3,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e4,
-                "mrope_section": [1, 1, 2],
-            },
-            "bos_token_id": None,
-            "eos_token_id": None,
-        },
-        vision_config={
-            "depth": 2,
-            "embed_dim": 16,
-            "hidden_size": 32,
-            "num_heads": 2,
-            "mlp_ratio": 2,
-            "patch_size": 2,
-        },
+    config = small_config(
+        {"vocab_size": 41, "intermediate_size": 45, "initializer_range": 0.3},
         video_token_id=9,
         image_token_id=8,
         tie_word_embeddings=tied,
