@@ -20,18 +20,9 @@ from fastslow import (
     visible_intervals,
 )
 from fastslow.testing import strategies as fst
+from tests.block_tables import TABLES
 
 Row = fst.Row
-TABLES = (
-    "kv_num_blocks",
-    "kv_indices",
-    "full_kv_num_blocks",
-    "full_kv_indices",
-    "q_num_blocks",
-    "q_indices",
-    "full_q_num_blocks",
-    "full_q_indices",
-)
 
 block_sizes = st.integers(1, 9)
 

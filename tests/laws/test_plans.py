@@ -1,7 +1,7 @@
 """Laws of ``fastslow._plans``."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from unittest.mock import patch
@@ -48,15 +48,7 @@ from fastslow import (
 )
 from fastslow.plotting import render_mask
 from fastslow.testing import strategies as fst
-
-
-def tensors(plan: object, name: str = "plan") -> Iterator[tuple[str, Tensor]]:
-    """List the tensors of a plan by path."""
-    if isinstance(plan, Tensor):
-        yield name, plan
-    elif dataclasses.is_dataclass(plan):
-        for field in dataclasses.fields(plan):
-            yield from tensors(getattr(plan, field.name), f"{name}.{field.name}")
+from tests.plan_tensors import assert_equal, tensors
 
 
 def plans_of(layout: TokenLayout) -> list[object]:
@@ -182,19 +174,3 @@ def test_the_default_device_decides_nothing(work: Callable[[], object]) -> None:
     with torch.device("meta"):
         found = work()
     assert_equal(found, work())
-
-
-def assert_equal(found: object, expected: object) -> None:
-    """Hold two results against each other, down to the devices of their tensors."""
-    if isinstance(expected, list | tuple):
-        assert isinstance(found, list | tuple)
-        for each, other in zip(found, expected, strict=True):
-            assert_equal(each, other)
-    elif dataclasses.is_dataclass(expected) or isinstance(expected, Tensor):
-        there = dict(tensors(expected))
-        for name, tensor in tensors(found):
-            assert tensor.device == there[name].device
-            assert torch.equal(tensor, there.pop(name))
-        assert not there
-    else:
-        assert found == expected

@@ -1,8 +1,7 @@
 """Laws of ``fastslow.pool_plans``."""
 
 import inspect
-from dataclasses import astuple, fields
-from itertools import pairwise
+from dataclasses import fields
 from math import prod
 from typing import Any
 
@@ -14,8 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastslow import (
-    FrameSchedule,
-    Grid,
     PoolPlan,
     cu_seqlens_from_lengths,
     lengths_from_cu_seqlens,
@@ -28,33 +25,16 @@ from fastslow import (
 from fastslow.grids import Mode
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
-
-Clip = tuple[Tensor, list[int]]
-Clips = list[tuple[Grid, FrameSchedule]]
-
-MODES: tuple[Mode, ...] = ("average", "max", "area", "bilinear")
-LINEAR: tuple[Mode, ...] = ("average", "area", "bilinear")
-
-modes = st.sampled_from(MODES)
-linear_modes = st.sampled_from(LINEAR)
-
-
-def plain(clips: Clips) -> list[tuple[Grid, reference.Schedule]]:
-    return [(grid, astuple(schedule)) for grid, schedule in clips]
-
-
-def bags(entries: Tensor, starts: Tensor) -> list[list[Any]]:
-    bounds = [*starts.tolist(), len(entries)]
-    return [entries[first:last].tolist() for first, last in pairwise(bounds)]
-
-
-def cells_of(plan: PoolPlan, seed: int) -> Tensor:
-    shape = (len(plan.cell_starts), 2)
-    return fst.random_values(shape, seed=seed, dtype=torch.float64)
-
-
-def assert_near(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+from tests.laws.pools import (
+    MODES,
+    Clips,
+    assert_near,
+    bags,
+    cells_of,
+    linear_modes,
+    modes,
+    plain,
+)
 
 
 def assert_transposed(plan: PoolPlan) -> None:

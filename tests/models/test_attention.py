@@ -28,6 +28,7 @@ from fastslow.qwen2_vl import ATTENTION_NAME, FastSlowQwen2VL, RowPlan
 from fastslow.qwen2_vl.attention import mask_for_device, masked_attention
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
+from tests.models.samples import assert_near
 
 MakeBackbone = Callable[..., Qwen2VLForConditionalGeneration]
 
@@ -72,10 +73,6 @@ def attend_by_hand(
                 values = value[0, head // group, keys]
                 output[0, head, row] = scores.softmax(0) @ values
     return output.transpose(1, 2)
-
-
-def assert_near(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 # In transformers' own forward, without a layout

@@ -35,7 +35,7 @@ from fastslow import (
 from fastslow.grids import Mode
 from fastslow.losses import Distance, _compiled, _slopes, _weighted_sum
 from fastslow.testing import strategies as fst
-from tests.oracles.test_no_sync import with_tensors
+from tests.plan_tensors import with_tensors
 
 pytestmark = [
     pytest.mark.skipif(

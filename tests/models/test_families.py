@@ -40,7 +40,7 @@ from fastslow.qwen2_vl import (
 )
 from fastslow.qwen2_vl.model import Backbone
 from fastslow.testing import strategies as fst
-from tests.models.samples import unpooled
+from tests.models.samples import assert_near, unpooled
 
 VIDEO_TOKEN_ID = 9
 TOKENS_PER_SECOND = 2
@@ -103,10 +103,6 @@ def total_loss(model: FastSlowQwen2VL, patches: Tensor, plan: RowPlan) -> Tensor
     output = model(patches, plan)
     total, count = next_frame_loss(output.predictions, output.targets)
     return output.language_loss / len(plan.labels.targets) + total / count
-
-
-def assert_near(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 # What differs

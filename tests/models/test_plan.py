@@ -22,7 +22,7 @@ from fastslow.qwen2_vl import (
 )
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
-from tests.laws.test_plans import assert_equal, tensors
+from tests.plan_tensors import assert_equal, tensors
 
 rows = fst.packed_samples()
 

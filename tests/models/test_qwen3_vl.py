@@ -44,6 +44,7 @@ from fastslow.qwen2_vl.model import Backbone
 from fastslow.testing import strategies as fst
 from recipes.edge.tiny import train_tokenizer
 from recipes.edge.video import sample_frame_indices
+from tests.models.samples import assert_near
 
 VIDEO_TOKEN_ID = 9
 START, END = "<|vision_start|>", "<|vision_end|>"
@@ -97,10 +98,6 @@ def inputs_of(plan: RowPlan, patches: Tensor) -> dict[str, Any]:
         "video_grid_thw": plan.grid_thw,
         "use_cache": False,
     }
-
-
-def assert_near(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 # Time as text

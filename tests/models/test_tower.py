@@ -29,7 +29,7 @@ from fastslow.qwen2_vl import (
 )
 from fastslow.qwen2_vl.tower import MOST_CHANNELS, attend_within_frames
 from fastslow.testing import strategies as fst
-from tests.laws.test_plans import assert_equal
+from tests.plan_tensors import assert_equal
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 

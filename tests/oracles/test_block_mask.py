@@ -25,18 +25,9 @@ from fastslow import (
     visible_intervals,
 )
 from fastslow.testing import strategies as fst
+from tests.block_tables import TABLES
 
 Row = fst.Row
-TABLES = (
-    "kv_num_blocks",
-    "kv_indices",
-    "full_kv_num_blocks",
-    "full_kv_indices",
-    "q_num_blocks",
-    "q_indices",
-    "full_q_num_blocks",
-    "full_q_indices",
-)
 UNUSED = ("dq_write_order", "dq_write_order_full", "dq_kv_order", "dq_kv_order_spt")
 
 block_sizes = st.sampled_from((1, 2, 3, 4, 5, 8, 16, 128))

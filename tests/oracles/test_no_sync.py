@@ -6,7 +6,6 @@ index, any size that depends on values. A copy to the host that nobody reads is 
 there; on a GPU the same calls run with every wait made an error.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,22 +47,10 @@ from fastslow import (
 )
 from fastslow.qwen2_vl import VisionGeometry, normalize_patches
 from fastslow.testing import strategies as fst
+from tests.plan_tensors import with_tensors
 
 Reads = (DataDependentOutputException, DynamicOutputShapeException)
 Call = tuple[Callable[..., object], tuple[Any, ...]]
-
-
-def with_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Change every tensor of a value or of a dataclass, nested or not."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return value
-    changed = {
-        field.name: with_tensors(change, getattr(value, field.name))
-        for field in dataclasses.fields(value)
-    }
-    return dataclasses.replace(value, **changed)
 
 
 def run_without_values(function: Callable[..., object], *arguments: Any) -> None:

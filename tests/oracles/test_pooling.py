@@ -25,6 +25,7 @@ from fastslow import (
 from fastslow.grids import Mode
 from fastslow.pool_plans import plan_bags
 from fastslow.testing import strategies as fst
+from tests.laws.pools import assert_near
 
 STRIDES = [1, 2, 3, 4, 8, 13, 40]
 
@@ -47,10 +48,6 @@ def pool_one_by_one(tokens: Tensor, strides: list[int]) -> Tensor:
     ]
     frames = [einops.rearrange(frame, "d h w -> (h w) d") for frame in pooled]
     return torch.cat(frames)
-
-
-def assert_near(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 def assert_same_values_and_gradients(

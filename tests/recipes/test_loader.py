@@ -42,7 +42,7 @@ from recipes.edge.samples import (
 )
 from recipes.edge.tiny import SPECIAL_TOKENS, train_tokenizer
 from recipes.edge.video import VideoInfo, probe_video, sample_frame_indices
-from tests.laws.test_plans import assert_equal, tensors
+from tests.plan_tensors import assert_equal, tensors
 from tests.recipes.broken import without_pixels
 
 SETTINGS = ClipSettings(
