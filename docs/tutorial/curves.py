@@ -1,7 +1,6 @@
 """A training run, read from its curves.
 
-python docs/tutorial/curves.py
-python docs/tutorial/curves.py runs/tiny/metrics.jsonl curves.svg
+python docs/tutorial/curves.py [METRICS [PICTURE]]
 """
 
 import json
@@ -10,9 +9,9 @@ from pathlib import Path
 
 from drawing import Panel, curves_svg
 
-here = Path(__file__)
 given = [Path(name) for name in sys.argv[1:]]
-source, picture = given or (here.with_name("metrics.jsonl"), here.with_suffix(".svg"))
+source, *rest = given or [Path(__file__).with_name("metrics.jsonl")]
+picture = rest[0] if rest else source.with_name("curves.svg")
 
 records = [json.loads(line) for line in source.read_text().splitlines()]
 steps = [record for record in records if "event" not in record]

@@ -46,14 +46,18 @@ def test_a_step_shows_what_its_script_does(
     assert drawn == kept, f"python docs/tutorial/{name}.py draws it anew"
 
 
+@pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("steps", [1, 3, 20])
 def test_curves_of_any_run_are_drawn(
-    steps: int, run: Callable[..., None], tmp_path: Path
+    steps: int, named: bool, run: Callable[..., None], tmp_path: Path
 ) -> None:
-    source, picture = tmp_path / "mine.jsonl", tmp_path / "mine.svg"
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    source = folder / "metrics.jsonl"
+    picture = folder / ("mine.svg" if named else "curves.svg")
     lines = (FOLDER / "metrics.jsonl").read_text().splitlines()
     source.write_text("\n".join(lines[:steps]))
-    run("curves", str(source), str(picture))
+    run("curves", str(source), *([str(picture)] if named else []))
     ends = re.findall(r'class="last"[^>]*>(\d+)<', picture.read_text())
     assert ends == [str(steps)] * 4
 
