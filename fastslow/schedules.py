@@ -229,8 +229,10 @@ def repeat_strides(
             f"num_frames is {num_frames} and pattern has {len(pattern)} strides; both "
             "must be at least 1"
         )
-    strides = [pattern[(t - phase) % len(pattern)] for t in range(num_frames)]
     least = min(pattern)
+    if least < 1:  # in a short clip it may not be met
+        raise ValueError(f"pattern is {tuple(pattern)}; each stride must be at least 1")
+    strides = [pattern[(t - phase) % len(pattern)] for t in range(num_frames)]
     return schedule_from_strides(strides, is_slow=[each == least for each in strides])
 
 

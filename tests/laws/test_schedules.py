@@ -392,6 +392,10 @@ def test_build_schedule_names_what_is_out_of_range(
             ("num_frames is 3 and pattern has 0 strides; both must be at least 1"),
         ),
         (
+            lambda: repeat_strides(1, (1, 0)),
+            "pattern is (1, 0); each stride must be at least 1",
+        ),
+        (
             lambda: kernel_schedule(0, (1, 1, 1)),
             "num_frames is 0 and kernel is (1, 1, 1); all must be at least 1",
         ),
