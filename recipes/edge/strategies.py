@@ -223,6 +223,10 @@ def _checked(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} has no argument {key!r} to set; the nearest one is "
                 f"{nearest(key, own)!r}"
             )
+        if key not in hints:
+            raise ValueError(
+                f"{name} has no annotation for {key!r}; a setting is read by its type"
+            )
     for key, parameter in known.items():
         is_missing = parameter.default is parameter.empty and key not in arguments
         if is_missing and key not in (*KNOWN, *SETTINGS):

@@ -203,6 +203,21 @@ def test_a_strategy_that_cannot_be_meant(text: str, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
+def test_an_argument_without_a_type_is_no_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def bare(num_frames, stride=2):  # type: ignore[no-untyped-def]
+        return repeat_strides(num_frames, (stride,))
+
+    monkeypatch.setitem(CONSTRUCTORS, "bare", bare)
+    assert schedule_frames(5, strategy="bare", **RUN) == repeat_strides(5, (2,))
+    with pytest.raises(ValueError) as caught:
+        parse_strategy("bare(stride=4)")
+    assert str(caught.value) == (
+        "bare has no annotation for 'stride'; a setting is read by its type"
+    )
+
+
 def test_a_strategy_of_a_file_has_a_name() -> None:
     with pytest.raises(ValueError) as caught:
         strategy_text({"pattern": [2, 4]})
