@@ -14,7 +14,7 @@ from typing import Any
 from docutils import nodes
 from drawing import STYLE, follow_scheme, save_svg
 from matplotlib import rc_context
-from measured import Result, family, ratio_chart, target_ratio, workload
+from measured import Result, family, is_missed, ratio_chart, workload
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -135,8 +135,7 @@ def table(results: list[Result]) -> Iterator[str]:
     for result in results:
         numbers = dict(result["extra_info"])
         target = numbers.pop("target", "")
-        least = target_ratio(result)
-        if least is not None and result["ratio"] < least:
+        if is_missed(result):
             target += " (missed)"
         yield _row(
             (

@@ -32,8 +32,18 @@ def workload(result: Result) -> str:
 def target_ratio(result: Result) -> float | None:
     """Read the ratio that was aimed at; None where the aim was no ratio."""
     target = str(result["extra_info"].get("target", ""))
-    found = re.match(r"at least ([\d.,]+)x(?:,|$)", target)
+    found = re.match(r"at least ([\d.,]+)x\b", target)
     return float(found[1].replace(",", "")) if found else None
+
+
+def is_missed(result: Result) -> bool:
+    """Tell whether less was found than was aimed at: as a ratio, or as ours in percent."""
+    numbers, least = result["extra_info"], target_ratio(result)
+    if least is not None:
+        return bool(result["ratio"] < least)
+    aim = re.match(r"ours at least (?:as many|(\d+)%)", numbers.get("target", ""))
+    share = numbers.get("ours in % of it")
+    return bool(aim and share and share < int(aim[1] or 100))
 
 
 def ratio_chart(results: list[Result]) -> Figure | None:
