@@ -224,14 +224,12 @@ def repeat_strides(
         Zhang et al., "Video Instruction Tuning With Synthetic Data"
         (arXiv:2410.02713), section 4: one slow frame in every s.
     """
-    if num_frames < 1 or not len(pattern):
+    least = min(pattern, default=0)  # of strides that a short clip does not meet, too
+    if num_frames < 1 or least < 1:
         raise ValueError(
-            f"num_frames is {num_frames} and pattern has {len(pattern)} strides; both "
-            "must be at least 1"
+            f"num_frames is {num_frames} and pattern is {tuple(pattern)}; there must "
+            "be a frame, and strides of at least 1"
         )
-    least = min(pattern)
-    if least < 1:  # in a short clip it may not be met
-        raise ValueError(f"pattern is {tuple(pattern)}; each stride must be at least 1")
     strides = [pattern[(t - phase) % len(pattern)] for t in range(num_frames)]
     return schedule_from_strides(strides, is_slow=[each == least for each in strides])
 

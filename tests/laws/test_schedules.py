@@ -385,15 +385,24 @@ def test_build_schedule_names_what_is_out_of_range(
         ),
         (
             lambda: repeat_strides(0, (2,)),
-            ("num_frames is 0 and pattern has 1 strides; both must be at least 1"),
+            (
+                "num_frames is 0 and pattern is (2,); there must be a frame, and "
+                "strides of at least 1"
+            ),
         ),
         (
             lambda: repeat_strides(3, ()),
-            ("num_frames is 3 and pattern has 0 strides; both must be at least 1"),
+            (
+                "num_frames is 3 and pattern is (); there must be a frame, and strides "
+                "of at least 1"
+            ),
         ),
         (
             lambda: repeat_strides(1, (1, 0)),
-            "pattern is (1, 0); each stride must be at least 1",
+            (
+                "num_frames is 1 and pattern is (1, 0); there must be a frame, and "
+                "strides of at least 1"
+            ),
         ),
         (
             lambda: kernel_schedule(0, (1, 1, 1)),
