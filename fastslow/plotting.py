@@ -1,4 +1,4 @@
-"""Masks, schedules and packed rows as text and as SVG.
+"""Masks as text; masks, schedules and packed rows as SVG.
 
 A picture is a string that depends on its arguments alone and needs nothing beside it.
 It brings its own background, so it can be read on light and on dark pages.
@@ -139,6 +139,12 @@ def layout_svg(layout: TokenLayout) -> str:
             == len(layout.input_ids)``
         numbers: the lines are ``segment_ids``, ``frame_ids``, ``causal_ranks`` and the
             bounds of ``visible_keys``, with ``-`` for -1
+
+    Example:
+        >>> from fastslow import TextSpan, build_layout
+        >>> row = build_layout([[TextSpan(token_ids=(1, 2))]], video_token_id=9)
+        >>> layout_svg(row).startswith("<svg")
+        True
     """
     visible = visible_keys(layout)
     lines = {
@@ -190,6 +196,12 @@ def mask_svg(layout: TokenLayout) -> str:
             ``union of rectangles == dense_mask``
         disjoint: they do not overlap: ``sum of areas == dense_mask.sum()``
         one_cell_per_token: each strip has as many cells as the row has tokens
+
+    Example:
+        >>> from fastslow import TextSpan, build_layout
+        >>> row = build_layout([[TextSpan(token_ids=(1, 2))]], video_token_id=9)
+        >>> mask_svg(row).startswith("<svg")
+        True
     """
     kinds, places = _kinds(layout), _places(layout)
     extent = places[-1] + 1

@@ -49,6 +49,26 @@ def encode_conversation(
         text_round_trip: the decoded spans read as the chat template renders the turns:
             ``decode(encode_conversation(turns)) == apply_chat_template(turns)``
         answers_only: the trained tokens are the answers, each with its end
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = {"Who": 0, "runs?": 1, "A": 2, "cat.": 3, "<end>": 4}
+        >>> plain = Tokenizer(models.WordLevel(words, unk_token="<end>"))
+        >>> plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> tokenizer = PreTrainedTokenizerFast(
+        ...     tokenizer_object=plain, eos_token="<end>"
+        ... )
+        >>> tokenizer.chat_template = (
+        ...     "{% for turn in messages %}{{ turn.content[0].text + ' ' }}"
+        ...     "{% if turn.role == 'assistant' %}{{ eos_token }}{% endif %}"
+        ...     "{% endfor %}"
+        ... )
+        >>> turns = [("user", "Who runs?"), ("assistant", "A cat.")]
+        >>> for span in encode_conversation(turns, [], tokenizer):
+        ...     print(span.token_ids, span.trained)
+        (0, 1) False
+        (2, 3, 4) True
     """
     if next((role for role, _ in turns if role != "system"), None) == "assistant":
         raise ValueError("the first turn is the assistant's; an answer needs a prompt")

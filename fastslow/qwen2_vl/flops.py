@@ -62,6 +62,18 @@ def step_flops(model: FastSlowQwen2VL, plan: RowPlan) -> StepFlops:
             padding) == step_flops(row)``
         additive: a pack has the FLOPs of its samples: ``step_flops(a ++ b) ==
             step_flops(a) + step_flops(b)``
+
+    Example:
+        >>> import torch
+        >>> from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+        >>> config = Qwen2VLConfig(text_config={"num_hidden_layers": 1})
+        >>> with torch.device("meta"):
+        ...     model = FastSlowQwen2VL(Qwen2VLForConditionalGeneration(config))
+        >>> from fastslow import TextSpan
+        >>> from fastslow.qwen2_vl import plan_row
+        >>> text = TextSpan(token_ids=(1, 2), trained=True)
+        >>> step_flops(model, plan_row([[text]], video_token_id=9)).tower
+        0
     """
     merge = model.backbone.model.visual.spatial_merge_size
     patches = int(plan.grid_thw.prod(1).sum())
@@ -94,6 +106,16 @@ def step_cost(model: FastSlowQwen2VL) -> CostModel:
         matches_step_flops: equals ``step_flops`` without what is left out:
             ``sample_cost(step_cost(model), tokens=n, pairs=p, patches=q) ==
             flops.language_model + flops.tower - tower attention``
+
+    Example:
+        >>> import torch
+        >>> from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+        >>> config = Qwen2VLConfig(text_config={"num_hidden_layers": 1})
+        >>> with torch.device("meta"):
+        ...     model = FastSlowQwen2VL(Qwen2VLForConditionalGeneration(config))
+        >>> cost = step_cost(model)
+        >>> cost.per_pair  # of 64 heads of 128 channels, in one layer
+        114688
     """
     merged = model.backbone.model.visual.spatial_merge_size**2
     patches, features = _towers(model, merged, 0, 0)

@@ -63,6 +63,30 @@ def generate_answers(
             answers(a) + answers(b)``
         matches_transformers: without pooling and with causal attention, equals
             Qwen2-VL's own ``generate``
+
+    Example:
+        >>> from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+        >>> from fastslow import TextSpan
+        >>> from fastslow.qwen2_vl import blank_clip, plan_row
+        >>> config = Qwen2VLConfig(
+        ...     text_config={
+        ...         "hidden_size": 16, "num_hidden_layers": 1,
+        ...         "num_attention_heads": 2, "num_key_value_heads": 1,
+        ...         "rope_parameters": {
+        ...             "rope_type": "default", "mrope_section": [1, 1, 2],
+        ...         },
+        ...     },
+        ...     vision_config={"depth": 1, "embed_dim": 16, "hidden_size": 16},
+        ... )
+        >>> model = FastSlowQwen2VL(Qwen2VLForConditionalGeneration(config)).eval()
+        >>> clip, patches = blank_clip(model.family.geometry)
+        >>> asked = [clip, TextSpan(token_ids=(1, 2))], [TextSpan(token_ids=(3,))]
+        >>> plan = plan_row(asked, video_token_id=9)
+        >>> answers = generate_answers(
+        ...     model, patches, plan, eos_token_id=0, max_new_tokens=3
+        ... )
+        >>> [len(answer) <= 3 for answer in answers]
+        [True, True]
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")

@@ -113,6 +113,14 @@ def plan_row(
     Laws:
         counts_agree: pooled tokens, placeholders and video rows are equally many:
             ``len(pool.window_sizes) == #placeholders == len(video_rows)``
+
+    Example:
+        >>> from fastslow import TextSpan, schedule_from_strides
+        >>> clip = VideoSpan(grid=(4, 4), schedule=schedule_from_strides([2, 4]))
+        >>> answer = TextSpan(token_ids=(7,), trained=True)
+        >>> plan = plan_row([[clip, answer]], video_token_id=9)
+        >>> plan.grid_thw.tolist(), plan.video_rows.tolist(), plan.labels.rows.tolist()
+        ([[2, 8, 8]], [0, 1, 2, 3, 4], [4])
     """
     layout = build_layout(
         samples,

@@ -185,6 +185,13 @@ def patchify_clip(
         matches_transformers: normalised, equals the values of transformers' own
             processor: ``normalize_patches(patchify_clip(frames)) ==
             pixel_values_videos``
+
+    Example:
+        >>> frames = torch.zeros(3, 3, 448, 448, dtype=torch.uint8)
+        >>> clip_grid(3, 448, 448, VisionGeometry())
+        (2, (16, 16))
+        >>> tuple(patchify_clip(frames, VisionGeometry()).shape)  # 2 x 32 x 32 patches
+        (2048, 1176)
     """
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
         raise ValueError(
@@ -255,6 +262,11 @@ def blank_clip(
 
     Laws:
         one_token: the clip is one token, and has the patches of one
+
+    Example:
+        >>> clip, patches = blank_clip(VisionGeometry())
+        >>> clip.grid, tuple(patches.shape)
+        ((1, 1), (4, 1176))
     """
     patches = torch.zeros(
         geometry.merge_size**2,

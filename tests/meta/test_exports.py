@@ -6,7 +6,9 @@ from types import ModuleType
 import pytest
 
 import fastslow
+import fastslow.plotting
 import fastslow.qwen2_vl
+import fastslow.testing
 
 MODULES = [fastslow, fastslow.qwen2_vl]
 
@@ -49,3 +51,27 @@ def test_functions_and_classes_are_documented(module: ModuleType) -> None:
     }
     assert documented
     assert [name for name, is_so in documented.items() if not is_so] == []
+
+
+def test_every_public_function_has_an_example() -> None:
+    exported = {
+        f"{module.__name__}.{name}": getattr(module, name)
+        for module in (*MODULES, fastslow.testing)
+        for name in module.__all__
+    }
+    pictures = {
+        f"fastslow.plotting.{name}": value
+        for name, value in vars(fastslow.plotting).items()
+        if not name.startswith("_")
+        and inspect.isfunction(value)
+        and value.__module__ == "fastslow.plotting"
+    }
+    functions = {
+        name: function
+        for name, function in (exported | pictures).items()
+        if inspect.isfunction(function)
+    }
+    assert functions.keys() > pictures.keys() > set()
+    assert [
+        name for name, each in functions.items() if ">>> " not in (each.__doc__ or "")
+    ] == []
