@@ -46,6 +46,8 @@ def labelled_cross_entropy(
     Raises:
         ValueError: If hidden or weight has other axes, they differ in width, or the
             plan's rows and targets in number.
+        NotImplementedError: If the backward pass of what is made in chunks is to have a
+            graph.
 
     Laws:
         matches_cross_entropy: forward and both gradients are those of

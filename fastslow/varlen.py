@@ -79,8 +79,9 @@ def varlen_plan(intervals: KeyIntervals) -> VarlenPlan:
         The row numbers and bounds of both calls.
 
     Raises:
-        ValueError: If keys are kept, a window cuts a segment, or queries that read up
-            to one key do not end with it, as those of a frame do.
+        ValueError: If keys are kept, a window leaves something that two calls cannot
+            say, or queries that read up to one key do not end with it, as those of a
+            frame do.
 
     Laws:
         union: both calls together read every visible pair once, and no other: ``causal
