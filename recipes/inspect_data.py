@@ -197,7 +197,7 @@ def _spread(values: Iterable[float], form: str = "{:,.0f}") -> str:
         return "none"
     least, middle, most = known[0], median(known), known[-1]
     words = [form.format(each) for each in (least, most, middle)]
-    return f"{words[0]} to {words[1]}, half of them below {words[2]}"
+    return f"{words[0]} to {words[1]}, median {words[2]}"
 
 
 def _histogram(lengths: Sequence[int]) -> list[str]:

@@ -77,7 +77,7 @@ def test_what_a_dataset_holds(data: Path) -> None:
     assert found["shown"] == "video 4, text alone 1"
     assert found["categories"] == "none 4, talk 1"
     assert found["sizes"] == "84 x 56 4"
-    assert found["seconds"] == "1.0 to 1.0, half of them below 1.0"
+    assert found["seconds"] == "1.0 to 1.0, median 1.0"
     assert found["rows"].startswith("1 of 640 tokens, ")
     assert found["first"].startswith("clip   S.S.  4 frames")
     lost, mute = [words for name, words in lines if name == "unusable"]
