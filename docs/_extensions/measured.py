@@ -37,7 +37,7 @@ def target_ratio(result: Result) -> float | None:
 
 
 def is_missed(result: Result) -> bool:
-    """Tell whether less was found than was aimed at: as a ratio, or as ours in percent."""
+    """Tell whether less was found than was aimed at, as a ratio or in percent."""
     numbers, least = result["extra_info"], target_ratio(result)
     if least is not None:
         return bool(result["ratio"] < least)
