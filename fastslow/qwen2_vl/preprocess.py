@@ -187,6 +187,7 @@ def patchify_clip(
             pixel_values_videos``
 
     Example:
+        >>> import torch
         >>> frames = torch.zeros(3, 3, 448, 448, dtype=torch.uint8)
         >>> clip_grid(3, 448, 448, VisionGeometry())
         (2, (16, 16))
