@@ -10,6 +10,12 @@ from fastslow.integrations.lmms_engine.config import (
     TRAINER,
     read_config,
 )
+from fastslow.integrations.lmms_engine.datasets import (
+    FastSlowVision,
+    FastSlowVisionIterable,
+    SampledClip,
+    take_over_datasets,
+)
 from fastslow.integrations.lmms_engine.patch import Patch, patch_model
 from fastslow.integrations.lmms_engine.processor import FastSlowProcessor
 from fastslow.integrations.lmms_engine.rows import (
@@ -25,10 +31,14 @@ __all__ = [
     "TRAINER",
     "FastSlowProcessor",
     "FastSlowTrainer",
+    "FastSlowVision",
+    "FastSlowVisionIterable",
     "Patch",
     "RowCollator",
+    "SampledClip",
     "patch_model",
     "read_config",
     "spans_from_bytes",
     "spans_to_bytes",
+    "take_over_datasets",
 ]

@@ -18,7 +18,7 @@ from lmms_engine.utils.logging_utils import (  # type: ignore[import-not-found]
 from omegaconf import OmegaConf  # type: ignore[import-not-found]
 from yaml import YAMLError
 
-from fastslow.integrations.lmms_engine import read_config
+from fastslow.integrations.lmms_engine import read_config, take_over_datasets
 
 
 def main(arguments: list[str]) -> None:
@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> None:
             file override what stands beside it.
     """
     config = settings_of(arguments)
+    take_over_datasets()
     setup_distributed_logging()
     given = deepcopy(config)
     # transformers took it out of what it reads; lmms-engine's trainer still asks.

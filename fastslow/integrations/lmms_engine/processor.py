@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 from fastslow.frames import FrameSchedule
 from fastslow.grids import merged_stride
 from fastslow.integrations.lmms_engine.config import PROCESSOR
+from fastslow.integrations.lmms_engine.datasets import SampledClip, spread_clip
 from fastslow.integrations.lmms_engine.rows import PIXELS, SPANS, spans_to_bytes
 from fastslow.layouts import build_layout
 from fastslow.qwen2_vl import (
@@ -104,8 +105,9 @@ class FastSlowProcessor:
             images: Pictures of PIL.
             hf_messages: Turns with ``role`` and ``content``, whose parts are text, an
                 ``image`` or a ``video``.
-            videos: Frames of each video, ``(frames, 3, height, width)``, 0 to 255.
-            fps: Sampled frames per second.
+            videos: Each a ``SampledClip``, or frames, ``(frames, 3, height, width)``,
+                0 to 255, whose times are guessed.
+            fps: Sampled frames per second, of a video that does not say it.
 
         Returns:
             ``input_ids`` with a placeholder for each pooled token, ``labels``, which
@@ -116,12 +118,7 @@ class FastSlowProcessor:
             ValueError: If a video has another shape, several videos share one rate
                 where the backbone reads times, or as ``encode_conversation`` does.
         """
-        reads_times = self.family.tells_time or self.family.tokens_per_second
-        if reads_times and len(videos or ()) > 1:
-            raise ValueError(
-                f"the sample has {len(videos or ())} videos; lmms-engine gives the "
-                "rate of one, and this backbone reads the times of all"
-            )
+        self._check_rates(videos or ())
         shown = {
             "image": (self._picture(image) for image in images or ()),
             "video": (self._clip(video, fps) for video in videos or ()),
@@ -140,24 +137,36 @@ class FastSlowProcessor:
         patches = [pixels for _, pixels in found]
         return sample | ({PIXELS: torch.cat(patches)} if patches else {})
 
+    def _check_rates(self, videos: Sequence[Any]) -> None:
+        """Refuse videos that share one rate, where the backbone reads their times."""
+        reads_times = self.family.tells_time or self.family.tokens_per_second
+        known = all(isinstance(video, SampledClip) for video in videos)
+        if reads_times and not known and len(videos) > 1:
+            raise ValueError(
+                f"the sample has {len(videos)} videos; lmms-engine gives the rate of "
+                "one, and this backbone reads the times of all"
+            )
+
     def _clip(self, video: Any, fps: float) -> tuple[PlacedClip, Tensor]:
         """Plan the frames of a decoded video, and cut them into patches."""
-        frames = torch.as_tensor(video)
+        known = video if isinstance(video, SampledClip) else None
+        frames = known.frames if known else torch.as_tensor(video)
         if frames.ndim != 4 or frames.shape[1] != 3:
             raise ValueError(
                 f"a video has shape {tuple(frames.shape)}; it must be (frames, 3, "
                 "height, width)"
             )
+        timed = known or spread_clip(frames, fps)
         frames = frames.round().clamp(0, 255).to(torch.uint8)
         height, width = frames.shape[2:]
         count, grid = clip_grid(len(frames), height, width, self.family.geometry)
         clip = place_clip(
             grid,
             self._schedule(count),
-            [number / fps for number in range(len(frames))],
+            timed.seconds,
             family=self.family,
             encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
-            sampled_fps=fps,
+            sampled_fps=timed.fps,
         )
         return clip, patchify_clip(frames, self.family.geometry)
 
