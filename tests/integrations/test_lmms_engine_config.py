@@ -1,5 +1,6 @@
 """The YAML of a run: translated, and no word of it lost."""
 
+import re
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
@@ -221,6 +222,141 @@ def test_the_settings_given_stay_as_they_are(settings: Settings) -> None:
             lambda s: s["trainer_args"].update(lr_scheduler_type="constant"),
             "trainer_args.lr_scheduler_type is 'constant' without warm-up",
         ),
+        (
+            lambda s: s["dataset_config"].update(max_length=4000),
+            "dataset_config.max_length is 4000; dataset_type vision drops by guessed",
+        ),
+        (
+            lambda s: s["dataset_config"].update(eval_dataset_path="a.json"),
+            "dataset_config.eval_dataset_path is 'a.json'; lmms-engine's FSDP2 trainer",
+        ),
+        (
+            lambda s: s["trainer_args"].update(group_by_length=True),
+            "trainer_args.group_by_length is True; dataset_type vision groups by",
+        ),
+        (
+            lambda s: s["trainer_args"].update(ema_enabled=True),
+            "trainer_args.ema_enabled is True; what it writes cannot be joined into",
+        ),
+        (
+            lambda s: s["trainer_args"].update(warmup_steps=0.5),
+            "trainer_args.warmup_steps is 0.5; it must be a whole number, and",
+        ),
+        (
+            lambda s: s["trainer_args"].update(warmup_steps=-1),
+            "trainer_args.warmup_steps is -1; it must be a whole number, and",
+        ),
+        (
+            lambda s: s["trainer_args"].update(warmup_ratio=-1),
+            "trainer_args.warmup_ratio is -1; it must be at least 0 and below 1",
+        ),
+        (
+            lambda s: s["trainer_args"].update(warmup_ratio=1.0),
+            "trainer_args.warmup_ratio is 1.0; it must be at least 0 and below 1",
+        ),
+        (
+            lambda s: s["trainer_args"].update(warmup_ratio=0.1, warmup_steps=5),
+            "trainer_args.warmup_steps is 5 beside warmup_ratio, which hides it",
+        ),
+        (
+            lambda s: s["trainer_args"].update(seed=7),
+            "trainer_args.seed is 7; lmms-engine's FSDP2 trainer never reads it",
+        ),
+        (
+            lambda s: s["trainer_args"].update(use_muon=True),
+            "trainer_args.use_muon is True; lmms-engine's FSDP2 trainer never reads it",
+        ),
+        (
+            lambda s: s["trainer_args"].update(optim="adafactor"),
+            "trainer_args.optim is 'adafactor'; lmms-engine's FSDP2 trainer never",
+        ),
+        (
+            lambda s: s["trainer_args"].update(save_strategy="no"),
+            "trainer_args.save_strategy is 'no'; lmms-engine's FSDP2 trainer never",
+        ),
+        (
+            lambda s: s["trainer_args"].update(resume_from_checkpoint="a"),
+            "trainer_args.resume_from_checkpoint is 'a'; lmms-engine's FSDP2 trainer",
+        ),
+        (
+            lambda s: s["trainer_args"].update(ema_param_filter={"includ": ["x"]}),
+            "trainer_args.ema_param_filter is {'includ': ['x']}; lmms-engine's FSDP2",
+        ),
+        (
+            lambda s: s["trainer_args"].update(
+                gradient_checkpointing_kwargs={"use_reentrant": True}
+            ),
+            "trainer_args.gradient_checkpointing_kwargs is {'use_reentrant': True};",
+        ),
+        (
+            lambda s: s["trainer_args"].update(report_to="tensorboard"),
+            "trainer_args.report_to has 'tensorboard'; lmms-engine's FSDP2 trainer has",
+        ),
+        (
+            lambda s: s["trainer_args"].update(report_to=["wandb", "all"]),
+            "trainer_args.report_to has 'all'; lmms-engine's FSDP2 trainer has wandb,",
+        ),
+        (
+            lambda s: s["trainer_args"].update(eval_strategy="steps"),
+            "trainer_args.eval_strategy is 'steps' without eval_config; lmms-engine's",
+        ),
+        (
+            lambda s: s["trainer_args"].update(freeze_modules="model.visual"),
+            "trainer_args.freeze_modules is 'model.visual'; it must be a list",
+        ),
+        (
+            lambda s: s["trainer_args"].pop("output_dir"),
+            "trainer_args.output_dir is missing; lmms-engine needs it",
+        ),
+        (
+            lambda s: s["dataset_config"].update(dataset_path="b.json"),
+            "dataset_config.dataset_path is 'b.json' beside datasets, which hides it",
+        ),
+        (
+            lambda s: [
+                s.pop("data_path"),
+                s["dataset_config"].update(
+                    datasets=[{"path": "a.json"}], dataset_format="json"
+                ),
+            ],
+            "dataset_config.dataset_format is 'json' beside datasets; it must be",
+        ),
+        (
+            lambda s: s["dataset_config"].update(data_seed=7),
+            "dataset_config.data_seed is 7 but dataset_type is 'vision'; it is read",
+        ),
+        (
+            lambda s: s["dataset_config"].update(fps=2),
+            "dataset_config.fps is 2 but video_sampling_strategy is 'frame_num'; it is",
+        ),
+        (
+            lambda s: [
+                s["autoregressive_config"].pop("max_frames_num"),
+                s["dataset_config"].update(frame_num=8),
+            ],
+            "dataset_config.frame_num is 8 but video_sampling_strategy is 'fps'; it is",
+        ),
+        (
+            lambda s: s["dataset_config"].update(packing_length=9),
+            "dataset_config.packing_length is 9 but packing is False; it is read under",
+        ),
+        (
+            lambda s: s["dataset_config"].update(video_max_frames=9),
+            "dataset_config.video_max_frames is 9 but video_backend is 'decord'; it is",
+        ),
+        (
+            lambda s: s["model_config"].update(load_from_config={"model_type": "a"}),
+            "model_config.load_from_config is {'model_type': 'a'} beside load_from_pre",
+        ),
+        *(
+            (
+                lambda s, weight=weight: s["autoregressive_config"].update(
+                    loss_weight=weight
+                ),
+                f"loss_weight is {weight!r}; it must be a number, 0 or more",
+            )
+            for weight in (float("nan"), float("inf"), -1, "much")
+        ),
     ],
 )
 def test_nothing_is_dropped_in_silence(
@@ -230,6 +366,67 @@ def test_nothing_is_dropped_in_silence(
     with pytest.raises(ValueError) as caught:
         read_config(settings)
     assert str(caught.value).startswith(message)
+
+
+def test_what_is_read_is_what_its_fsdp2_trainer_names() -> None:
+    """Every argument in the list stands in the sources that the list is made from."""
+    import inspect
+
+    from lmms_engine.launch import cli
+    from lmms_engine.train import runner
+    from lmms_engine.train.fsdp2 import fsdp2_trainer
+
+    from fastslow.integrations.lmms_engine import effects, trainer
+
+    sources = [inspect.getsource(each) for each in (cli, runner, fsdp2_trainer)]
+    text = "".join([*sources, inspect.getsource(trainer)])
+    text += (
+        "train_batch_size per_device_train_batch_size tf32"  # by a property; at once
+    )
+    missing = [name for name in effects.READ if not re.search(rf"\b{name}\b", text)]
+    assert missing == []
+
+
+def test_what_happens_anyhow_may_be_said(settings: Settings) -> None:
+    settings["trainer_args"] |= {
+        "fsdp2": True,
+        "logging_steps": 1,
+        "optim": "adamw_torch",
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "seed": 42,
+        "save_strategy": "steps",
+        "eval_strategy": "no",
+        "deepspeed": None,
+        "ema_enabled": False,
+        "group_by_length": False,
+        "include_for_metrics": [],
+        "warmup_steps": 0,
+        "report_to": "none",
+    }
+    settings["dataset_config"] |= {"max_length": None, "fps": 1, "packing": False}
+    read_config(settings)
+
+
+def test_an_empty_mapping_is_one_without_a_name(settings: Settings) -> None:
+    expected = read_config(settings)
+    settings["dataset_config"]["extra_kwargs"] = None
+    settings["dataset_config"]["processor_config"]["extra_kwargs"] = None
+    settings["model_config"]["extra_kwargs"] = None
+    assert read_config(settings) == expected
+
+
+def test_a_tilde_is_home(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of")
+    settings["data_path"] = "~/clips/train.json"
+    settings["trainer_args"]["output_dir"] = "~/out"
+    settings["model_config"]["load_from_pretrained_path"] = "~/model"
+    config = read_config(settings)
+    (source,) = config["dataset_config"]["datasets"]
+    assert source["path"] == "/home/of/clips/train.json"
+    assert source["data_folder"] == "/home/of/clips"
+    assert config["trainer_args"]["output_dir"] == "/home/of/out"
+    assert config["model_config"]["load_from_pretrained_path"] == "/home/of/model"
+    assert read_config(config) == config
 
 
 def test_lmms_engine_itself_drops_what_it_does_not_know() -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from lmms_engine.datasets import DatasetConfig  # type: ignore[import-not-found]
@@ -13,6 +13,8 @@ from lmms_engine.datasets.processor import (  # type: ignore[import-not-found]
 )
 from lmms_engine.models import ModelConfig  # type: ignore[import-not-found]
 from lmms_engine.train import TrainingArguments  # type: ignore[import-not-found]
+
+from fastslow.integrations.lmms_engine.effects import check_effects
 
 PROCESSOR = PATCH = "fastslow"
 """Name under which lmms-engine knows the processor, and the model patch."""
@@ -25,6 +27,7 @@ NESTED = "autoregressive_config"
 
 _DATASET = ("dataset_config", "extra_kwargs")
 _PROCESSOR = ("dataset_config", "processor_config", "extra_kwargs")
+_MODEL = ("model_config", "extra_kwargs")
 _PATCH = ("model_config", "monkey_patch_kwargs")
 _TRAINER = ("trainer_args",)
 
@@ -61,19 +64,6 @@ DATA_TYPES = {".json": "json", ".jsonl": "jsonl", ".parquet": "parquet", "": "ar
 DATASETS = ("vision", "vision_iterable")
 """Types of datasets that hand decoded videos to a processor."""
 
-REFUSED: Mapping[str, str] = {
-    "fp16": "losses are not scaled, and without that small gradients vanish in float16",
-    "use_rmpad": "the patch packs rows itself, and lmms-engine has nothing to add",
-    "use_liger_kernel": "lmms-engine would not apply it to a patched model",
-    "use_muon": "lmms-engine's FSDP2 trainer never reads it",
-    "torch_compile": "lmms-engine's FSDP2 trainer never reads it",
-    "output_dtype": "losses leave the forward pass in float32",
-}
-"""Training arguments that would have no effect or a bad one, and why."""
-
-SCHEDULES = ("cosine", "wsd", "constant")
-"""Learning-rate schedules of lmms-engine's FSDP2 trainer."""
-
 SHARDING = (
     "transformer_layer_cls_to_wrap",
     "reshard_after_forward",
@@ -84,8 +74,13 @@ SHARDING = (
 SOURCE = ("path", "data_folder", "data_type")
 """What lmms-engine reads of an entry of datasets."""
 
-DEGREES = ("sp_ulysses_degree", "tp_degree", "ep_degree")
-"""Over how many ranks lmms-engine would spread one row."""
+HOME = (
+    ("trainer_args", "output_dir"),
+    ("dataset_config", "dataset_path"),
+    ("model_config", "load_from_pretrained_path"),
+    ("dataset_config", "processor_config", "processor_name"),
+)
+"""Paths in which ``~`` stands for the home of who starts the run."""
 
 
 def read_config(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,9 +107,11 @@ def read_config(given: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{section} is missing; lmms-engine needs it")
     _check_names(config)
     _check_parts(config)
-    _check_effects(config)
-    dataset = config["dataset_config"]
-    bounds = dataset["processor_config"].setdefault("extra_kwargs", {})
+    for path in (_DATASET, _PROCESSOR, _MODEL):
+        _section(config, path)  # one that is left empty is a mapping without a name
+    check_effects(config)
+    _expand_homes(config)
+    dataset, bounds = config["dataset_config"], _section(config, _PROCESSOR)
     for name in BOUNDS:
         whole = f"video_{name}"
         value = dataset.get(whole, DatasetConfig.model_fields[whole].default)
@@ -190,11 +187,21 @@ def _mapping(value: Any, name: str) -> Mapping[str, Any]:
 
 def _put(section: dict[str, Any], name: str, value: Any, *, said_by: str) -> None:
     """Set a value that may stand there already."""
-    if section.setdefault(name, value) != value:
+    found = section.setdefault(name, value)
+    if found is not value and found != value:  # not a number is not itself
         raise ValueError(
-            f"{name} is {section[name]!r} but {said_by} asks for {value!r}; they must "
-            "agree"
+            f"{name} is {found!r} but {said_by} asks for {value!r}; they must agree"
         )
+
+
+def _expand_homes(config: dict[str, Any]) -> None:
+    """Write out the paths that begin at somebody's home: nothing else would."""
+    dataset = config["dataset_config"]
+    sections = [(_section(config, path), name) for *path, name in HOME]
+    sections += [(s, n) for s in dataset.get("datasets") or () for n in SOURCE[:2]]
+    for section, name in sections:
+        if str(section.get(name)).startswith("~/"):
+            section[name] = str(Path(section[name]).expanduser())
 
 
 def _check_names(config: Mapping[str, Any]) -> None:
@@ -252,46 +259,4 @@ def _check_parts(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"dataset_config.dataset_type is {dataset.get('dataset_type')!r}; it must "
             f"be one of {', '.join(DATASETS)}, which hand over decoded videos"
-        )
-
-
-def _check_effects(config: Mapping[str, Any]) -> None:
-    """Refuse settings that would not do what they say."""
-    _check_arguments(config["trainer_args"])
-    dataset = config["dataset_config"]
-    attention = config["model_config"].get("attn_implementation") or "sdpa"
-    if attention != "sdpa":
-        raise ValueError(
-            f"model_config.attn_implementation is {attention!r}; the patch brings its "
-            "own attention, so leave it out"
-        )
-    if dataset.get("packing") and dataset["dataset_type"] == "vision":
-        raise ValueError(
-            "dataset_config.packing is True but dataset_type vision packs by guessed "
-            "lengths, 5000 tokens a video; vision_iterable counts them"
-        )
-
-
-def _check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse training arguments that would not do what they say."""
-    for name, reason in REFUSED.items():
-        if arguments.get(name):
-            raise ValueError(f"trainer_args.{name} is {arguments[name]!r}; {reason}")
-    for name in DEGREES:
-        if arguments.get(name, 1) != 1:
-            raise ValueError(
-                f"trainer_args.{name} is {arguments[name]}; a packed row stays on one "
-                "rank, so it must be 1"
-            )
-    schedule = arguments.get("lr_scheduler_type", "linear")
-    if schedule not in SCHEDULES:
-        raise ValueError(
-            f"trainer_args.lr_scheduler_type is {schedule!r}; lmms-engine's FSDP2 "
-            f"trainer has {', '.join(SCHEDULES)}"
-        )
-    warms_up = arguments.get("warmup_steps") or arguments.get("warmup_ratio")
-    if schedule == "constant" and not warms_up:
-        raise ValueError(
-            "trainer_args.lr_scheduler_type is 'constant' without warm-up, which stays "
-            "at a hundredth of learning_rate; warmup_steps must be at least 1"
         )
