@@ -81,6 +81,8 @@ class FastSlowProcessor:
             max_pixels=self.settings.max_pixels,
         )
         self.family = replace(family, geometry=geometry)
+        side = geometry.token_side  # of any picture: the settings are tried out
+        clip_grid(1, side, side, geometry)
         self._schedule(1)
         self.video_token_id: int = config.video_token_id
         self.tokenizer = AutoTokenizer.from_pretrained(name)

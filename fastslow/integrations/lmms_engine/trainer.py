@@ -1,7 +1,9 @@
 """The trainer: lmms-engine's FSDP2 loop around steps that are counted right."""
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lmms_engine.models.utils as model_utils  # type: ignore[import-not-found]
@@ -17,7 +19,7 @@ from lmms_engine.utils.fsdp2_utils import (  # type: ignore[import-not-found]
     apply_fsdp2,
     fsdp2_load_full_state_dict,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
@@ -27,7 +29,7 @@ from fastslow.integrations.lmms_engine.config import PATCH, TRAINER
 from fastslow.integrations.lmms_engine.patch import Patch
 from fastslow.integrations.lmms_engine.rows import RowCollator
 from fastslow.losses import next_frame_loss
-from fastslow.qwen2_vl import step_flops
+from fastslow.qwen2_vl import FastSlowQwen2VL, step_flops
 
 TERMS = ("language_loss", "autoregressive_loss", "copy_loss")
 """What is summed over the rows of a step; the first alone without next-frame loss."""
@@ -47,7 +49,9 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
         """Take over a patched model.
 
         Raises:
-            ValueError: If the model is not patched, which lmms-engine does not notice.
+            ValueError: If the model is not patched, has not got a part that is to be
+                frozen or sharded, or is of another kind than the processor, none of
+                which lmms-engine notices.
         """
         patch: Patch | None = getattr(model, PATCH, None)
         if patch is None:
@@ -55,9 +59,11 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
                 f"the model, a {model.config.model_type}, has not got the patch "
                 f"{PATCH!r}; lmms-engine's log says why it was skipped"
             )
+        check_parts(model, args)
         super().__init__(model, args, **others)
         self.patch = patch
         processor = self.processing_class
+        _check_kind(patch.model, processor)
         self.data_collator: Any = RowCollator(
             collate=others["data_collator"],
             family=processor.family,
@@ -114,6 +120,24 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
         self.model.set_reshard_after_forward(False, recurse=False)
         fsdp2_load_full_state_dict(self.model, weights)
         self.fsdp2_model = self.model
+
+    def prepare_scheduler(self, num_warmup_steps: int, num_training_steps: int) -> None:
+        """Make the schedule of the learning rate, as lmms-engine does.
+
+        Args:
+            num_warmup_steps: Steps until the learning rate is reached.
+            num_training_steps: All steps.
+
+        Raises:
+            ValueError: If a constant rate would never be reached.
+        """
+        if self.args.lr_scheduler_type == "constant" and num_warmup_steps < 1:
+            raise ValueError(
+                f"trainer_args.warmup_ratio is {self.args.warmup_ratio} of "
+                f"{num_training_steps} steps, which is none; lr_scheduler_type "
+                "'constant' would stay at a hundredth of learning_rate"
+            )
+        super().prepare_scheduler(num_warmup_steps, num_training_steps)
 
     def training_step(self, batch: dict[str, Any]) -> dict[str, float]:
         """Take an optimizer step with the last of its micro-batches.
@@ -212,6 +236,52 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
             FSDP2SFTTrainer.calculate_training_metrics(**known)
         )
         return metrics
+
+
+def check_parts(model: nn.Module, args: Any) -> None:
+    """Refuse names of parts that the model has not got: lmms-engine passes over them.
+
+    Args:
+        model: The model.
+        args: ``freeze_modules`` names modules, ``fsdp_config`` classes of modules.
+
+    Raises:
+        ValueError: If there is none of a name.
+    """
+    kinds = {type(module).__name__ for module in model.modules()}
+    wrapped = (args.fsdp_config or {}).get("transformer_layer_cls_to_wrap") or []
+    for where, names, known in (
+        ("freeze_modules", args.freeze_modules or (), dict(model.named_modules())),
+        (
+            "fsdp_config.transformer_layer_cls_to_wrap",
+            [wrapped] if isinstance(wrapped, str) else wrapped,
+            kinds,
+        ),
+    ):
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0)
+                raise ValueError(
+                    f"trainer_args.{where} has {name!r}, which the model has not got; "
+                    f"the nearest one is {near[0]!r}"
+                )
+
+
+def _check_kind(model: FastSlowQwen2VL, processor: Any) -> None:
+    """Refuse a processor that plans for another kind of model."""
+    sizes = model.family.geometry
+    geometry = replace(
+        processor.family.geometry,
+        min_pixels=sizes.min_pixels,
+        max_pixels=sizes.max_pixels,
+    )
+    token = model.backbone.config.video_token_id
+    planned = replace(processor.family, geometry=geometry), processor.video_token_id
+    if planned != (model.family, token):
+        raise ValueError(
+            f"processor_name is {processor.config.processor_name!r}, which is of "
+            f"another kind than the model, a {model.backbone.config.model_type}"
+        )
 
 
 def _mean_losses(
