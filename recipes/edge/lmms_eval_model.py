@@ -1,6 +1,6 @@
 """A model for lmms-eval: its tasks ask, our preprocessing, schedule and mask answer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -84,11 +84,11 @@ class FastSlow(lmms):  # type: ignore[misc]
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answer requests; those of one set of generation settings share rows.
 
-        Settings that are not obeyed are logged, once. A clip that cannot be decoded is
+        Settings that are not obeyed are logged, once. A request that cannot be asked is
         logged, and its answer is empty.
 
         Raises:
-            ValueError: If sampling is asked for, or a request does not fit a row.
+            ValueError: If sampling is asked for.
         """
         answers = [""] * len(requests)
         groups = dict[tuple[int, tuple[str, ...]], list[int]]()
@@ -125,31 +125,33 @@ class FastSlow(lmms):  # type: ignore[misc]
     ) -> list[str]:
         """Answer requests of one set of generation settings."""
         store = ArchiveStore(CACHE)
-        samples = (
-            self._sample(request, number, folder)
-            for number, request in enumerate(requests)
-        )
+        samples = self._samples(requests, folder)
         index = write_index(folder / "prompts.arrow", samples)
         tokenizer = read_tokenizer(self._checkpoint)
         prompts, bad = plan_samples(index, self._settings, tokenizer, store)
-        if bad:
-            raise ValueError(f"request {bad[0].source}: {bad[0].reason}")
+        for each in bad:
+            _log_empty(requests[_number(each.source)], each.reason)
         answers = answer_prompts(
             self._model,
             prompts,
             max_new_tokens=max_new_tokens,
             stop_texts=stop_texts,
         )
-        texts = dict[int, str]()
+        texts = [""] * len(requests)
         for answer in answers:
-            texts[answer.number] = answer.text
+            number = _number(index[prompts.numbers[answer.number]].source)
+            texts[number] = answer.text
             if answer.error:
-                *_, document, task, split = requests[answer.number].args
-                logger.error(
-                    f"document {document} of {task}/{split} is answered with nothing: "
-                    f"{answer.error}"
-                )
-        return [texts[number] for number in range(len(requests))]
+                _log_empty(requests[number], answer.error)
+        return texts
+
+    def _samples(self, requests: Sequence[Instance], folder: Path) -> Iterator[Sample]:
+        """Write requests as conversations, but for those whose clips are broken."""
+        for number, request in enumerate(requests):
+            try:
+                yield self._sample(request, number, folder)
+            except ValueError as error:
+                _log_empty(request, str(error))
 
     def _sample(self, request: Instance, number: int, folder: Path) -> Sample:
         """Write a request as a conversation that shows everything first."""
@@ -177,12 +179,34 @@ class FastSlow(lmms):  # type: ignore[misc]
         raise NotImplementedError("fastslow answers a single question at a time")
 
 
+def _number(source: str) -> int:
+    """Give the number of the request that a sample says it is from."""
+    return int(source.rpartition("/")[2])
+
+
+def _log_empty(request: Instance, reason: str) -> None:
+    """Name a request that is answered with nothing."""
+    *_, document, task, split = request.args
+    logger.error(
+        f"document {document} of {task}/{split} is answered with nothing: {reason}"
+    )
+
+
 def _clip(shown: Any, picture: Path) -> Clip:
     """Give what a task shows: the path of a video, or a picture."""
     kind: Kind = "video"
     if isinstance(shown, Image):
-        shown.convert("RGB").save(picture)
+        try:
+            pixels = shown.convert("RGB")
+        except OSError as error:
+            raise ValueError(f"a picture cannot be read: {error}") from error
+        pixels.save(picture)
         kind, shown = "image", picture
+    if not isinstance(shown, str | Path):
+        raise ValueError(
+            f"the task shows a {type(shown).__name__}; it must be a picture or the "
+            "path of a video"
+        )
     file = Path(shown)
     return Clip(kind=kind, source=str(file), info=probe_video(MediaFile(path=file)))
 

@@ -117,22 +117,81 @@ def said() -> Iterator[list[str]]:
     logger.remove(sink)
 
 
-def ask(model: Any, videos: list[str], **how: Any) -> list[str]:
-    """Ask a model what it sees, as lmms-eval does."""
+def ask(model: Any, shown: list[Any], *, text: str = "What?", **how: Any) -> list[str]:
+    """Ask a model what it sees, as lmms-eval does; ``text`` is of the last request."""
     from lmms_eval.api.instance import Instance
 
-    model.task_dict = {"shapes": {"train": videos}}
+    model.task_dict = {"shapes": {"train": shown}}
+    texts = ["What?"] * (len(shown) - 1) + [text]
     requests = [
         Instance(
             request_type="generate_until",
-            arguments=("What?", how, lambda doc: [doc], number, "shapes", "train"),
+            arguments=(said, how, show, number, "shapes", "train"),
             idx=0,
             metadata={"task": "shapes", "doc_id": number, "repeats": 1},
         )
-        for number in range(len(videos))
+        for number, said in enumerate(texts)
     ]
     answers: list[str] = model.generate_until(requests)
     return answers
+
+
+def show(shown: Any) -> list[Any]:
+    """Give what a document shows, as the functions of tasks do."""
+    return shown if isinstance(shown, list) else [shown]
+
+
+@pytest.fixture
+def model(trained: Path) -> Any:
+    from recipes.edge.lmms_eval_model import FastSlow
+
+    return FastSlow(pretrained=str(trained / "run" / "model-60"), device="cpu")
+
+
+def test_a_request_that_cannot_be_asked_ends_no_other(
+    model: Any, trained: Path, tmp_path: Path, said: list[str]
+) -> None:
+    from PIL import Image
+
+    good = str(trained / "clips" / "videos" / "00032.mp4")
+    (answer,) = ask(model, [good], max_new_tokens=4)
+    garbage = tmp_path / "garbage.mp4"
+    garbage.write_bytes(b"no video")
+    cut = tmp_path / "cut.png"
+    Image.effect_noise((64, 64), 9).save(cut)
+    cut.write_bytes(cut.read_bytes()[:2000])
+    shown = [
+        good,
+        str(garbage),
+        str(tmp_path / "none.mp4"),
+        str(tmp_path),
+        [good] * 60,
+        Image.new("RGB", (3000, 10)),
+        Image.open(cut),
+        {"array": [0.0], "sampling_rate": 16_000},
+        good,
+        good,
+    ]
+    answers = ask(model, shown, text="Is <|im_end|> it?", max_new_tokens=4)
+    assert answers == [answer, *[""] * 7, answer, ""]
+    named = {int(re.findall(r"document (\d+) of shapes/train", w)[0]): w for w in said}
+    reasons = {n: words.partition("nothing: ")[2].strip() for n, words in named.items()}
+    assert len(said) == len(reasons) == 8
+    assert reasons[1].startswith(f"{garbage} cannot be opened as a video")
+    assert reasons[2].startswith(f"{tmp_path / 'none.mp4'} cannot be opened: No such")
+    assert reasons[3] == f"{tmp_path} is a folder; it must be a video file"
+    assert re.match(r"the sample has \d+ tokens; a row holds 500", reasons[4])
+    assert reasons[5].startswith("frame is 10 x 3000 pixels; both sides must be at")
+    assert reasons[6].startswith("a picture cannot be read: ")
+    assert reasons[7] == (
+        "the task shows a dict; it must be a picture or the path of a video"
+    )
+    assert reasons[9].startswith("a turn of the user holds '<|im_end|>', which the")
+
+
+def test_nothing_that_can_be_asked_is_no_error(model: Any, said: list[str]) -> None:
+    assert ask(model, ["/none.mp4", {"array": [0.0]}]) == ["", ""]
+    assert len(said) == 2
 
 
 def test_no_argument_is_ignored(trained: Path) -> None:
@@ -185,11 +244,8 @@ def test_how_a_task_wants_its_answers(
 
 
 def test_what_is_not_obeyed_and_what_is_broken_is_logged(
-    trained: Path, tmp_path: Path, said: list[str]
+    model: Any, trained: Path, tmp_path: Path, said: list[str]
 ) -> None:
-    from recipes.edge.lmms_eval_model import FastSlow
-
-    model = FastSlow(pretrained=str(trained / "run" / "model-60"), device="cpu")
     good = trained / "clips" / "videos" / "00032.mp4"
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(without_pixels(good))
