@@ -1,5 +1,6 @@
 """lmms-engine's datasets, whose clips know when each of their frames was taken."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from lmms_engine.datasets.iterable.vision_iterable_dataset import (  # type: ign
 from lmms_engine.datasets.multimodal_mixin import (  # type: ignore[import-not-found]
     VideoReader,
     cpu,
+    logger,
     np,
 )
 from lmms_engine.datasets.naive.vision_dataset import (  # type: ignore[import-not-found]
@@ -89,7 +91,55 @@ class FastSlowVision(_TimedClips, VisionSFTDataset):  # type: ignore[misc]
 
 
 class FastSlowVisionIterable(_TimedClips, VisionSFTIterableDataset):  # type: ignore[misc]
-    """What ``dataset_type: vision_iterable`` stands for in a run of ours."""
+    """What ``dataset_type: vision_iterable`` stands for in a run of ours.
+
+    What does not fit a pack is named, and a sample that was handed over is not handed
+    over again after a restart.
+    """
+
+    overlong = 0
+    """Samples of this pass that did not fit a pack."""
+
+    ahead = 0
+    """Samples that were handed over and are not counted as such by lmms-engine."""
+
+    def get_one_sample(
+        self, index: int, data_folder: Any = None, data_list: Any = None
+    ) -> dict[str, Tensor]:
+        """Read a sample, which lmms-engine does in its loop.
+
+        Raises:
+            ValueError: If it does not fit a pack. lmms-engine logs the error and goes
+                on, where it would drop the sample without a word.
+        """
+        sample: dict[str, Tensor] = super().get_one_sample(
+            index, data_folder, data_list
+        )
+        tokens, most = len(sample["input_ids"]), self.config.packing_length
+        if self.config.packing and self.config.filter_overlong and tokens > most:
+            self.overlong += 1
+            raise ValueError(
+                f"sample {index} of this process has {tokens} tokens; packing_length "
+                f"is {most}"
+            )
+        return sample
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go once through the samples of this process."""
+        self.overlong = self.ahead = 0
+        for given in super().__iter__():
+            self.ahead = 0 if self.config.packing else 1
+            yield given
+            self.ahead = 0
+        if self.overlong:
+            logger.warning(
+                f"{self.overlong} samples were skipped: they have more tokens than "
+                f"packing_length, {self.config.packing_length}"
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        """Say where to go on: after what was handed over."""
+        return {"cur_idx": self.cur_idx + self.ahead}
 
 
 def take_over_datasets() -> None:

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from fastslow._plans import to_device
 from fastslow.diagnostics import copy_skill
 from fastslow.integrations.lmms_engine.config import PATCH, TRAINER
+from fastslow.integrations.lmms_engine.loading import WatchedLoader
 from fastslow.integrations.lmms_engine.patch import Patch
 from fastslow.integrations.lmms_engine.rows import RowCollator
 from fastslow.losses import next_frame_loss
@@ -74,6 +75,19 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
         self.flops = 0
         self.skipped_steps = 0
         model_utils.flops_counter = self  # its own knows no qwen2_vl of transformers 5
+
+    def prepare_dataloader(self, dataset: Any, is_training: bool = True) -> Any:
+        """Make lmms-engine's loader, and watch its passes.
+
+        Args:
+            dataset: What is loaded.
+            is_training: Whether workers are seeded for training.
+
+        Returns:
+            The loader.
+        """
+        loader = super().prepare_dataloader(dataset, is_training)
+        return WatchedLoader(loader=loader, is_over=self.should_stop)
 
     def prepare_model(self) -> None:
         """Shard the model: float32 weights, computed in ``bf16`` where that is asked.
@@ -142,6 +156,9 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
     def training_step(self, batch: dict[str, Any]) -> dict[str, float]:
         """Take an optimizer step with the last of its micro-batches.
 
+        The last step of a pass over data of known length may have fewer of them, as
+        lmms-engine's count of the steps has it.
+
         Args:
             batch: What ``RowCollator`` gives, on this rank's device.
 
@@ -150,6 +167,8 @@ class FastSlowTrainer(FSDP2SFTTrainer):  # type: ignore[misc]
         """
         self.waiting.append(batch)
         steps = self.args.gradient_accumulation_steps
+        if self.train_dataloader.ends_pass:
+            steps = len(self.waiting)
         self.accumulated_grad_steps = len(self.waiting) % steps
         self.flops = 0
         if self.accumulated_grad_steps:
