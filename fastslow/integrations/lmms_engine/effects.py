@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from math import isfinite
-from numbers import Real
 from typing import Any
 
 from lmms_engine.datasets import DatasetConfig  # type: ignore[import-not-found]
@@ -107,7 +106,7 @@ def check_effects(config: Mapping[str, Any]) -> None:
             "own attention, so leave it out"
         )
     weight = model["monkey_patch_kwargs"].get("loss_weight", 0)
-    if not isinstance(weight, Real) or not isfinite(weight) or weight < 0:
+    if not isinstance(weight, int | float) or not isfinite(weight) or weight < 0:
         raise ValueError(f"loss_weight is {weight!r}; it must be a number, 0 or more")
     _refuse_both(model, "load_from_pretrained_path", "load_from_config", "model_config")
 
@@ -187,12 +186,12 @@ def _check_schedule(arguments: Mapping[str, Any]) -> None:
         )
     _refuse_both(arguments, "warmup_ratio", "warmup_steps", "trainer_args")
     steps, ratio = (arguments.get(f"warmup_{each}") or 0 for each in ("steps", "ratio"))
-    if not isinstance(steps, Real) or steps < 0 or steps % 1:
+    if not isinstance(steps, int | float) or steps < 0 or steps % 1:
         raise ValueError(
             f"trainer_args.warmup_steps is {steps!r}; it must be a whole number, and "
             "warmup_ratio is for a share of the steps"
         )
-    if not isinstance(ratio, Real) or not 0 <= ratio < 1:
+    if not isinstance(ratio, int | float) or not 0 <= ratio < 1:
         raise ValueError(
             f"trainer_args.warmup_ratio is {ratio!r}; it must be at least 0 and below 1"
         )
