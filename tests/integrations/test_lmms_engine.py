@@ -160,6 +160,34 @@ def test_what_does_not_fit_is_refused(processor: Any, clip: Tensor) -> None:
         processor.process(None, asked(), audios=[])
 
 
+def test_places_in_a_text_are_those_of_the_clips(
+    processor: Any, clip: Tensor, samples: list[dict[str, Tensor]]
+) -> None:
+    """LLaVA's rows name each clip twice: as a part, and where the text has it."""
+
+    def ask(text: str, *parts: str) -> dict[str, Tensor]:
+        given = [*({"type": part} for part in parts), {"type": "text", "text": text}]
+        turns = [{"role": "user", "content": given}, ANSWER]
+        picture = Image.new("RGB", (112, 56), "red")
+        return processor.process([picture], turns, [clip], fps=2.0)
+
+    before, after = ask("<video>Which?", "video"), ask("Which?", "video")
+    assert torch.equal(before["input_ids"], after["input_ids"])
+    within = ask("In <video>, which?", "video")["input_ids"]
+    start = processor.tokenizer.decode(within).partition("<|vision_start|>")[0]
+    assert start.endswith("In ")
+    both = ask("<image><video>Which?", "image", "video")["input_ids"]
+    assert torch.equal(both, ask("Which?", "image", "video")["input_ids"])
+    with pytest.raises(ValueError) as caught:
+        ask("Which <video> has <image>?", "video")
+    assert str(caught.value) == (
+        "a turn of the user has <video> in its text, which holds 2 places for the 1 "
+        "parts that it shows; there must be one for each, in order, or none"
+    )
+    with pytest.raises(ValueError, match="of the user has <image> in its text, which"):
+        ask("What does <image> do?", "video")
+
+
 def test_a_setting_that_breaks_a_rule_stops_the_run_at_its_start(
     processor: Any,
 ) -> None:
@@ -502,6 +530,14 @@ def test_merged_weights_are_those_of_transformers(
         merged, output_loading_info=True
     )
     assert not any(found.values())
+    assert model.dtype == torch.float32
+    shards = [
+        torch.load(file, weights_only=False)["model.language_model.norm.weight"]
+        for file in sorted((two_ranks[0] / "out").rglob("model_world_size_2_rank_*"))
+    ]
+    trained = torch.cat([shard._local_tensor for shard in shards])
+    assert torch.equal(model.model.language_model.norm.weight, trained)
+    assert not torch.equal(trained, trained.bfloat16().float())
     before = AutoModelForImageTextToText.from_pretrained(lmms_data / "ckpt")
     moved = [
         not torch.equal(ours, theirs.to(ours.dtype))

@@ -1,5 +1,6 @@
 """What only the model can tell is checked before a run trains."""
 
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ pytest.importorskip("lmms_engine", reason="lmms-engine is not installed")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from lmms_engine.datasets.processor import ProcessorConfig
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     from fastslow.integrations.lmms_engine import (
         FastSlowProcessor,
@@ -126,3 +127,23 @@ def test_bounds_that_no_frame_meets_stop_the_run_at_its_start(
         "min_pixels is 700000 and max_pixels is 12544; they must be at least 1, in "
         "this order"
     )
+
+
+@pytest.mark.parametrize("checkpoint", ["ckpt", "qwen2_5_vl", "qwen3_vl"])
+def test_a_checkpoint_without_an_image_processor_is_saved_as_it_is(
+    lmms_data: Path,
+    tmp_path: Path,
+    make_processor: Callable[..., Any],
+    checkpoint: str,
+) -> None:
+    """The recipes' model-N holds weights and a tokenizer."""
+    bare, saved = tmp_path / "bare", tmp_path / "saved"
+    bare.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(lmms_data / checkpoint / name, bare)
+    shutil.copy(lmms_data / checkpoint / "chat_template.jinja", bare)
+    processor = make_processor(bare)
+    processor.save_pretrained(str(saved))
+    again = AutoTokenizer.from_pretrained(saved)
+    assert again.get_vocab() == processor.tokenizer.get_vocab()
+    assert again.chat_template == processor.tokenizer.chat_template

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,11 @@ with warnings.catch_warnings():
     from loguru import logger
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-    from fastslow.integrations.lmms_engine import FastSlowVisionIterable, read_config
+    from fastslow.integrations.lmms_engine import (
+        FastSlowTrainer,
+        FastSlowVisionIterable,
+        read_config,
+    )
     from fastslow.integrations.lmms_engine.loading import WatchedLoader
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital'")  # torchdata's, of torch
@@ -128,3 +133,16 @@ def test_a_pass_stops_where_the_run_does() -> None:
     again.load_state_dict(loader.state_dict())
     assert list(again) == [[2], [3]]
     assert not again.ends_pass
+
+
+def test_the_last_step_of_a_pass_may_be_short() -> None:
+    """Three micro-batches a step, four a pass: lmms-engine counts two steps a pass."""
+    trainer = object.__new__(FastSlowTrainer)
+    trainer.args = SimpleNamespace(gradient_accumulation_steps=3)
+    trainer.train_dataloader = loader_of(range(4), collate_fn=lambda _: {})
+    trainer.waiting = list[dict[str, Any]]()
+    trainer._take_step = lambda rows: {"rows": len(rows)}
+    batches = chain(trainer.train_dataloader, trainer.train_dataloader)
+    taken = [trainer.training_step(batch).get("rows") for batch in batches]
+    assert taken == [None, None, 3, 1] * 2
+    assert trainer.accumulated_grad_steps == 0

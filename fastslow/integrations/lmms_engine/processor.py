@@ -29,6 +29,7 @@ from fastslow.qwen2_vl import (
     place_clip,
     place_image,
 )
+from fastslow.qwen2_vl.chat import PLACEHOLDER
 from fastslow.schedules import Strategy, build_schedule
 
 
@@ -50,6 +51,22 @@ class ProcessorSettings:
     slow_frame_ratio: float = 0.5
     min_pixels: int
     max_pixels: int
+
+
+def save_processor(checkpoint: str, folder: str) -> None:
+    """Write the processor of a checkpoint, or its tokenizer where it has no other part.
+
+    The recipes' ``model-N`` is such a checkpoint.
+
+    Args:
+        checkpoint: Folder or name of the checkpoint.
+        folder: Where it is written.
+    """
+    try:
+        part = AutoProcessor.from_pretrained(checkpoint)
+    except (OSError, ValueError):  # for want of an image processor
+        part = AutoTokenizer.from_pretrained(checkpoint)
+    part.save_pretrained(folder)
 
 
 @register_processor(PROCESSOR)
@@ -90,9 +107,7 @@ class FastSlowProcessor:
 
     def save_pretrained(self, folder: str) -> None:
         """Write the checkpoint's own processor, for transformers."""
-        AutoProcessor.from_pretrained(self.config.processor_name).save_pretrained(
-            folder
-        )
+        save_processor(self.config.processor_name, folder)
 
     def process(
         self,
@@ -127,7 +142,7 @@ class FastSlowProcessor:
         }
         turns, found = list[tuple[str, str]](), list[tuple[PlacedClip, Tensor]]()
         for message in hf_messages:
-            text = "".join(_write(message["content"], shown, found))
+            text = "".join(_write(message, shown, found))
             turns.append((message["role"], text))
         spans = encode_conversation(turns, [clip for clip, _ in found], self.tokenizer)
         layout = build_layout([spans], video_token_id=self.video_token_id)
@@ -196,19 +211,34 @@ class FastSlowProcessor:
 
 
 def _write(
-    content: Sequence[Mapping[str, Any]],
+    message: Mapping[str, Any],
     shown: Mapping[str, Iterator[tuple[PlacedClip, Tensor]]],
     found: list[tuple[PlacedClip, Tensor]],
 ) -> Iterator[str]:
-    """Yield the parts of a turn as text; what they show is added to ``found``."""
-    for part in content:
-        kind = part["type"]
-        if kind == "text":
-            yield part["text"]
-        elif kind in shown:
-            found.append(next(shown[kind]))
-            yield f"<{kind}>"
-        else:
+    """Yield the parts of a turn as text; what they show is added to ``found``.
+
+    As in LLaVA's rows, the text may hold the places itself, ``<video>`` or ``<image>``
+    for each part that shows something.
+    """
+    kinds = [part["type"] for part in message["content"]]
+    for kind in kinds:
+        if kind not in ("text", *shown):
             raise ValueError(
                 f"a turn holds a part of type {kind!r}; it must be text, image or video"
             )
+    texts = [part["text"] for part in message["content"] if part["type"] == "text"]
+    places = PLACEHOLDER.findall("\n".join(texts))
+    shows = [kind for kind in kinds if kind in shown]
+    if places and places != shows:
+        raise ValueError(
+            f"a turn of the {message['role']} has <{places[0]}> in its text, which "
+            f"holds {len(places)} places for the {len(shows)} parts that it shows; "
+            "there must be one for each, in order, or none"
+        )
+    for part in message["content"]:
+        kind = part["type"]
+        if kind == "text":
+            yield part["text"]
+        else:
+            found.append(next(shown[kind]))
+            yield "" if places else f"<{kind}>"
