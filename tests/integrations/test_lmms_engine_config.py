@@ -279,8 +279,8 @@ def test_the_settings_given_stay_as_they_are(settings: Settings) -> None:
             "trainer_args.resume_from_checkpoint is 'a'; lmms-engine's FSDP2 trainer",
         ),
         (
-            lambda s: s["trainer_args"].update(ema_param_filter={"includ": ["x"]}),
-            "trainer_args.ema_param_filter is {'includ': ['x']}; lmms-engine's FSDP2",
+            lambda s: s["trainer_args"].update(ema_param_filter={"mod": "regex"}),
+            "trainer_args.ema_param_filter is {'mod': 'regex'}; lmms-engine's FSDP2",
         ),
         (
             lambda s: s["trainer_args"].update(

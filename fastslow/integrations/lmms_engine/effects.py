@@ -138,12 +138,7 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
                 f"trainer_args.{name} is {arguments[name]}; a packed row stays on one "
                 "rank, so it must be 1"
             )
-    for name in sorted(arguments.keys() - {*READ, *REFUSED}):
-        if arguments[name] not in (_default_of(name), ANYHOW.get(name)):
-            raise ValueError(
-                f"trainer_args.{name} is {arguments[name]!r}; lmms-engine's FSDP2 "
-                "trainer never reads it"
-            )
+    _check_read(arguments)
     _check_reports(arguments)
     strategy = arguments.get("eval_strategy") or "no"
     if strategy != "no" and not arguments.get("eval_config"):
@@ -156,6 +151,16 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ValueError(
             f"trainer_args.freeze_modules is {frozen!r}; it must be a list"
         )
+
+
+def _check_read(arguments: Mapping[str, Any]) -> None:
+    """Refuse training arguments that nothing reads."""
+    for name in sorted(arguments.keys() - {*READ, *REFUSED}):
+        if arguments[name] not in (_default_of(name), ANYHOW.get(name)):
+            raise ValueError(
+                f"trainer_args.{name} is {arguments[name]!r}; lmms-engine's FSDP2 "
+                "trainer never reads it"
+            )
 
 
 def _check_reports(arguments: Mapping[str, Any]) -> None:
