@@ -7,6 +7,8 @@ from heapq import heapify, heappop, heappush, heapreplace
 from math import fsum, inf
 from typing import TypeVar
 
+from fastslow._shapes import positive
+
 _Number = TypeVar("_Number", bound=float)
 
 
@@ -338,5 +340,4 @@ def _check_costs(costs: Sequence[float]) -> None:
 
 def _check_ranks(num_ranks: int) -> None:
     """Raise a ValueError unless there is a rank."""
-    if num_ranks < 1:
-        raise ValueError(f"num_ranks is {num_ranks}; it must be at least 1")
+    positive("num_ranks", num_ranks)

@@ -1,5 +1,7 @@
 """A few lengths for all rows, so that a compiled model meets a few shapes."""
 
+from fastslow._shapes import positive, whole_number
+
 
 def bucket_length(tokens: int, capacity: int, *, buckets: int, multiple_of: int) -> int:
     """Choose the length of a row: the shortest of a few that holds its tokens.
@@ -17,8 +19,8 @@ def bucket_length(tokens: int, capacity: int, *, buckets: int, multiple_of: int)
         The length that the row is padded to.
 
     Raises:
-        ValueError: If ``buckets`` or ``multiple_of`` is below 1, or ``tokens`` is not
-            between 1 and ``capacity``.
+        ValueError: If a number is not whole, ``buckets`` or ``multiple_of`` is below 1,
+            or ``tokens`` is not between 1 and ``capacity``.
 
     Laws:
         holds: at least the tokens, and the tokens need it: no shorter length holds
@@ -40,9 +42,10 @@ def bucket_length(tokens: int, capacity: int, *, buckets: int, multiple_of: int)
         >>> [bucket_length(n, 1000, buckets=4, multiple_of=128) for n in (9, 300, 513)]
         [256, 512, 768]
     """
-    for name, number in (("buckets", buckets), ("multiple_of", multiple_of)):
-        if number < 1:
-            raise ValueError(f"{name} is {number}; it must be at least 1")
+    buckets = positive("buckets", buckets)
+    multiple_of = positive("multiple_of", multiple_of)
+    tokens = whole_number("tokens", tokens)
+    capacity = whole_number("capacity", capacity)
     if not 1 <= tokens <= capacity:
         raise ValueError(
             f"tokens is {tokens}; it must be between 1 and the capacity of {capacity}"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import prod
 
-from fastslow._shapes import check_whole
+from fastslow._shapes import check_whole, whole_numbers
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, tokens_per_frame
 from fastslow.grids import pooled_grid
@@ -102,9 +102,10 @@ def schedule_for_budget(
         >>> sorted(set(schedule.strides))
         [2, 8]
     """
+    strides = whole_numbers("strides", strides)
     if not strides or min(strides) < 1:
         raise ValueError(
-            f"strides is {tuple(strides)}; it needs at least one, each at least 1"
+            f"strides is {strides}; it needs at least one, each at least 1"
         )
     tokens = {stride: prod(pooled_grid(grid, stride)) for stride in strides}
     _check_budget(num_frames, grid, budget, max(strides), tokens[max(strides)])

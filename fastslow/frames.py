@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from operator import index
 
-from fastslow._shapes import check_grid, check_whole, check_word
+from fastslow._shapes import (
+    check_whole,
+    check_word,
+    flag,
+    flags,
+    whole_grid,
+    whole_numbers,
+)
 from fastslow._typing import Grid
 from fastslow.grids import Edge, window_bounds
 
@@ -37,10 +44,11 @@ class PooledFrame:
             object.__setattr__(self, name, index(getattr(self, name)))
         for name in ("stride", "grid"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "is_slow", bool(self.is_slow))
+                sides = whole_numbers(name, getattr(self, name))
+                object.__setattr__(self, name, sides)
+        object.__setattr__(self, "is_slow", flag("is_slow", self.is_slow))
         if self.keep is not None:
-            object.__setattr__(self, "keep", tuple(map(bool, self.keep)))
+            object.__setattr__(self, "keep", flags("keep", self.keep))
         if self.start >= self.stop:
             raise ValueError(
                 f"a pooled frame reads frames {self.start} to {self.stop}, half open; "
@@ -88,7 +96,7 @@ class FrameSchedule:
         object.__setattr__(self, "num_frames", index(self.num_frames))
         object.__setattr__(self, "frames", tuple(self.frames))
         if self.scales is not None:
-            object.__setattr__(self, "scales", tuple(self.scales))
+            object.__setattr__(self, "scales", whole_numbers("scales", self.scales))
         last = max((frame.stop for frame in self.frames), default=0)
         if last > self.num_frames:
             raise ValueError(
@@ -156,7 +164,7 @@ def frame_windows(
         >>> frame_windows((3, 2), PooledFrame(start=0, stop=1, stride=(2, 2)))
         (((0, 2), (2, 3)), ((0, 2),))
     """
-    check_grid(grid)
+    grid = whole_grid(grid)
     if frame.stride is not None:
         height, width = (
             window_bounds(side, stride=stride, edge=edge)
@@ -242,7 +250,7 @@ def encoded_grids(grid: Grid, schedule: FrameSchedule) -> tuple[Grid, ...]:
         >>> encoded_grids((16, 24), scale_fast_frames(build_schedule(3), 2))
         ((16, 24), (8, 12), (16, 24))
     """
-    check_grid(grid)
+    grid = whole_grid(grid)
     if schedule.scales is None:
         return (grid,) * schedule.num_frames
     height, width = grid
@@ -280,7 +288,7 @@ def tokens_per_frame(grid: Grid, schedule: FrameSchedule) -> tuple[int, ...]:
         >>> tokens_per_frame((16, 16), build_schedule(4, slow_stride=2, fast_stride=4))
         (64, 16, 64, 16)
     """
-    check_grid(grid)
+    grid = whole_grid(grid)
     kinds, kind_of = frame_kinds(schedule)
     counts = []
     for kind in kinds:

@@ -1,8 +1,8 @@
 """Token-grid arithmetic: from raw frames to the windows of a pooled frame."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from fastslow._shapes import check_word
+from fastslow._shapes import check_word, has_entries, whole_grid, whole_number
 from fastslow._typing import Grid
 
 Edge = Literal["ceil", "floor", "error"]
@@ -26,7 +26,7 @@ def temporal_patches(num_video_frames: int, *, temporal_patch_size: int = 2) -> 
         ``ceil(num_video_frames / temporal_patch_size)``.
 
     Raises:
-        ValueError: If an argument is below 1.
+        ValueError: If an argument is no whole number from 1 on.
 
     Laws:
         ceil: the smallest count whose patches hold every raw frame: ``(n - 1) * size <
@@ -36,6 +36,8 @@ def temporal_patches(num_video_frames: int, *, temporal_patch_size: int = 2) -> 
         >>> temporal_patches(16), temporal_patches(7)
         (8, 4)
     """
+    num_video_frames = whole_number("num_video_frames", num_video_frames)
+    temporal_patch_size = whole_number("temporal_patch_size", temporal_patch_size)
     if num_video_frames < 1 or temporal_patch_size < 1:
         raise ValueError(
             f"num_video_frames is {num_video_frames} and temporal_patch_size is "
@@ -55,7 +57,8 @@ def merged_grid(patch_grid: Grid, *, merge_size: int = 2) -> Grid:
         Height and width in merged tokens.
 
     Raises:
-        ValueError: If a side is not a positive multiple of ``merge_size``.
+        ValueError: If there are not two sides that are whole, positive multiples of
+            ``merge_size``.
 
     Laws:
         exact: every merged token holds merge_size ** 2 patches and none is left: ``h *
@@ -65,7 +68,8 @@ def merged_grid(patch_grid: Grid, *, merge_size: int = 2) -> Grid:
         >>> merged_grid((32, 46))
         (16, 23)
     """
-    height, width = patch_grid
+    height, width = whole_grid(patch_grid, "patch_grid")
+    merge_size = whole_number("merge_size", merge_size)
     if min(height, width, merge_size) < 1 or height % merge_size or width % merge_size:
         raise ValueError(
             f"patch_grid is {patch_grid}; both sides must be positive multiples of "
@@ -88,7 +92,8 @@ def merged_stride(patch_stride: int, *, merge_size: int = 2) -> int:
         The stride in merged tokens.
 
     Raises:
-        ValueError: If ``patch_stride`` is not a positive multiple of ``merge_size``.
+        ValueError: If ``patch_stride`` is not a whole, positive multiple of
+            ``merge_size``.
 
     Laws:
         exact: the merged stride spans as many patches as the patch stride:
@@ -98,6 +103,8 @@ def merged_stride(patch_stride: int, *, merge_size: int = 2) -> int:
         >>> merged_stride(4), merged_stride(8)
         (2, 4)
     """
+    patch_stride = whole_number("patch_stride", patch_stride)
+    merge_size = whole_number("merge_size", merge_size)
     if merge_size < 1 or patch_stride < 1 or patch_stride % merge_size:
         raise ValueError(
             f"patch_stride is {patch_stride}; it must be a positive multiple of "
@@ -184,7 +191,8 @@ def pooled_grid(
         under ``floor``.
 
     Raises:
-        ValueError: If a side or a stride is below 1, nothing is left under ``floor``,
+        ValueError: If there are not two sides, one of them or a stride is no whole
+            number or below 1, nothing is left under ``floor``,
             or a side is no multiple of its stride under ``error``.
 
     Laws:
@@ -200,7 +208,12 @@ def pooled_grid(
         >>> pooled_grid((13, 23), 4), pooled_grid((13, 23), 4, edge="floor")
         ((4, 6), (3, 5))
     """
-    sides = stride if isinstance(stride, tuple) else (stride, stride)
+    grid = whole_grid(grid)
+    given: Any = stride
+    if has_entries(given):
+        sides = whole_grid(given, "stride")
+    else:
+        sides = (whole_number("stride", given),) * 2
     if min(*grid, *sides) < 1:
         raise ValueError(
             f"grid is {grid} and stride is {stride}; all must be at least 1"

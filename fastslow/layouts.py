@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from fastslow._plans import integers
 from fastslow._runs import starts_run
-from fastslow._shapes import check_word
+from fastslow._shapes import check_word, flag, positive, whole_number
 from fastslow.frames import tokens_per_frame
 from fastslow.masks import KeyIntervals, visible_intervals
 from fastslow.positions import AfterVideo, after_video, video_positions
@@ -40,6 +40,12 @@ class FrameWindow:
     frames: int
     keep_text: KeptText = "prefix"
     keep_slow: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that it sees a frame and what it keeps is known."""
+        object.__setattr__(self, "frames", positive("frames", self.frames))
+        check_word("keep_text", self.keep_text, KeptText)
+        object.__setattr__(self, "keep_slow", flag("keep_slow", self.keep_slow))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +126,8 @@ def build_layout(
         The layout, on the CPU.
 
     Raises:
-        ValueError: If the samples hold no token, or more than ``length``, or something
-            else than spans, or ``attention`` or ``after_video_rule`` is unknown.
+        ValueError: If the samples hold no token, more than ``length``, or something
+            else than spans, a number is not whole, or a word is unknown.
 
     Laws:
         packs: without padding, the layout of a pack is its samples' layouts end to end:
@@ -145,6 +151,7 @@ def build_layout(
     """
     check_word("attention", attention, Attention)
     check_word("after_video_rule", after_video_rule, AfterVideo)
+    video_token_id = whole_number("video_token_id", video_token_id)
     parts = [
         _lay_sample(sample, segment, video_token_id, attention, after_video_rule)
         for segment, sample in enumerate(samples)
@@ -152,7 +159,7 @@ def build_layout(
     tokens = sum(len(part.input_ids) for part in parts)
     if not tokens:
         raise ValueError(f"samples has {len(parts)} samples and no token to lay out")
-    padding = 0 if length is None else length - tokens
+    padding = 0 if length is None else whole_number("length", length) - tokens
     if padding < 0:
         raise ValueError(
             f"length is {length} but the samples have {tokens} tokens; a row holds all "
@@ -183,9 +190,8 @@ def visible_keys(
         The intervals, see ``visible_intervals``.
 
     Raises:
-        ValueError: If ``window`` holds an unknown word or less than one frame, or
-            counts frames that do not stand in order, as those of a stream that goes
-            back to the first frame.
+        ValueError: If ``window`` counts frames that do not stand in order, as those of
+            a stream that goes back to the first frame.
 
     Laws:
         no_window: without a window, ``visible_intervals`` of ranks and segments:
@@ -220,7 +226,6 @@ def visible_keys(
 
 def _kept(layout: TokenLayout, window: FrameWindow) -> Tensor | None:
     """Mark the tokens that never expire; None if there is no such kind."""
-    check_word("keep_text", window.keep_text, KeptText)
     if window.keep_text == "none" and not window.keep_slow:
         return None
     is_video, segments = layout.frame_ids >= 0, layout.segment_ids
@@ -254,7 +259,6 @@ def _lay_sample(
 ) -> TokenLayout:
     """Lay out one sample; its frames count on through all of its clips."""
     check_sample(sample)
-    clips = tuple(span for span in sample if isinstance(span, VideoSpan))
     table = [torch.empty(7, 0, dtype=torch.long, device="cpu")]
     place = frame = 0
     for span in sample:
@@ -262,7 +266,6 @@ def _lay_sample(
             table.append(_text_columns(span, place))
             place += len(span.token_ids)
         else:
-            frames = span.schedule.num_frames
             extent = after_video(span.grid, span.time_extent, rule=after_video_rule)
             columns = _video_columns(span, place, frame, video_token_id)
             if span.between:
@@ -270,7 +273,7 @@ def _lay_sample(
                 extent *= len(span.schedule.frames)
             table.append(columns)
             place += extent + sum(map(len, span.between))
-            frame += frames
+            frame += span.schedule.num_frames
     input_ids, labels, frame_ids, slow, *coordinates = torch.cat(table, dim=1)
     index = torch.arange(len(input_ids), device="cpu")
     runs = [length for span in sample for length in _run_lengths(span)]
@@ -283,7 +286,7 @@ def _lay_sample(
         is_slow=slow > 0,
         causal_ranks=ranks if attention == "frame_causal" else index,
         position_ids=torch.stack([index, *coordinates]),
-        clips=clips,
+        clips=tuple(span for span in sample if isinstance(span, VideoSpan)),
     )
 
 
@@ -341,9 +344,8 @@ def _run_lengths(span: Span) -> list[int]:
     lengths = tokens_per_frame(span.grid, span.schedule)
     if not span.between:
         return list(lengths)
-    texts = ((), *span.between)
     return [
         length
-        for text, frame in zip(texts, lengths, strict=True)
+        for text, frame in zip(((), *span.between), lengths, strict=True)
         for length in (*[1] * len(text), frame)
     ]

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fastslow._plans import flags, integers
-from fastslow._shapes import check_word, whole_numbers
+from fastslow._shapes import check_word, whole_grid, whole_number, whole_numbers
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, PooledFrame, frame_kinds, frame_windows
 from fastslow.grids import Edge
@@ -46,7 +46,8 @@ def video_positions(
 
     Raises:
         ValueError: As ``frame_windows`` does, if the schedule keeps no frame, or
-            ``times`` has not one whole number per frame, from 0 on.
+            ``times`` has not one whole number per frame, from 0 on, or ``start`` is no
+            whole number.
 
     Laws:
         stride_one: stride 1 gives Qwen2-VL's own positions
@@ -89,7 +90,7 @@ def video_positions(
         [times[_middle(frame.start, frame.stop)] for frame in schedule.frames]
     )
     time = torch.repeat_interleave(middles, lengths_from_cu_seqlens(plane.cu_seqlens))
-    return torch.cat([time[None], plane.values.T]) + start
+    return torch.cat([time[None], plane.values.T]) + whole_number("start", start)
 
 
 def after_video(grid: Grid, num_frames: int, *, rule: AfterVideo = "all_axes") -> int:
@@ -106,7 +107,7 @@ def after_video(grid: Grid, num_frames: int, *, rule: AfterVideo = "all_axes") -
         Positions to add to the start of the clip.
 
     Raises:
-        ValueError: If ``rule`` is unknown.
+        ValueError: If ``rule`` is unknown, or a number is not whole.
 
     Laws:
         independent_of_strides: pooling never moves the text: ``after(s) == after(stride
@@ -119,6 +120,7 @@ def after_video(grid: Grid, num_frames: int, *, rule: AfterVideo = "all_axes") -
         (8, 6)
     """
     check_word("rule", rule, AfterVideo)
+    grid, num_frames = whole_grid(grid), whole_number("num_frames", num_frames)
     return max(*grid, num_frames) if rule == "all_axes" else max(grid)
 
 

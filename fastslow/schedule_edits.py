@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from operator import index
-from typing import Literal
+from typing import Any, Literal
 
-from fastslow._shapes import check_flags, check_word
+from fastslow._shapes import check_word, entries, flags, positive, whole_number
 from fastslow.frames import FrameSchedule
 
 Order = Literal["stream", "time"]
@@ -23,7 +22,8 @@ def select_frames(schedule: FrameSchedule, frames: Sequence[int]) -> FrameSchedu
         The schedule of those frames; the clip stays as long as it was.
 
     Raises:
-        ValueError: If a frame does not exist.
+        ValueError: If a frame does not exist, or is told by whether it is kept instead
+            of by its number.
 
     Laws:
         chosen: its pooled frames are those numbered, in that order: ``select_frames(s,
@@ -38,12 +38,16 @@ def select_frames(schedule: FrameSchedule, frames: Sequence[int]) -> FrameSchedu
         >>> [frame.start for frame in halves.frames]
         [0, 2]
     """
-    if any(not 0 <= frame < len(schedule.frames) for frame in frames):
+    numbers = [
+        _frame_number(place, entries(frame))
+        for place, frame in enumerate(entries(frames))
+    ]
+    if any(not 0 <= frame < len(schedule.frames) for frame in numbers):
         raise ValueError(
-            f"frames lies between {min(frames)} and {max(frames)}; the schedule has "
+            f"frames lies between {min(numbers)} and {max(numbers)}; the schedule has "
             f"{len(schedule.frames)} frames, counted from 0"
         )
-    return replace(schedule, frames=tuple(schedule.frames[frame] for frame in frames))
+    return replace(schedule, frames=tuple(schedule.frames[frame] for frame in numbers))
 
 
 def keep_tokens(
@@ -79,18 +83,20 @@ def keep_tokens(
         Zhang et al., "VideoLLaMA 3" (arXiv:2501.13106), section 2: tokens that differ
         from the frame before.
     """
-    if len(keep) != len(schedule.frames):
+    masks, frames = list(entries(keep)), schedule.frames
+    if len(masks) != len(frames):
         raise ValueError(
-            f"keep has {len(keep)} frames but the schedule has {len(schedule.frames)}; "
-            "each needs one entry"
+            f"keep has {len(masks)} frames but the schedule has {len(frames)}; each "
+            "needs one entry"
         )
-    for number, mask in enumerate(keep):
-        check_flags(f"keep[{number}]", () if mask is None else mask)
+    kept = (
+        None if mask is None else flags(f"keep[{number}]", mask)
+        for number, mask in enumerate(masks)
+    )
     return replace(
         schedule,
         frames=tuple(
-            replace(frame, keep=None if mask is None else tuple(map(bool, mask)))
-            for frame, mask in zip(schedule.frames, keep, strict=True)
+            replace(frame, keep=mask) for frame, mask in zip(frames, kept, strict=True)
         ),
     )
 
@@ -110,7 +116,7 @@ def scale_fast_frames(schedule: FrameSchedule, scale: int) -> FrameSchedule:
         The schedule with those scales in place of any it had.
 
     Raises:
-        ValueError: If ``scale`` is below 1.
+        ValueError: If ``scale`` is no whole number from 1 on.
 
     Laws:
         tokens: every pooled frame keeps as many tokens, at the same places:
@@ -126,9 +132,7 @@ def scale_fast_frames(schedule: FrameSchedule, scale: int) -> FrameSchedule:
         >>> scale_fast_frames(build_schedule(4), 2).scales
         (1, 2, 1, 2)
     """
-    scale = index(scale)
-    if scale < 1:
-        raise ValueError(f"scale is {scale}; it must be at least 1")
+    scale = positive("scale", scale)
     slow = {
         frame
         for pooled in schedule.frames
@@ -197,3 +201,13 @@ def merge_streams(
     if order == "time":
         frames.sort(key=lambda frame: frame.stop)
     return replace(streams[0], frames=tuple(frames), edge=edges.pop())
+
+
+def _frame_number(place: int, frame: Any) -> int:
+    """Give the number of a frame as an integer; raise where a flag stands for it."""
+    if isinstance(frame, bool):
+        raise ValueError(
+            f"frames[{place}] is {frame}; it must be the number of a frame, as in "
+            "[t for t, is_slow in enumerate(flags) if is_slow]"
+        )
+    return whole_number(f"frames[{place}]", frame)

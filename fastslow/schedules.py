@@ -3,10 +3,16 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
-from operator import index
 from typing import Literal
 
-from fastslow._shapes import check_flags, check_word
+from fastslow._shapes import (
+    check_word,
+    exact_ratio,
+    flags,
+    whole_grid,
+    whole_number,
+    whole_numbers,
+)
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, PooledFrame
 from fastslow.grids import Edge, window_bounds
@@ -88,12 +94,11 @@ def build_schedule(
         Prediction" (arXiv:2503.19325): a fine recent context after a coarse one,
         which is ``last_slow``.
     """
+    num_frames = whole_number("num_frames", num_frames)
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; a clip has at least 1 frame")
-    if not 0 <= slow_ratio <= 1:
-        raise ValueError(f"slow_ratio is {slow_ratio}; it must lie between 0 and 1")
+    ratio = exact_ratio("slow_ratio", slow_ratio)
     check_word("strategy", strategy, Strategy)
-    ratio = _exact_ratio(slow_ratio)
     count = ceil(num_frames * ratio)
     if strategy == "interleave":
         owed = [
@@ -174,14 +179,14 @@ def schedule_from_strides(
         >>> print(schedule_from_strides([1, 4, 2, 4]))
         S...  4 frames
     """
+    strides = whole_numbers("strides", strides)
     if is_slow is None:
         least = min(strides, default=1)
         is_slow = [stride == least for stride in strides]
     _check_flags("strides", strides, is_slow)
-    sides = map(index, strides)
     frames = tuple(
         PooledFrame(start=t, stop=t + 1, stride=(stride, stride), is_slow=bool(slow))
-        for t, (stride, slow) in enumerate(zip(sides, is_slow, strict=True))
+        for t, (stride, slow) in enumerate(zip(strides, is_slow, strict=True))
     )
     return FrameSchedule(num_frames=len(frames), frames=frames, edge=edge)
 
@@ -259,14 +264,14 @@ def schedule_from_grids(
         >>> print(schedule_from_grids([(12, 12), (1, 1), (1, 1)]))
         S..  3 frames
     """
+    grids = [whole_grid(sides, f"grids[{t}]") for t, sides in enumerate(grids)]
     if is_slow is None:
         most = max((height * width for height, width in grids), default=0)
         is_slow = [height * width == most for height, width in grids]
     _check_flags("grids", grids, is_slow)
-    whole = [(index(height), index(width)) for height, width in grids]
     frames = tuple(
         PooledFrame(start=t, stop=t + 1, grid=sides, is_slow=bool(slow))
-        for t, (sides, slow) in enumerate(zip(whole, is_slow, strict=True))
+        for t, (sides, slow) in enumerate(zip(grids, is_slow, strict=True))
     )
     return FrameSchedule(num_frames=len(frames), frames=frames)
 
@@ -306,14 +311,14 @@ def kernel_schedule(
     References:
         Liu et al., "NVILA" (arXiv:2412.04468): temporal pooling of token grids.
     """
-    num_frames, span, height, width = map(index, (num_frames, *kernel))
+    num_frames = whole_number("num_frames", num_frames)
+    span, height, width = whole_numbers("kernel", kernel, 3)
     if min(num_frames, span, height, width) < 1:
         raise ValueError(
             f"num_frames is {num_frames} and kernel is {kernel}; all must be at least 1"
         )
-    sides, slow = (height, width), bool(is_slow)
     frames = tuple(
-        PooledFrame(start=start, stop=stop, stride=sides, is_slow=slow)
+        PooledFrame(start=start, stop=stop, stride=(height, width), is_slow=is_slow)
         for start, stop in window_bounds(num_frames, stride=span, edge=edge)
     )
     return FrameSchedule(num_frames=num_frames, frames=frames, edge=edge)
@@ -328,7 +333,7 @@ def _check_flags(name: str, values: Sequence[object], is_slow: Sequence[bool]) -
             f"{name} has {len(values)} frames but is_slow has {len(is_slow)}; both "
             "describe the same clip"
         )
-    check_flags("is_slow", is_slow)
+    flags("is_slow", is_slow)
 
 
 def _spread(count: int, num_frames: int) -> set[int]:
@@ -337,12 +342,3 @@ def _spread(count: int, num_frames: int) -> set[int]:
         return set(range(count))
     gaps, last = count - 1, num_frames - 1
     return {(2 * i * last + gaps) // (2 * gaps) for i in range(count)}
-
-
-def _exact_ratio(ratio: float | Fraction) -> Fraction:
-    """Read a float as a fraction with a small denominator that rounds to it."""
-    if isinstance(ratio, int | Fraction):
-        return Fraction(ratio)
-    exact, precision = Fraction(float(ratio)), type(ratio)
-    candidates = (exact.limit_denominator(10**k) for k in range(1, 18))
-    return next((c for c in candidates if precision(float(c)) == ratio), exact)

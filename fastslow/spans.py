@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fastslow._shapes import check_grid, check_type, whole_numbers
+from fastslow._shapes import check_type, flag, whole_grid, whole_numbers
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, encoded_grids, tokens_per_frame
 
@@ -23,7 +23,11 @@ class TextSpan:
     def __post_init__(self) -> None:
         """Check that there are ids and nothing else; lists become tuples."""
         ids = whole_numbers("token_ids", self.token_ids)
+        if (most := max(ids, default=0)) >= 2**63:
+            raise ValueError(f"token_ids holds {most}; ids must be less than 2**63")
         object.__setattr__(self, "token_ids", ids)
+        hint = ", of all its tokens alike: one span for each run of them"
+        object.__setattr__(self, "trained", flag("trained", self.trained, hint))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +56,7 @@ class VideoSpan:
         """Check that a frame is kept and everything fits; lists become tuples."""
         wanted = "a FrameSchedule, as schedule_from_strides makes"
         check_type("schedule", self.schedule, FrameSchedule, wanted)
-        check_grid(self.grid)
-        object.__setattr__(self, "grid", whole_numbers("grid", self.grid))
+        object.__setattr__(self, "grid", whole_grid(self.grid))
         object.__setattr__(self, "times", whole_numbers("times", self.times))
         check_type("between", self.between, Iterable, "a sequence of texts")
         texts = enumerate(self.between)

@@ -309,16 +309,23 @@ def test_a_window_keeps_the_prefix_alone_by_default() -> None:
     assert FrameWindow(frames=1) == spelled_out
 
 
-def test_an_unknown_word_for_kept_text_is_refused() -> None:
-    layout = build_layout([[TextSpan(token_ids=(1,))]], video_token_id=VIDEO)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"frames": 0}, "frames is 0; it must be at least 1"),
+        (
+            {"frames": 1, "keep_text": "some"},
+            "keep_text is 'some'; it must be one of prefix, all, none",
+        ),
+    ],
+)
+def test_a_window_is_refused_where_it_is_made(
+    given: dict[str, Any], message: str
+) -> None:
     window: Any = inspect.unwrap(FrameWindow.__init__)
-    unchecked = object.__new__(FrameWindow)
-    window(unchecked, frames=1, keep_text="some")
     with pytest.raises(ValueError) as error:
-        inspect.unwrap(visible_keys)(layout, unchecked)
-    assert (
-        str(error.value) == "keep_text is 'some'; it must be one of prefix, all, none"
-    )
+        window(object.__new__(FrameWindow), **given)
+    assert str(error.value) == message
 
 
 def test_unknown_words_are_refused() -> None:

@@ -18,10 +18,10 @@ from fastslow import (
     repeat_strides,
     schedule_from_grids,
     schedule_from_strides,
-    schedules,
     tokens_per_frame,
     two_level_schedule,
 )
+from fastslow._shapes import exact_ratio
 from fastslow.grids import Edge
 from fastslow.schedules import Strategy
 from fastslow.testing import reference
@@ -97,7 +97,7 @@ def test_a_float_stands_for_the_fraction_of_any_number_of_frames(
 ) -> None:
     count = data.draw(st.integers(0, num_frames)) if data else num_frames - 1
     ratio = Fraction(count, num_frames)
-    assert schedules._exact_ratio(count / num_frames) == ratio
+    assert exact_ratio("slow_ratio", count / num_frames) == ratio
 
 
 @given(frame_counts, fst.frame_strategies())

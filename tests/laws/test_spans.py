@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from fastslow import VideoSpan, build_layout, repeat_strides
+from fastslow import TextSpan, VideoSpan, build_layout, repeat_strides
 from fastslow.testing import strategies as fst
 
 THREE_FRAMES: dict[str, Any] = {"grid": (2, 2), "schedule": repeat_strides(3, (1,))}
@@ -50,3 +50,10 @@ def test_a_clip_may_be_given_another_schedule() -> None:
     other = replace(clip, schedule=repeat_strides(2, (1,)), between=((5,),))
     assert other.frame_positions == (0, 0)
     assert replace(clip, between=()).frame_positions == (0, 1, 2)
+
+
+def test_an_id_that_no_tensor_holds_is_refused() -> None:
+    assert TextSpan(token_ids=(2**63 - 1,)).token_ids == (2**63 - 1,)
+    with pytest.raises(ValueError) as error:
+        TextSpan(token_ids=(1, 2**63))
+    assert str(error.value) == f"token_ids holds {2**63}; ids must be less than 2**63"
