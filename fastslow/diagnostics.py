@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fastslow._shapes import check_axes
+
 
 def copy_skill(loss: float, copy_loss: float) -> float:
     """Compare a next-frame loss with that of repeating the frame.
@@ -47,6 +49,9 @@ def effective_rank(features: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]:
         A number between 1 and the smaller side, in float64, without gradient; not a
         number where a feature is none.
 
+    Raises:
+        ValueError: If ``features`` has other axes.
+
     Laws:
         bounds: between 1 and the smaller of both sides: ``1 <= r <= min(n, d)``
         scale_free: a factor changes nothing: ``r(a * X) == r(X)``
@@ -66,6 +71,7 @@ def effective_rank(features: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]:
         Roy and Vetterli, "The effective rank: a measure of effective dimensionality"
         (EUSIPCO 2007), section 2.
     """
+    check_axes("features", features, "tokens", "dim")
     rows = features.detach().double()
     if rows.shape[0] > rows.shape[1]:
         rows = rows.mT
@@ -91,6 +97,9 @@ def direction_spread(features: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]
         A number between 0 and 1, in float32 or wider, without gradient; 0 where there
         is no vector.
 
+    Raises:
+        ValueError: If ``features`` has other axes.
+
     Laws:
         bounds: between 0 and 1, up to rounding: ``0 <= s <= 1``
         scale_free: a positive factor for each vector changes nothing: ``s(a[:, None] *
@@ -106,6 +115,7 @@ def direction_spread(features: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]
         >>> direction_spread(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
         tensor(0.5000)
     """
+    check_axes("features", features, "tokens", "dim")
     rows = features.detach()
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     if not len(rows):

@@ -74,9 +74,9 @@ def next_frame_loss(
         tokens, frames or videos, known on the host; with weights it is a tensor.
 
     Raises:
-        ValueError: If targets are no ``Ragged``, predictions, targets and weights do
-            not agree in shape, the distance or the reduction is unknown, or ``video``
-            comes without ``cu_videos``.
+        ValueError: If targets are no ``Ragged``, predictions have other axes, the
+            shapes of predictions, targets and weights do not agree, the distance or
+            the reduction is unknown, or ``video`` comes without ``cu_videos``.
         NotImplementedError: If the backward pass is to have a graph.
 
     Laws:
@@ -112,6 +112,7 @@ def next_frame_loss(
         targets. Yang et al., "Cambrian-S" (arXiv:2511.04670): ``mse+cosine``.
     """
     check_type("targets", targets, Ragged, "a Ragged, as pool_tokens gives")
+    check_axes("predictions", predictions, "tokens", "dim")
     goal = targets.values.detach()
     if predictions.shape != goal.shape:
         raise ValueError(

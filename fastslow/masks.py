@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int, Int32
 from torch import Tensor
 
 from fastslow._runs import starts_run
-from fastslow._shapes import check_axes
+from fastslow._shapes import check_axes, check_dtype, positive
 from fastslow._typing import MaskMod, no_type_check
 
 
@@ -75,7 +75,8 @@ def frame_causal_mask(
         A ``mask_mod`` for ``create_block_mask``; it closes over both tensors.
 
     Raises:
-        ValueError: If ranks are not those of one row, or the lengths differ.
+        ValueError: If ranks or segments are not integers of one row, or the lengths
+            differ.
 
     Laws:
         preorder: reflexive on real tokens, and two steps reach nothing that one does
@@ -100,7 +101,7 @@ def frame_causal_mask(
                 [1, 1, 1, 0],
                 [1, 1, 1, 1]], dtype=torch.int32)
     """
-    _check_lengths(causal_ranks, segment_ids=segment_ids)
+    _check_row(causal_ranks, segment_ids=segment_ids)
     segment_ids = torch.zeros_like(causal_ranks) if segment_ids is None else segment_ids
 
     @no_type_check
@@ -146,9 +147,10 @@ def visible_intervals(
         The intervals, half open; those of padding are [0, 0).
 
     Raises:
-        ValueError: If the lengths differ, ranks or frames fall within a segment, a
-            segment is not contiguous, ``window`` is below 1 or comes without
-            ``frame_ids``, or ``is_kept`` comes without ``window``.
+        ValueError: If axes, dtypes or lengths are others, ranks or frames fall within a
+            segment, a segment is not contiguous, a frame is below -1, ``window`` is no
+            whole number from 1 on or comes without ``frame_ids``, or ``is_kept`` comes
+            without ``window``.
 
     Laws:
         matches_rule: without a window, the same pairs as ``frame_causal_mask``:
@@ -175,8 +177,8 @@ def visible_intervals(
         >>> last.start.tolist(), last.stop.tolist()
         ([0, 0, 0, 1, 1, 3], [1, 3, 3, 5, 5, 6])
     """
-    _check_lengths(causal_ranks, segment_ids=segment_ids, frame_ids=frame_ids)
-    _check_lengths(causal_ranks, is_kept=is_kept)
+    _check_row(causal_ranks, segment_ids=segment_ids, frame_ids=frame_ids)
+    _check_row(causal_ranks, is_kept=is_kept)
     if is_kept is not None and window is None:
         raise ValueError("is_kept needs a window; without one no key expires")
     segment_ids = torch.zeros_like(causal_ranks) if segment_ids is None else segment_ids
@@ -274,13 +276,16 @@ def dense_mask(
     return mask.expand(num_tokens, num_tokens)
 
 
-def _check_lengths(causal_ranks: Tensor, **others: Tensor | None) -> None:
+def _check_row(causal_ranks: Tensor, **others: Tensor | None) -> None:
     """Raise unless all describe one row, with as many tokens as there are ranks."""
-    check_axes("causal_ranks", causal_ranks, "tokens")
-    for name, other in others.items():
-        if other is not None and len(other) != len(causal_ranks):
+    for name, each in {"causal_ranks": causal_ranks, **others}.items():
+        if each is None:
+            continue
+        check_axes(name, each, "tokens")
+        check_dtype(name, each, "booleans" if name == "is_kept" else "integers")
+        if len(each) != len(causal_ranks):
             raise ValueError(
-                f"{name} has {len(other)} tokens but causal_ranks has "
+                f"{name} has {len(each)} tokens but causal_ranks has "
                 f"{len(causal_ranks)}; both describe the same row"
             )
 
@@ -316,16 +321,21 @@ def _window_start(
     """
     if frame_ids is None:
         raise ValueError(f"window is {window} but frame_ids is None; it counts frames")
-    if window < 1:
-        raise ValueError(f"window is {window}; it must be at least 1")
+    window = positive("window", window)
     segment = new_segment.cumsum(0) << 32
     clock = (segment + frame_ids + 1).cummax(0).values - segment
-    falls = (frame_ids >= 0) & (frame_ids + 1 < clock) & ~padding
-    if falls.any():
-        token = int(falls.nonzero()[0])
+    falls = (frame_ids >= 0) & (frame_ids + 1 < clock)
+    is_wrong = (falls | (frame_ids < -1)) & ~padding
+    if is_wrong.any():
+        token = int(is_wrong.nonzero()[0])
+        frame = int(frame_ids[token])
+        if frame < -1:
+            raise ValueError(
+                f"frame_ids[{token}] is {frame}; it must be a frame, or -1 for text"
+            )
         raise ValueError(
-            f"frame_ids falls from {int(clock[token]) - 1} to {int(frame_ids[token])} "
-            f"at token {token}; frames must be sorted within a segment"
+            f"frame_ids falls from {int(clock[token]) - 1} to {frame} at token "
+            f"{token}; frames must be sorted within a segment"
         )
     oldest = segment + (clock - window + 1).clamp(min=0)
     return torch.searchsorted(segment + clock, oldest, out_int32=True)

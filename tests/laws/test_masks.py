@@ -499,6 +499,10 @@ def test_frames_may_fall_in_padding_and_between_segments() -> None:
             "window is 0; it must be at least 1",
         ),
         (
+            {"window": 1, "frame_ids": integers([0, -2])},
+            "frame_ids[1] is -2; it must be a frame, or -1 for text",
+        ),
+        (
             {"is_kept": torch.ones(2).bool()},
             "is_kept needs a window; without one no key expires",
         ),
