@@ -9,6 +9,7 @@ from jaxtyping import Int, Int32, Shaped
 from torch import Tensor
 
 from fastslow._plans import integers
+from fastslow._shapes import check_axes, check_dtype, check_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,8 @@ def pack_ragged(sequences: Sequence[Shaped[Tensor, " _ *feature"]]) -> Ragged:
         One ragged tensor; gradients flow back to every sequence.
 
     Raises:
-        ValueError: If ``sequences`` is empty.
+        ValueError: If ``sequences`` is empty or no sequence of tensors, they differ in
+            more than the first axis, or have 2**31 items or more.
 
     Laws:
         round_trip: unpacking gives back the sequences exactly:
@@ -50,8 +52,7 @@ def pack_ragged(sequences: Sequence[Shaped[Tensor, " _ *feature"]]) -> Ragged:
         >>> pack_ragged([torch.tensor([1, 2]), torch.tensor([3])]).cu_seqlens
         tensor([0, 2, 3], dtype=torch.int32)
     """
-    if not sequences:
-        raise ValueError("sequences is empty; at least one fixes dtype and shape")
+    _check_alike(sequences)
     lengths = integers([len(sequence) for sequence in sequences])
     return Ragged(
         values=torch.cat(list(sequences)),
@@ -142,6 +143,10 @@ def cu_seqlens_from_lengths(
     Returns:
         ``sequences + 1`` bounds, as FlashAttention expects them.
 
+    Raises:
+        ValueError: If ``lengths`` holds no integers along one axis, or, where it lies
+            on the host, they are 2**31 or more in all.
+
     Laws:
         round_trip: ``lengths_from_cu_seqlens`` undoes it:
             ``lengths_from_cu_seqlens(cu_seqlens_from_lengths(n)) == n``
@@ -152,6 +157,12 @@ def cu_seqlens_from_lengths(
         >>> cu_seqlens_from_lengths(torch.tensor([2, 0, 3]))
         tensor([0, 2, 2, 5], dtype=torch.int32)
     """
+    check_axes("lengths", lengths, "sequences")
+    check_dtype("lengths", lengths, "integers")
+    if (items := _sum_on_host(lengths)) >= 2**31:
+        raise ValueError(
+            f"lengths adds up to {items} items; bounds in int32 hold less than 2**31"
+        )
     return torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
 
 
@@ -253,3 +264,39 @@ def position_ids_from_cu_seqlens(
     items = torch.arange(num_items, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
     first = torch.searchsorted(cu_seqlens, items, right=True) - 1
     return items - cu_seqlens[first]
+
+
+def _check_alike(sequences: Sequence[Tensor]) -> None:
+    """Raise unless there are tensors, which differ in the length of an axis alone."""
+    check_type("sequences", sequences, Sequence, "a sequence of tensors")
+    if not sequences:
+        raise ValueError("sequences is empty; at least one fixes dtype and shape")
+    first: tuple[torch.dtype, torch.device, torch.Size] | None = None
+    for number, each in enumerate(sequences):
+        check_type(f"sequences[{number}]", each, Tensor, "a tensor")
+        if not each.ndim:
+            raise ValueError(
+                f"sequences[{number}] has no axis; its first one counts items"
+            )
+        kind = each.dtype, each.device, each.shape[1:]
+        first = first or kind
+        if kind != first:
+            raise ValueError(
+                f"sequences[{number}] is {_told(each)} but sequences[0] is "
+                f"{_told(sequences[0])}; they must agree in all but the first axis"
+            )
+
+
+def _told(tensor: Tensor) -> str:
+    """Tell what tensors have to agree in."""
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+
+
+def _sum_on_host(lengths: Tensor) -> int:
+    """Add lengths up where that waits for no device; 0 where they have no values."""
+    if not lengths.is_cpu or torch.compiler.is_compiling():
+        return 0
+    try:
+        return int(lengths.sum())
+    except RuntimeError:  # those of a trace, of vmap and of fake tensors
+        return 0

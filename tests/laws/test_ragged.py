@@ -1,5 +1,6 @@
 """Laws of ``fastslow.ragged``."""
 
+import inspect
 import math
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastslow import (
     Ragged,
@@ -211,6 +214,27 @@ def test_nothing_to_pack_is_an_error() -> None:
     assert str(error.value) == (
         "sequences is empty; at least one fixes dtype and shape"
     )
+
+
+def test_bounds_that_int32_does_not_hold_are_refused() -> None:
+    most = integers([2**31 - 2, 1])
+    assert cu_seqlens_from_lengths(most)[-1] == 2**31 - 1
+    with pytest.raises(ValueError) as error:
+        cu_seqlens_from_lengths(most + 1)
+    assert str(error.value) == (
+        f"lengths adds up to {2**31 + 1} items; bounds in int32 hold less than 2**31"
+    )
+
+
+def test_lengths_without_values_are_added_up_all_the_same() -> None:
+    lengths = integers([2, 3])
+    assert cu_seqlens_from_lengths(lengths.to("meta")).shape == (3,)
+    batch = torch.vmap(inspect.unwrap(cu_seqlens_from_lengths))(lengths[:, None])
+    assert batch.tolist() == [[0, 2], [0, 3]]
+    with FakeTensorMode():
+        assert inspect.unwrap(cu_seqlens_from_lengths)(torch.ones(2).long()).ndim == 1
+    traced = make_fx(inspect.unwrap(cu_seqlens_from_lengths))(lengths)
+    assert traced(lengths).tolist() == [0, 2, 5]
 
 
 def test_device_follows_the_input() -> None:
