@@ -10,6 +10,8 @@ from heapq import heappop, heappush
 from operator import index
 from typing import Any
 
+from fastslow._shapes import positive
+
 Place = Callable[[list[int], list[int], int], tuple[list[int], list[int]]]
 
 
@@ -87,8 +89,8 @@ def place_first(
 
 def check_lengths(lengths: Sequence[int], capacity: int) -> None:
     """Raise a ValueError that names the first item that cannot be packed."""
-    if capacity < 1:
-        raise ValueError(f"capacity is {capacity}; it must be at least 1")
+    if positive("capacity", capacity) >= 2**63:
+        raise ValueError(f"capacity is {capacity}; it must be less than 2**63")
     within = min(lengths, default=1) >= 1 and max(lengths, default=1) <= capacity
     if within and _is_whole(sum(lengths)):
         return

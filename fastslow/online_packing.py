@@ -9,6 +9,7 @@ import torch
 
 from fastslow._fits import check_length, check_lengths
 from fastslow._plans import integers
+from fastslow._shapes import whole_number
 
 _ATTEMPTS = 8
 """Lengths that may be the longest beside the oldest item of a stream."""
@@ -147,7 +148,8 @@ def next_bin(
         The bin as item numbers, oldest first, and the state after it.
 
     Raises:
-        ValueError: If there are no items, ``window`` is below 1, the state is of more
+        ValueError: If there are no items, ``window`` or ``capacity`` is no whole number
+            from 1 on, the state is of more
             items than there are, or an item that begins to wait does not fit a bin.
 
     Laws:
@@ -165,7 +167,8 @@ def next_bin(
         >>> sorted(bins + state.waiting)
         [0, 1, 2, 3]
     """
-    if not len(lengths) or window < 1:
+    capacity = whole_number("capacity", capacity)
+    if not len(lengths) or whole_number("window", window) < 1:
         raise ValueError(
             f"lengths has {len(lengths)} items and window is {window}; both must be at "
             "least 1"

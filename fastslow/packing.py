@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from fastslow._fits import Place, check_lengths, place_best, place_first
 from fastslow._plans import integers
+from fastslow._shapes import entries, positive
 
 
 def best_fit_decreasing(
@@ -145,14 +146,16 @@ def fill(lengths: Sequence[int], bins: Sequence[Sequence[int]], capacity: int) -
 
     Args:
         lengths: Tokens of every item.
-        bins: Bins as item numbers, at least one bin.
+        bins: Bins as item numbers, at least one bin. An item that stands in them twice,
+            as in bins of a stream, counts twice.
         capacity: Tokens that a bin holds at most, at least 1.
 
     Returns:
         The share, between 0 and 1.
 
     Raises:
-        ValueError: If there are no bins, ``capacity`` is below 1, or a bin holds more.
+        ValueError: If there are no bins, ``capacity`` is no whole number from 1 on, an
+            item does not exist, or a bin holds more.
 
     Laws:
         share: real tokens over all tokens, counted one by one: ``fill == sum(lengths) /
@@ -166,9 +169,15 @@ def fill(lengths: Sequence[int], bins: Sequence[Sequence[int]], capacity: int) -
     """
     if not bins:
         raise ValueError("bins is empty; a share of no tokens is undefined")
-    if capacity < 1:
-        raise ValueError(f"capacity is {capacity}; it must be at least 1")
-    tokens = [sum(lengths[i] for i in items) for items in bins]
+    capacity = positive("capacity", capacity)
+    sizes: list[int] = list(entries(lengths))
+    for number, items in enumerate(bins):
+        if min(items, default=0) < 0 or max(items, default=-1) >= len(sizes):
+            raise ValueError(
+                f"bin {number} holds the items {tuple(items)}; there are "
+                f"{len(sizes)}, counted from 0"
+            )
+    tokens = [sum(sizes[i] for i in items) for items in bins]
     if max(tokens) > capacity:
         raise ValueError(
             f"bin {tokens.index(max(tokens))} holds {max(tokens)} tokens; capacity is "

@@ -214,6 +214,26 @@ def test_an_item_that_cannot_be_packed_is_named(length: int, item: int) -> None:
         assert str(error.value) == message
 
 
+def test_a_capacity_that_no_tensor_holds_is_named() -> None:
+    for plan in PLANNERS:
+        with pytest.raises(ValueError) as error:
+            plan([2**70], 2**71)
+        assert str(error.value) == f"capacity is {2**71}; it must be less than 2**63"
+
+
+@pytest.mark.parametrize("item", [-1, 2])
+def test_an_item_that_does_not_exist_fills_nothing(item: int) -> None:
+    with pytest.raises(ValueError) as error:
+        fill([4, 4], [(0,), (1, item)], 8)
+    assert str(error.value) == (
+        f"bin 1 holds the items (1, {item}); there are 2, counted from 0"
+    )
+
+
+def test_an_item_counts_as_often_as_bins_of_a_stream_hold_it() -> None:
+    assert fill([4, 4], [(0, 0), (1,)], 8) == 0.75
+
+
 def test_packing_leaves_its_arguments_alone() -> None:
     lengths = [3, 6, 5, 2]
     for plan in PLANNERS:
