@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fastslow._once import once_differentiable
-from fastslow._shapes import check_axes
+from fastslow._shapes import check_axes, check_type, positive
 from fastslow.masks import KeyIntervals
 
 
@@ -46,8 +46,9 @@ def interval_attention(
 
     Raises:
         ValueError: If query, key or value has other axes, they and the intervals are
-            not of the same rows, ``heads`` is not a multiple of ``key_heads``, or
-            ``tile`` is below 1.
+            not of the same rows on one device, ``heads`` is not a multiple of
+            ``key_heads``, there is no channel, or ``tile`` is no whole number from 1
+            on.
         NotImplementedError: If the backward pass is to have a graph.
 
     Laws:
@@ -75,33 +76,49 @@ def interval_attention(
         Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with
         IO-Awareness" (NeurIPS 2022), section 3 and appendix B: the backward pass.
     """
-    for name, each in (("query", query), ("key", key), ("value", value)):
-        check_axes(name, each, "batch", "heads", "tokens", "dim")
+    _check_heads(query, key, value)
+    wanted = "KeyIntervals, as visible_intervals gives"
+    check_type("intervals", intervals, KeyIntervals, wanted)
     tokens, bounds = query.shape[2], len(intervals.start)
     if bounds != tokens:
         raise ValueError(
             f"intervals has {bounds} tokens but query has {tokens}; both describe the "
             "same row"
         )
-    if key.shape[::2] != query.shape[::2] or value.shape[:3] != key.shape[:3]:
-        shapes = [tuple(each.shape[:3]) for each in (query, key, value)]
+    if intervals.start.device != query.device:
         raise ValueError(
-            f"query, key and value have {shapes} batches, heads and tokens; batches "
-            "and tokens must agree, and key and value have as many heads"
+            f"intervals are on {intervals.start.device} but query is on "
+            f"{query.device}; to_device moves them"
         )
-    if query.shape[1] % key.shape[1]:
-        raise ValueError(
-            f"query has {query.shape[1]} heads but key has {key.shape[1]}; the first "
-            "must be a multiple of the second"
-        )
-    if tile < 1:
-        raise ValueError(f"tile is {tile}; it must be at least 1")
+    tile = positive("tile", tile)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     plan = _plan_tiles(intervals, tile)
     output: Tensor = _IntervalAttention.apply(  # type: ignore[no-untyped-call]
         query, key, value, plan, scale
     )
     return output
+
+
+def _check_heads(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raise unless there are heads, and query, key and value are of the same ones."""
+    for name, each in (("query", query), ("key", key), ("value", value)):
+        check_axes(name, each, "batch", "heads", "tokens", "dim")
+    if key.shape[::2] != query.shape[::2] or value.shape[:3] != key.shape[:3]:
+        shapes = [tuple(each.shape[:3]) for each in (query, key, value)]
+        raise ValueError(
+            f"query, key and value have {shapes} batches, heads and tokens; batches "
+            "and tokens must agree, and key and value have as many heads"
+        )
+    if not key.shape[1] or query.shape[1] % key.shape[1]:
+        raise ValueError(
+            f"query has {query.shape[1]} heads but key has {key.shape[1]}; the first "
+            "must be a multiple of the second"
+        )
+    if not query.shape[3] or query.shape[3] != key.shape[3]:
+        raise ValueError(
+            f"query has {query.shape[3]} channels but key has {key.shape[3]}; both "
+            "must have as many, at least 1"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

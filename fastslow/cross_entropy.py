@@ -44,8 +44,8 @@ def labelled_cross_entropy(
         the collectives that they run.
 
     Raises:
-        ValueError: If hidden or weight has other axes, they differ in width, or the
-            plan's rows and targets in number.
+        ValueError: If hidden or weight has other axes, they differ in width or dtype,
+            or the plan's rows and targets in number.
         NotImplementedError: If the backward pass of what is made in chunks is to have a
             graph.
 
@@ -82,6 +82,11 @@ def labelled_cross_entropy(
             "labelled row has one"
         )
     labelled, weight = map(_narrowed, (hidden.index_select(0, plan.rows), weight))
+    if labelled.dtype != weight.dtype:
+        raise ValueError(
+            f"hidden is {labelled.dtype} but weight is {weight.dtype}; both must have "
+            "one dtype where autocast is off"
+        )
     targets = plan.targets.long()
     chunks = _count_chunks(len(labelled), len(weight))
     if chunks == 1:

@@ -231,8 +231,9 @@ def plan_bags(
         The plan, on the CPU.
 
     Raises:
-        ValueError: If a window is empty, sizes do not add up to the entries, or a cell
-            does not exist.
+        ValueError: If a window is empty, sizes do not add up to the entries, a cell
+            does not exist, there is not one weight for each entry, or ``cu_seqlens``
+            does not end with the number of windows.
 
     Laws:
         transpose: both directions hold the same (window, cell) pairs, with their
@@ -254,6 +255,17 @@ def plan_bags(
         raise ValueError(
             f"cells lies between {cells.min()} and {cells.max()}; there are "
             f"{num_cells}, counted from 0"
+        )
+    if weights is not None and len(weights) != len(cells):
+        raise ValueError(
+            f"weights has {len(weights)} entries but cells has {len(cells)}; each has "
+            "its share"
+        )
+    ends = (*cu_seqlens[:1].tolist(), *cu_seqlens[-1:].tolist())
+    if ends != (0, len(window_sizes)):
+        raise ValueError(
+            f"cu_seqlens has the ends {ends} but there are {len(window_sizes)} "
+            "windows; it must start at 0 and end at their number"
         )
     back = cells.int().argsort(stable=True)
     reads = torch.bincount(cells, minlength=num_cells)

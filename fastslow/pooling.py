@@ -11,7 +11,7 @@ from torch import Tensor
 from fastslow._bags import sum_bags
 from fastslow._maxima import window_maxima
 from fastslow._plans import to_device
-from fastslow._shapes import check_axes
+from fastslow._shapes import check_axes, check_dtype
 from fastslow.grids import Edge, Mode
 from fastslow.pool_plans import PoolPlan, plan_pooling
 from fastslow.ragged import Ragged
@@ -35,7 +35,8 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
         The pooled tokens, ragged by frame, in the dtype of ``tokens``.
 
     Raises:
-        ValueError: If ``tokens`` has other axes or the plan another number of cells.
+        ValueError: If ``tokens`` has other axes, or no floats to sum, or the plan
+            another number of cells.
 
     Laws:
         adjoint: the backward pass of a linear mode is the transpose of the forward
@@ -66,6 +67,7 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
     if plan.weights is None:
         values = window_maxima(tokens, plan)
     else:
+        check_dtype("tokens", tokens, "floats")
         values = _WindowSum.apply(tokens, plan, False)  # type: ignore[no-untyped-call]
     return Ragged(values=values, cu_seqlens=plan.cu_seqlens)
 

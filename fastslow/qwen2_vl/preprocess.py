@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
+from fastslow._shapes import check_type
 from fastslow._typing import Grid
 from fastslow.grids import temporal_patches
 from fastslow.schedules import repeat_strides
@@ -194,6 +195,7 @@ def patchify_clip(
         >>> tuple(patchify_clip(frames, VisionGeometry()).shape)  # 2 x 32 x 32 patches
         (2048, 1176)
     """
+    check_type("frames", frames, Tensor, "a uint8 tensor (frames, 3, height, width)")
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
         raise ValueError(
             f"frames is {frames.dtype} of shape {tuple(frames.shape)}; it must be "

@@ -478,6 +478,28 @@ def test_query_key_and_value_are_of_the_same_rows(
     )
 
 
+@pytest.mark.parametrize("heads", [0, 2])
+def test_there_is_a_key_head(heads: int) -> None:
+    query, key = torch.zeros(1, heads, 4, 2), torch.zeros(1, 0, 4, 2)
+    with pytest.raises(ValueError) as error:
+        interval_attention(query, key, key, ONE_FRAME.intervals)
+    assert str(error.value) == (
+        f"query has {heads} heads but key has 0; the first must be a multiple of the "
+        "second"
+    )
+
+
+@pytest.mark.parametrize(("dim", "key_dim"), [(0, 0), (2, 3)])
+def test_query_and_key_have_the_same_channels(dim: int, key_dim: int) -> None:
+    query, key = torch.zeros(1, 2, 4, dim), torch.zeros(1, 2, 4, key_dim)
+    with pytest.raises(ValueError) as error:
+        inspect.unwrap(interval_attention)(query, key, key, ONE_FRAME.intervals)
+    assert str(error.value) == (
+        f"query has {dim} channels but key has {key_dim}; both must have as many, at "
+        "least 1"
+    )
+
+
 @pytest.mark.parametrize("tile", [0, -128])
 def test_a_tile_holds_a_query(tile: int) -> None:
     with pytest.raises(ValueError) as error:

@@ -321,3 +321,15 @@ def test_hidden_and_weight_have_one_width() -> None:
     assert str(error.value) == (
         "hidden has 3 channels but weight has 4; each logit is their product"
     )
+
+
+def test_hidden_and_weight_have_one_dtype_where_autocast_gives_none() -> None:
+    hidden, weight = torch.zeros(2, 3).bfloat16(), torch.zeros(5, 3)
+    with pytest.raises(ValueError) as error:
+        labelled_cross_entropy(hidden, weight, plan_of([1]))
+    assert str(error.value) == (
+        "hidden is torch.bfloat16 but weight is torch.float32; both must have one "
+        "dtype where autocast is off"
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert labelled_cross_entropy(hidden, weight, plan_of([1]))[1] == 1

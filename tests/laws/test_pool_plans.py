@@ -22,6 +22,7 @@ from fastslow import (
     repeat_strides,
     schedule_from_grids,
 )
+from fastslow._plans import integers
 from fastslow.grids import Mode
 from fastslow.testing import reference
 from fastslow.testing import strategies as fst
@@ -183,6 +184,38 @@ def test_windows_that_cannot_be_are_named(
     with pytest.raises(ValueError) as error:
         plan_bags(torch.tensor(cells), torch.tensor(sizes), bounds, None, num_cells=3)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("entries", [1, 3])
+def test_each_cell_of_a_window_has_its_weight(entries: int) -> None:
+    weights = torch.ones(entries, dtype=torch.float64)
+    with pytest.raises(ValueError) as error:
+        inspect.unwrap(plan_bags)(
+            integers([0, 1]),
+            integers([2]),
+            integers([0, 1]).int(),
+            weights,
+            num_cells=2,
+        )
+    assert str(error.value) == (
+        f"weights has {entries} entries but cells has 2; each has its share"
+    )
+
+
+@pytest.mark.parametrize("bounds", [(0, 5), (1, 2), (0, 1), ()])
+def test_bounds_of_frames_hold_all_windows(bounds: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError) as error:
+        plan_bags(
+            integers([0, 1]),
+            integers([1, 1]),
+            integers(bounds).int(),
+            None,
+            num_cells=2,
+        )
+    assert str(error.value) == (
+        f"cu_seqlens has the ends {bounds} but there are 2 windows; it must start at 0 "
+        "and end at their number"
+    )
 
 
 def test_bilinear_makes_a_clip_larger_as_interpolate_does() -> None:
