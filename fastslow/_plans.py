@@ -18,7 +18,7 @@ def integers(values: Sequence[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.long, device="cpu")
 
 
-def flags(values: Sequence[bool]) -> Tensor:
+def booleans(values: Sequence[bool]) -> Tensor:
     """Make a boolean tensor on the host, as ``integers`` does."""
     return torch.tensor(values, dtype=torch.bool, device="cpu")
 

@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from fastslow._plans import flags, integers
+from fastslow._plans import booleans, integers
 from fastslow._typing import Grid
 from fastslow.frames import Bounds, PooledFrame, frame_windows
 from fastslow.grids import Edge, Mode, window_bounds
@@ -44,7 +44,7 @@ def frame_taps(
     )
     entries = window.argsort(stable=True)
     if frame.keep is not None:
-        entries = entries[flags(frame.keep)[window[entries]]]
+        entries = entries[booleans(frame.keep)[window[entries]]]
     return Taps(
         cells=cell[entries],
         sizes=torch.unique_consecutive(window[entries], return_counts=True)[1],

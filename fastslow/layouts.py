@@ -54,8 +54,7 @@ class TokenLayout:
 
     Attributes:
         input_ids: Token ids; video tokens carry the placeholder id.
-        labels: The token itself where it is trained, else ``IGNORED_LABEL``; not
-            shifted.
+        labels: The token where it is trained, else ``IGNORED_LABEL``; not shifted.
         segment_ids: Packed sample of each token; -1 is padding.
         frame_ids: Frame of its sample that a video token belongs to; -1 is text.
         is_slow: Whether a token belongs to a slow frame.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int, Int32
 from torch import Tensor
 
-from fastslow._plans import flags, integers
+from fastslow._plans import booleans, integers
 from fastslow._shapes import check_word
 from fastslow.frames import (
     Bounds,
@@ -247,7 +247,7 @@ def _frame_groups(
     )
     groups = (height[:, None] * len(own[1]) + width).flatten()
     if frame.keep is not None:
-        groups = groups[flags(frame.keep)]
+        groups = groups[booleans(frame.keep)]
     numbers: Tensor = groups.unique(return_inverse=True)[1]
     return numbers
 

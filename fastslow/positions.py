@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fastslow._plans import flags, integers
+from fastslow._plans import booleans, integers
 from fastslow._shapes import check_word, whole_grid, whole_number, whole_numbers
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, PooledFrame, frame_kinds, frame_windows
@@ -130,7 +130,7 @@ def _frame_plane(grid: Grid, frame: PooledFrame, edge: Edge) -> Tensor:
     plane = torch.cartesian_prod(
         *(integers([_middle(*window) for window in side]) for side in sides)
     )
-    return plane if frame.keep is None else plane[flags(frame.keep)]
+    return plane if frame.keep is None else plane[booleans(frame.keep)]
 
 
 def _middle(first: int, end: int) -> int:

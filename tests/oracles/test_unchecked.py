@@ -12,6 +12,7 @@ PREAMBLE = """
     import warnings
     from dataclasses import replace
 
+    import numpy as np
     import torch
 
     from fastslow import *
@@ -89,6 +90,8 @@ def test_lists_tensors_and_numbers_give_what_tuples_and_flags_give() -> None:
         assert first_fit_decreasing(lengths, 8) == ((1, 3), (0, 2))
         assert fewest_bins_bound(lengths, 8) == 2
         assert take_bin(lengths, 8) == (0, 2)
+        share = fill(lengths, best_fit_decreasing(lengths, 8), 8)
+        assert share == 1 and type(share) is float
         start = StreamState()
         drawn = next_bin(lengths, 8, start, window=4, seed=0)
         assert drawn == next_bin(lengths.tolist(), 8, start, window=4, seed=0)
@@ -166,8 +169,6 @@ def test_spans_of_lists_are_those_of_tuples() -> None:
 def test_numbers_of_numpy_give_schedules_that_json_takes() -> None:
     run_unchecked(
         """
-        import numpy as np
-
         one, two, eight = map(np.int64, (1, 2, 8))
         half, tenths = np.float32(0.5), np.float32(0.3)
         alike = {
@@ -191,8 +192,6 @@ def test_numbers_of_numpy_give_schedules_that_json_takes() -> None:
 def test_narrow_integers_of_numpy_do_not_wrap() -> None:
     run_unchecked(
         """
-        import numpy as np
-
         for kind in (np.uint8, np.uint16, np.int16):
             lengths = np.array([3, 6, 5, 2, 4], kind)
             assert take_bin(lengths, 8) == take_bin(lengths.tolist(), 8)
@@ -217,22 +216,180 @@ def test_narrow_integers_of_numpy_do_not_wrap() -> None:
 
 
 def test_half_a_cell_is_no_stride() -> None:
+    whole = "it must be a whole number"
+    run_refused(
+        {
+            "schedule_from_strides([1.5])": f"strides[0] is 1.5; {whole}, from 0 on",
+            "build_schedule(2, slow_stride=2.0)": (
+                f"strides[0] is 2.0; {whole}, from 0 on"
+            ),
+            "schedule_from_grids([(1.0, 1.0)])": f"grids[0][0] is 1.0; {whole}",
+            "kernel_schedule(8, (2.5, 1, 1))": f"kernel[0] is 2.5; {whole}, from 0 on",
+            "scale_fast_frames(build_schedule(2), 1.5)": f"scale is 1.5; {whole}",
+        }
+    )
+
+
+def test_halves_are_not_counted() -> None:
+    whole = "it must be a whole number"
+    clip = "repeat_strides(2, (1,))"
+    span = f"[VideoSpan(grid=(1, 1), schedule={clip})]"
+    stream = "StreamState(), window={}, seed=0"
+    run_refused(
+        {
+            "temporal_patches(7.2)": f"num_video_frames is 7.2; {whole}",
+            "temporal_patches(7, temporal_patch_size=2.0)": (
+                f"temporal_patch_size is 2.0; {whole}"
+            ),
+            "merged_grid((8.0, 8))": f"patch_grid[0] is 8.0; {whole}",
+            "merged_grid((8, 8), merge_size=2.0)": f"merge_size is 2.0; {whole}",
+            "merged_stride(4.0)": f"patch_stride is 4.0; {whole}",
+            "merged_stride(4, merge_size=2.0)": f"merge_size is 2.0; {whole}",
+            "pooled_grid((8.5, 8), 2)": f"grid[0] is 8.5; {whole}",
+            "pooled_grid((8, 8), 2.5)": f"stride is 2.5; {whole}",
+            "pooled_grid((8, 8), (2, 2.5))": f"stride[1] is 2.5; {whole}",
+            "after_video((4.5, 4), 2)": f"grid[0] is 4.5; {whole}",
+            "after_video((4, 4), 2.5)": f"num_frames is 2.5; {whole}",
+            f"video_positions((1, 1), {clip}, start=0.5)": f"start is 0.5; {whole}",
+            f"build_layout([{span}], video_token_id=9.7)": (
+                f"video_token_id is 9.7; {whole}"
+            ),
+            f"build_layout([{span}], video_token_id='9')": (
+                f"video_token_id is '9'; {whole}"
+            ),
+            f"build_layout([{span}], video_token_id=9, length=8.0)": (
+                f"length is 8.0; {whole}"
+            ),
+            f"tokens_per_frame((8.0, 8), {clip})": f"grid[0] is 8.0; {whole}",
+            "build_schedule(8.0)": f"num_frames is 8.0; {whole}",
+            "kernel_schedule(8.0, (2, 2, 2))": f"num_frames is 8.0; {whole}",
+            "take_bin([5], 8.5)": f"capacity is 8.5; {whole}",
+            "best_fit_decreasing([5], 8.5)": f"capacity is 8.5; {whole}",
+            "first_fit_decreasing([5], 8.5)": f"capacity is 8.5; {whole}",
+            "fewest_bins_bound([5], 8.5)": f"capacity is 8.5; {whole}",
+            "fill([5], [(0,)], 8.5)": f"capacity is 8.5; {whole}",
+            f"next_bin([5], 8.5, {stream.format(2)})": f"capacity is 8.5; {whole}",
+            f"next_bin([5], 8, {stream.format(2.5)})": f"window is 2.5; {whole}",
+            "bucket_length(9.5, 64, buckets=4, multiple_of=8)": (
+                f"tokens is 9.5; {whole}"
+            ),
+            "bucket_length(9, 64.0, buckets=4, multiple_of=8)": (
+                f"capacity is 64.0; {whole}"
+            ),
+            "balance([1, 2], 2.0)": f"num_ranks is 2.0; {whole}",
+            "cu_seqlens_from_lengths(torch.tensor([1.7, 2.6]))": (
+                "lengths is torch.float32; it must hold integers"
+            ),
+        }
+    )
+
+
+def test_what_has_another_form_is_named() -> None:
+    run_refused(
+        {
+            "build_schedule(8, slow_ratio=torch.tensor(0.3))": (
+                "slow_ratio is a Tensor; it must be a number between 0 and 1"
+            ),
+            "build_schedule(8, slow_ratio='0.3')": (
+                "slow_ratio is a str; it must be a number between 0 and 1"
+            ),
+            "pooled_grid((8, 8), (2, 2, 2))": (
+                "stride is (2, 2, 2); it must hold a height and a width"
+            ),
+            "pooled_grid((8, 8, 8), 2)": (
+                "grid is (8, 8, 8); it must hold a height and a width"
+            ),
+            "merged_grid((1, 8, 8))": (
+                "patch_grid is (1, 8, 8); it must hold a height and a width"
+            ),
+            "kernel_schedule(8, (2, 2))": "kernel is (2, 2); it must hold 3 numbers",
+            "schedule_for_budget(8, (4, 4), 64, strides=(2.0, 4))": (
+                "strides[0] is 2.0; it must be a whole number, from 0 on"
+            ),
+        }
+    )
     run_unchecked(
         """
-        for build in (
-            lambda: schedule_from_strides([1.5]),
-            lambda: build_schedule(2, slow_stride=2.0),
-            lambda: schedule_from_grids([(1.0, 1.0)]),
-            lambda: kernel_schedule(8, (2.5, 1, 1)),
-            lambda: scale_fast_frames(build_schedule(2), 1.5),
-        ):
-            try:
-                build()
-            except TypeError as error:
-                assert "float" in str(error)
-            else:
-                raise AssertionError("a float was taken for a number of cells")
+        clip = build_schedule(4, slow_stride=2, fast_stride=4)
+        for kind in (list, np.array, torch.tensor):
+            assert pooled_grid(kind([8, 6]), kind([2, 4])) == (4, 2)
+            assert merged_grid(kind([8, 6])) == (4, 3)
+            assert after_video(kind([8, 6]), 4) == 8
+            counted = tokens_per_frame(kind([8, 6]), clip)
+            assert counted == tokens_per_frame((8, 6), clip)
+            chosen = schedule_for_budget(8, (4, 4), 64, strides=kind([2, 4]))
+            assert chosen == schedule_for_budget(8, (4, 4), 64, strides=(2, 4))
+            for one in (kind([2])[0],):
+                assert pooled_grid((8, 6), one) == (4, 3)
+                assert build_schedule(one) == build_schedule(2)
+                assert temporal_patches(one) == 1
+                assert merged_stride(one) == 1
+                shifted = video_positions((1, 1), clip, start=one)
+                assert shifted.min() == 2
+                span = VideoSpan(grid=(4, 4), schedule=clip)
+                row = build_layout([[span]], video_token_id=one)
+                assert row.input_ids.unique().tolist() == [2]
         """
+    )
+
+
+def test_sequences_of_other_kinds_are_named() -> None:
+    two, ids = "torch.float32 of shape (2,) on cpu", "torch.int64 of shape (2,) on cpu"
+    agree = "they must agree in all but the first axis"
+    ones, whole = "torch.ones(2)", "torch.arange(2)"
+    run_refused(
+        {
+            f"pack_ragged([{whole}, {whole}, {ones}])": (
+                f"sequences[2] is {two} but sequences[0] is {ids}; {agree}"
+            ),
+            "pack_ragged([torch.ones(0), torch.ones(2, 4)])": (
+                "sequences[1] is torch.float32 of shape (2, 4) on cpu but sequences[0] "
+                f"is torch.float32 of shape (0,) on cpu; {agree}"
+            ),
+            f"pack_ragged([{ones}, {ones}.to('meta')])": (
+                "sequences[1] is torch.float32 of shape (2,) on meta but sequences[0] "
+                f"is {two}; {agree}"
+            ),
+            f"pack_ragged({ones})": (
+                "sequences is a Tensor; it must be a sequence of tensors"
+            ),
+            f"pack_ragged(each for each in [{ones}])": (
+                "sequences is a generator; it must be a sequence of tensors"
+            ),
+            "pack_ragged([[1, 2], [3]])": "sequences[0] is a list; it must be a tensor",
+            "pack_ragged([np.ones(2)])": (
+                "sequences[0] is a ndarray; it must be a tensor"
+            ),
+            "pack_ragged([torch.tensor(1)])": (
+                "sequences[0] has no axis; its first one counts items"
+            ),
+        }
+    )
+
+
+def test_what_torch_would_say_of_its_own_arguments_is_said_of_ours() -> None:
+    query = "torch.ones(1, 2, 4, 8)"
+    bounds = "visible_intervals(torch.arange(4))"
+    on_meta = f"{query}.to('meta')"
+    run_refused(
+        {
+            f"interval_attention({query}, {query}, {query}, torch.arange(4))": (
+                "intervals is a Tensor; it must be KeyIntervals, as visible_intervals "
+                "gives"
+            ),
+            f"interval_attention({on_meta}, {on_meta}, {on_meta}, {bounds})": (
+                "intervals are on cpu but query is on meta; to_device moves them"
+            ),
+            f"interval_attention({query}, {query}, {query}, {bounds}, tile=2.0)": (
+                "tile is 2.0; it must be a whole number"
+            ),
+            "pool_frames(torch.ones(1, 2, 2, 3).byte(), [2])": (
+                "tokens is torch.uint8; it must hold floats"
+            ),
+            "pool_frames(torch.ones(1, 2, 2, 3) > 0, [2], mode='area')": (
+                "tokens is torch.bool; it must hold floats"
+            ),
+        }
     )
 
 
@@ -337,6 +494,164 @@ def test_slips_that_would_give_another_clip_are_named() -> None:
     )
 
 
+def test_a_run_of_text_is_trained_as_a_whole() -> None:
+    hint = "it must be true or false, of all its tokens alike: one span for each run "
+    run_refused(
+        {
+            "TextSpan(token_ids=[1, 2], trained=[False, False])": (
+                f"trained is [False, False]; {hint}of them"
+            ),
+            "TextSpan(token_ids=[1, 2], trained=np.zeros(2, bool))": (
+                f"trained is array([False, False]); {hint}of them"
+            ),
+            "TextSpan(token_ids=[1, 2], trained='no')": (
+                f"trained is 'no'; {hint}of them"
+            ),
+            "TextSpan(token_ids=[1, 2], trained=None)": (
+                f"trained is None; {hint}of them"
+            ),
+        }
+    )
+    run_unchecked(
+        """
+        for flag in (True, 1, np.True_, torch.tensor(True)):
+            assert TextSpan(token_ids=[1], trained=flag).trained is True
+        """
+    )
+
+
+def test_windows_count_whole_frames() -> None:
+    visible = "visible_intervals(torch.arange(3), frame_ids=torch.arange(3), window={})"
+    found = {window: window for window in ("2.0", "1.5", "True")}
+    found["np.float64(2)"] = "2.0"
+    run_refused(
+        {
+            visible.format(window): f"window is {shown}; it must be a whole number"
+            for window, shown in found.items()
+        }
+        | {
+            f"FrameWindow(frames={window})": (
+                f"frames is {shown}; it must be a whole number"
+            )
+            for window, shown in found.items()
+        }
+        | {
+            "FrameWindow(frames=1, keep_slow='no')": (
+                "keep_slow is 'no'; it must be true or false"
+            )
+        }
+    )
+    run_unchecked(
+        f"""
+        for window in (np.int64(1), np.uint8(1), torch.tensor(1)):
+            assert {visible.format("window")}.start.tolist() == [0, 1, 2]
+            assert FrameWindow(frames=window) == FrameWindow(frames=1)
+        """
+    )
+
+
+def test_flags_are_no_numbers_of_frames() -> None:
+    message = (
+        "frames[0] is True; it must be the number of a frame, as in "
+        "[t for t, is_slow in enumerate(flags) if is_slow]"
+    )
+    slow = "slow_by_top_k(torch.tensor([0.9, 0.1]), 1)"
+    choose = "select_frames(repeat_strides(2, (1,)), {})"
+    shapes = ("{}", "list({})", "np.array({})", "list(np.array({}))")
+    shapes += ("torch.tensor({})", "list(torch.tensor({}))")
+    flags = [choose.format(shape.format(slow)) for shape in shapes]
+    run_refused(
+        dict.fromkeys(flags, message)
+        | {choose.format("[0.0]"): "frames[0] is 0.0; it must be a whole number"}
+    )
+    run_unchecked(
+        """
+        whole = repeat_strides(4, (1,))
+        for frames in (np.array([2, 0]), torch.tensor([2, 0]), map(np.int64, (2, 0))):
+            assert select_frames(whole, frames) == select_frames(whole, [2, 0])
+        """
+    )
+
+
+def test_what_describes_a_row_has_its_axis_and_dtype() -> None:
+    ranks = "torch.arange(3)"
+    visible = f"visible_intervals({ranks}, "
+    window = f"{visible}frame_ids={ranks}, window=1, is_kept="
+    shape = "has shape (3, 1); it must be (tokens)"
+    integers, floats = "it must hold integers", "torch.ones(3)"
+    run_refused(
+        {
+            f"frame_causal_mask({ranks}, {ranks}[:, None])": f"segment_ids {shape}",
+            f"frame_causal_mask({ranks}, {ranks}.bool())": (
+                f"segment_ids is torch.bool; {integers}"
+            ),
+            f"frame_causal_mask({floats})": (
+                f"causal_ranks is torch.float32; {integers}"
+            ),
+            f"frame_causal_block_mask({ranks}, {ranks}[:, None])": (
+                f"segment_ids {shape}"
+            ),
+            f"{visible}{ranks}[:, None])": f"segment_ids {shape}",
+            f"{visible}{floats})": f"segment_ids is torch.float32; {integers}",
+            f"{visible}frame_ids={ranks}[:, None], window=1)": f"frame_ids {shape}",
+            f"{visible}frame_ids={floats}, window=1)": (
+                f"frame_ids is torch.float32; {integers}"
+            ),
+            f"{window}{ranks}[:, None] > 0)": f"is_kept {shape}",
+            f"{window}{ranks})": "is_kept is torch.int64; it must hold booleans",
+            f"{window}[True, False, False])": (
+                "is_kept is a list; it must be a tensor (tokens)"
+            ),
+        }
+    )
+
+
+def test_numbers_of_schedules_are_whole_and_flags_are_flags() -> None:
+    whole = "it must be a whole number, from 0 on"
+    frame = "PooledFrame(start=0, stop=1, {})"
+    schedule = f"FrameSchedule(num_frames=1, frames=({frame.format('stride=(1, 1)')},)"
+    run_refused(
+        {
+            frame.format("stride=(2.5, 2)"): f"stride[0] is 2.5; {whole}",
+            frame.format("grid=(2, 2.0)"): f"grid[1] is 2.0; {whole}",
+            frame.format("stride=2"): (
+                "stride is 2; it must hold whole numbers, from 0 on"
+            ),
+            frame.format("grid=(1, 2), keep=(0.1, 0.2)"): (
+                "keep[0] is 0.1; it must be true or false"
+            ),
+            frame.format("grid=(1, 2), is_slow=0.3"): (
+                "is_slow is 0.3; it must be true or false"
+            ),
+            f"{schedule}, scales=(1.5,))": f"scales[0] is 1.5; {whole}",
+        }
+    )
+    run_unchecked(
+        """
+        plain = FrameSchedule(
+            num_frames=1,
+            frames=[PooledFrame(start=0, stop=1, grid=(2, 1), keep=(True, False))],
+            scales=(1,),
+        )
+        for kind in (np.array, torch.tensor):
+            same = FrameSchedule(
+                num_frames=kind(1),
+                frames=[
+                    PooledFrame(
+                        start=kind(0), stop=kind(1), grid=kind([2, 1]),
+                        keep=kind([True, False]),
+                    )
+                ],
+                scales=kind([1]),
+            )
+            assert same == plain and hash(same) == hash(plain)
+            assert schedule_to_json(same) == schedule_to_json(plain)
+            stride = PooledFrame(start=0, stop=1, stride=kind([2, 1]))
+            assert hash(stride) == hash(PooledFrame(start=0, stop=1, stride=(2, 1)))
+        """
+    )
+
+
 def test_axes_are_named() -> None:
     square = "similarity has shape {}; it must be (frames, frames)"
     scores = "scores has shape {}; it must be ({})"
@@ -381,6 +696,16 @@ def test_axes_are_named() -> None:
             "torch.ones(2, 4, 8), visible_intervals(torch.arange(4)))": (
                 "query has shape (2, 4, 8); it must be (batch, heads, tokens, dim)"
             ),
+            "effective_rank(torch.ones(2, 3, 4))": (
+                "features has shape (2, 3, 4); it must be (tokens, dim)"
+            ),
+            "direction_spread(torch.ones(4))": (
+                "features has shape (4,); it must be (tokens, dim)"
+            ),
+            "next_frame_loss(torch.ones(1, 3, 4), Ragged(values=torch.ones(1, 3, 4), "
+            "cu_seqlens=torch.tensor([0, 3]).int()))": (
+                "predictions has shape (1, 3, 4); it must be (tokens, dim)"
+            ),
             "slow_by_top_k(torch.ones(1, 5), 2)": scores.format("(1, 5)", "frames"),
             "keep_by_score(torch.ones(5), 0.5)": scores.format(
                 "(5,)", "frames, tokens"
@@ -415,6 +740,9 @@ def test_what_a_model_cannot_take_is_refused() -> None:
         )
         backbone = Qwen2VLForConditionalGeneration(tiny_config(64))
         adapted = LoraModel(backbone, LoraConfig(target_modules=["q_proj"]), "one")
+        assert refused(patchify_clip, frames.numpy(), VisionGeometry()) == (
+            "frames is a ndarray; it must be a uint8 tensor (frames, 3, height, width)"
+        )
         assert refused(FastSlowQwen2VL, adapted) == (
             "backbone is a LoraModel; it must be transformers' own Qwen2-VL, "
             "Qwen2.5-VL or Qwen3-VL, into which adapters are put once it is wrapped"
