@@ -83,6 +83,7 @@ CORE = (
 KERNELS = {f"fastslow._gpu_{name}" for name in ("attention", "bags", "block_masks")}
 ROOMS: dict[str, set[str]] = {
     **{room: set() for room in SHARED},
+    "fastslow._fits": {"fastslow._shapes"},
     **{kernel: {"fastslow._typing"} for kernel in KERNELS},
     **dict.fromkeys(INTEGERS - SHARED, SHARED),
     **dict.fromkeys(SCHEDULES - INTEGERS, SCHEDULES),
@@ -101,7 +102,7 @@ ROOMS: dict[str, set[str]] = {
     "fastslow.layouts": PARTS | {"fastslow.spans"},
     "fastslow.loss_plans": PARTS | {"fastslow.layouts", "fastslow.spans"},
     "fastslow.cross_entropy": SHARED | {"fastslow.loss_plans"},
-    "fastslow.diagnostics": set(),
+    "fastslow.diagnostics": {"fastslow._shapes"},
     "fastslow.losses": INTEGERS,
     "fastslow.plotting": CORE,
     "fastslow.testing": {"fastslow.testing.checks"},
