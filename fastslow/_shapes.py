@@ -163,10 +163,9 @@ def has_entries(value: Any) -> bool:
     return hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
 
 
-def entries(values: Iterable[Any]) -> Iterable[Any]:
-    """Give the entries of a sequence, those of an array at once as Python's numbers."""
-    listed: Iterable[Any] = values.tolist() if hasattr(values, "tolist") else values
-    return listed
+def entries(values: Any) -> Any:
+    """Give the entries of an array, or its one number, as Python's; else the values."""
+    return values.tolist() if hasattr(values, "tolist") else values
 
 
 def _shown(value: object) -> str:

@@ -153,8 +153,8 @@ MUTANTS = [
     ),
     Mutant(
         "layouts",
-        "frame += frames\n",
-        "frame = frames\n",
+        "frame += span.schedule.num_frames\n",
+        "frame = span.schedule.num_frames\n",
         "layouts.py -k build_layout__matches_reference",
     ),
     Mutant(
