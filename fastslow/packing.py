@@ -1,7 +1,7 @@
 """Which samples share a bin: integers in, integers out."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -171,12 +171,13 @@ def fill(lengths: Sequence[int], bins: Sequence[Sequence[int]], capacity: int) -
         raise ValueError("bins is empty; a share of no tokens is undefined")
     capacity = positive("capacity", capacity)
     sizes: list[int] = list(entries(lengths))
-    for number, items in enumerate(bins):
-        if min(items, default=0) < 0 or max(items, default=-1) >= len(sizes):
-            raise ValueError(
-                f"bin {number} holds the items {tuple(items)}; there are "
-                f"{len(sizes)}, counted from 0"
-            )
+    named = list(chain.from_iterable(bins))
+    if min(named, default=0) < 0 or max(named, default=-1) >= len(sizes):
+        number = next(n for n, b in enumerate(bins) if set(b) - set(range(len(sizes))))
+        raise ValueError(
+            f"bin {number} holds the items {tuple(bins[number])}; there are "
+            f"{len(sizes)}, counted from 0"
+        )
     tokens = [sum(sizes[i] for i in items) for items in bins]
     if max(tokens) > capacity:
         raise ValueError(
