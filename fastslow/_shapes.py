@@ -51,8 +51,8 @@ def check_word(name: str, word: str, words: Any) -> None:
 def check_whole(name: str, value: int) -> None:
     """Raise unless a value is a whole number, from 0 on."""
     try:
-        is_whole = type(value) is not bool and index(value) >= 0
-    except TypeError:
+        is_whole = whole_number(name, value) >= 0
+    except ValueError:
         is_whole = False
     if not is_whole:
         said = f"{name} is {_shown(value)}; it must be a whole number, from 0 on"
@@ -60,7 +60,12 @@ def check_whole(name: str, value: int) -> None:
 
 
 def whole_number(name: str, value: int) -> int:
-    """Give a whole number as an integer; raise unless it is one, or if it is a flag."""
+    """Give a whole number as an integer; raise unless it is one, or if it is a flag.
+
+    What a compiler calls the size of an axis stays a symbol.
+    """
+    if type(value) in (int, torch.SymInt):
+        return value
     try:
         number = None if type(value) is bool else index(value)
     except TypeError:
@@ -112,7 +117,7 @@ def exact_ratio(name: str, ratio: float | Fraction) -> Fraction:
         name: What it is called.
         ratio: The share; raises unless it is a number between 0 and 1.
     """
-    check_type(name, ratio, Real, "a number between 0 and 1")
+    check_type(name, ratio, Real, "a float or a Fraction between 0 and 1")
     if not 0 <= ratio <= 1:
         raise ValueError(f"{name} is {ratio}; it must lie between 0 and 1")
     if isinstance(ratio, int | Fraction):

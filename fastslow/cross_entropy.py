@@ -81,11 +81,11 @@ def labelled_cross_entropy(
             f"plan has {len(plan.rows)} rows but {len(plan.targets)} targets; each "
             "labelled row has one"
         )
+    given = f"hidden is {hidden.dtype} but weight is {weight.dtype}"
     labelled, weight = map(_narrowed, (hidden.index_select(0, plan.rows), weight))
     if labelled.dtype != weight.dtype:
         raise ValueError(
-            f"hidden is {labelled.dtype} but weight is {weight.dtype}; both must have "
-            "one dtype where autocast is off"
+            f"{given}; both must have one dtype, or ones that autocast narrows to one"
         )
     targets = plan.targets.long()
     chunks = _count_chunks(len(labelled), len(weight))

@@ -171,14 +171,15 @@ def fill(lengths: Sequence[int], bins: Sequence[Sequence[int]], capacity: int) -
         raise ValueError("bins is empty; a share of no tokens is undefined")
     capacity = positive("capacity", capacity)
     sizes: list[int] = list(entries(lengths))
-    named = list(chain.from_iterable(bins))
+    members = [tuple(items) for items in bins]
+    named = list(chain.from_iterable(members))
     if min(named, default=0) < 0 or max(named, default=-1) >= len(sizes):
-        number = next(n for n, b in enumerate(bins) if set(b) - set(range(len(sizes))))
+        number = next(n for n, b in enumerate(members) if set(b) - {*range(len(sizes))})
         raise ValueError(
-            f"bin {number} holds the items {tuple(bins[number])}; there are "
+            f"bin {number} holds the items {members[number]}; there are "
             f"{len(sizes)}, counted from 0"
         )
-    tokens = [sum(sizes[i] for i in items) for items in bins]
+    tokens = [sum(sizes[i] for i in items) for items in members]
     if max(tokens) > capacity:
         raise ValueError(
             f"bin {tokens.index(max(tokens))} holds {max(tokens)} tokens; capacity is "

@@ -9,7 +9,7 @@ from jaxtyping import Int, Int32, Shaped
 from torch import Tensor
 
 from fastslow._plans import integers
-from fastslow._shapes import check_axes, check_dtype, check_type
+from fastslow._shapes import check_axes, check_dtype, check_type, has_entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ def pack_ragged(sequences: Sequence[Shaped[Tensor, " _ *feature"]]) -> Ragged:
         One ragged tensor; gradients flow back to every sequence.
 
     Raises:
-        ValueError: If ``sequences`` is empty or no sequence of tensors, they differ in
-            more than the first axis, or have 2**31 items or more.
+        ValueError: If ``sequences`` is empty or no sequence of tensors, or they differ
+            in more than the first axis.
 
     Laws:
         round_trip: unpacking gives back the sequences exactly:
@@ -144,8 +144,7 @@ def cu_seqlens_from_lengths(
         ``sequences + 1`` bounds, as FlashAttention expects them.
 
     Raises:
-        ValueError: If ``lengths`` holds no integers along one axis, or, where it lies
-            on the host, they are 2**31 or more in all.
+        ValueError: If ``lengths`` holds no integers along one axis.
 
     Laws:
         round_trip: ``lengths_from_cu_seqlens`` undoes it:
@@ -159,10 +158,6 @@ def cu_seqlens_from_lengths(
     """
     check_axes("lengths", lengths, "sequences")
     check_dtype("lengths", lengths, "integers")
-    if (items := _sum_on_host(lengths)) >= 2**31:
-        raise ValueError(
-            f"lengths adds up to {items} items; bounds in int32 hold less than 2**31"
-        )
     return torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
 
 
@@ -268,8 +263,10 @@ def position_ids_from_cu_seqlens(
 
 def _check_alike(sequences: Sequence[Tensor]) -> None:
     """Raise unless there are tensors, which differ in the length of an axis alone."""
-    check_type("sequences", sequences, Sequence, "a sequence of tensors")
-    if not sequences:
+    if isinstance(sequences, Tensor) or not has_entries(sequences):
+        found = type(sequences).__name__
+        raise ValueError(f"sequences is a {found}; it must be a sequence of tensors")
+    if not len(sequences):
         raise ValueError("sequences is empty; at least one fixes dtype and shape")
     first: tuple[torch.dtype, torch.device, torch.Size] | None = None
     for number, each in enumerate(sequences):
@@ -290,13 +287,3 @@ def _check_alike(sequences: Sequence[Tensor]) -> None:
 def _told(tensor: Tensor) -> str:
     """Tell what tensors have to agree in."""
     return f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
-
-
-def _sum_on_host(lengths: Tensor) -> int:
-    """Add lengths up where that waits for no device; 0 where they have no values."""
-    if not lengths.is_cpu or torch.compiler.is_compiling():
-        return 0
-    try:
-        return int(lengths.sum())
-    except RuntimeError:  # those of a trace, of vmap and of fake tensors
-        return 0

@@ -329,7 +329,7 @@ def test_hidden_and_weight_have_one_dtype_where_autocast_gives_none() -> None:
         labelled_cross_entropy(hidden, weight, plan_of([1]))
     assert str(error.value) == (
         "hidden is torch.bfloat16 but weight is torch.float32; both must have one "
-        "dtype where autocast is off"
+        "dtype, or ones that autocast narrows to one"
     )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert labelled_cross_entropy(hidden, weight, plan_of([1]))[1] == 1

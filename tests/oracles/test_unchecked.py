@@ -288,10 +288,11 @@ def test_what_has_another_form_is_named() -> None:
     run_refused(
         {
             "build_schedule(8, slow_ratio=torch.tensor(0.3))": (
-                "slow_ratio is a Tensor; it must be a number between 0 and 1"
+                "slow_ratio is a Tensor; it must be a float or a Fraction between 0 "
+                "and 1"
             ),
             "build_schedule(8, slow_ratio='0.3')": (
-                "slow_ratio is a str; it must be a number between 0 and 1"
+                "slow_ratio is a str; it must be a float or a Fraction between 0 and 1"
             ),
             "pooled_grid((8, 8), (2, 2, 2))": (
                 "stride is (2, 2, 2); it must hold a height and a width"
@@ -714,6 +715,39 @@ def test_axes_are_named() -> None:
             f"visible_intervals({ranks})": row,
             f"frame_causal_block_mask({ranks})": row,
         }
+    )
+
+
+def test_sizes_that_a_compiler_knows_by_name_stay_symbols() -> None:
+    run_unchecked(
+        """
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        def merged(frames):
+            height, width = merged_grid(frames.shape[1:])
+            return torch.zeros(temporal_patches(frames.shape[0]), height, width)
+
+        traced = make_fx(merged, tracing_mode="symbolic")(torch.zeros(8, 6, 4))
+        assert traced(torch.zeros(12, 10, 8)).shape == (6, 5, 4)
+        """
+    )
+
+
+def test_dtypes_that_autocast_leaves_apart_are_named_as_they_were_given() -> None:
+    run_unchecked(
+        """
+        hidden, weight = torch.zeros(3, 2).double(), torch.ones(4, 2)
+        plan = LabelPlan(rows=torch.tensor([1]), targets=torch.tensor([0]))
+        with torch.autocast("cpu"):
+            try:
+                labelled_cross_entropy(hidden, weight, plan)
+            except ValueError as error:
+                said = str(error)
+        assert said == (
+            "hidden is torch.float64 but weight is torch.float32; both must have one "
+            "dtype, or ones that autocast narrows to one"
+        )
+        """
     )
 
 
