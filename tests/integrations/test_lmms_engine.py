@@ -547,6 +547,24 @@ def test_merged_weights_are_those_of_transformers(
     assert type(AutoProcessor.from_pretrained(merged)).__name__ == "Qwen2VLProcessor"
 
 
+def test_shards_are_given_up_as_they_are_joined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from fastslow.integrations.lmms_engine.merge import FastSlowMerger
+
+    names = ["a", "target_tower.a", "b", "next_frame_head.a"]
+    shards = [{name: torch.ones(1) for name in names} for _ in range(2)]
+    merger, left = FastSlowMerger(), list[list[str]]()
+
+    def join(parts: list[Tensor]) -> Tensor:
+        left.extend(list(shard) for shard in shards)
+        return parts[0]
+
+    monkeypatch.setattr(merger, "_join", join)
+    assert list(merger.consolidate(shards)) == ["a", "b"]
+    assert left == [["b"], ["b"], [], []]
+
+
 def test_the_launcher_takes_a_file_alone() -> None:
     from fastslow.integrations.lmms_engine.__main__ import main
 

@@ -25,11 +25,16 @@ class FastSlowMerger(FSDP2Merger):  # type: ignore[misc]
     """lmms-engine's merger, for the backbone's own weights, in the type they have."""
 
     def consolidate(self, shard_state_dicts: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Join shards, and leave out what the method added."""
+        """Join shards, and leave out what the method added.
+
+        Shards are emptied as they are joined: one weight at a time is held twice.
+        """
+        for shard in shard_state_dicts:
+            for name in [name for name in shard if name.startswith(ADDED)]:
+                del shard[name]
         return {
-            name: self._join([shard[name] for shard in shard_state_dicts])
-            for name in shard_state_dicts[0]
-            if not name.startswith(ADDED)
+            name: self._join([shard.pop(name) for shard in shard_state_dicts])
+            for name in list(shard_state_dicts[0])
         }
 
     def _join(self, shards: list[Any]) -> Tensor:
