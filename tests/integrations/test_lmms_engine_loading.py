@@ -125,6 +125,18 @@ def test_a_pass_that_ended_before_a_restart_is_not_empty(num_workers: int) -> No
     assert list(again) == [[0, 1], [2, 3]]
 
 
+def test_a_state_of_lmms_engines_own_loader_is_refused() -> None:
+    loader = loader_of(range(4), collate_fn=list)
+    next(iter(loader))
+    with pytest.raises(ValueError) as caught:
+        loader.load_state_dict(loader.state_dict()["loader"])
+    assert str(caught.value) == (
+        "the checkpoint's dataloader_state was saved by a trainer that did not watch "
+        "the passes over its data; it says no place to go on from, so start the run "
+        "anew"
+    )
+
+
 def test_a_pass_stops_where_the_run_does() -> None:
     loader = loader_of(range(4), collate_fn=list)
     loader.is_over = lambda: loader.given == 2

@@ -64,6 +64,16 @@ class WatchedLoader:
         return {"loader": self.loader.state_dict(), "given": self.given}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where a pass was."""
+        """Go on from where a pass was.
+
+        Raises:
+            ValueError: If the state is of lmms-engine's loader alone.
+        """
+        if "loader" not in state:
+            raise ValueError(
+                "the checkpoint's dataloader_state was saved by a trainer that did not "
+                "watch the passes over its data; it says no place to go on from, so "
+                "start the run anew"
+            )
         self.loader.load_state_dict(state["loader"])
         self.given, self.goes_on = state["given"], True
