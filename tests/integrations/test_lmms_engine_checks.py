@@ -22,6 +22,7 @@ with warnings.catch_warnings():
         patch_model,
         read_config,
     )
+    from fastslow.integrations.lmms_engine.processor import PARTS, save_processor
     from fastslow.integrations.lmms_engine.trainer import _check_kind, check_parts
 
 Settings = dict[str, Any]
@@ -147,3 +148,16 @@ def test_a_checkpoint_without_an_image_processor_is_saved_as_it_is(
     again = AutoTokenizer.from_pretrained(saved)
     assert again.get_vocab() == processor.tokenizer.get_vocab()
     assert again.chat_template == processor.tokenizer.chat_template
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_an_image_processor_that_cannot_be_read_is_not_dropped(
+    lmms_data: Path, tmp_path: Path, name: str
+) -> None:
+    broken, saved = tmp_path / "broken", tmp_path / "saved"
+    skipped = shutil.ignore_patterns("*.safetensors", *PARTS)
+    shutil.copytree(lmms_data / "ckpt", broken, ignore=skipped)
+    (broken / name).write_text("{")
+    with pytest.raises((OSError, ValueError)):
+        save_processor(str(broken), str(saved))
+    assert not saved.exists()

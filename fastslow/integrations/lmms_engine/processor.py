@@ -13,6 +13,12 @@ from lmms_engine.mapping_func import (  # type: ignore[import-not-found]
 )
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
+from transformers.utils import (
+    IMAGE_PROCESSOR_NAME,
+    PROCESSOR_NAME,
+    VIDEO_PROCESSOR_NAME,
+    cached_file,
+)
 
 from fastslow.frames import FrameSchedule
 from fastslow.grids import merged_stride
@@ -31,6 +37,9 @@ from fastslow.qwen2_vl import (
 )
 from fastslow.qwen2_vl.chat import PLACEHOLDER
 from fastslow.schedules import Strategy, build_schedule
+
+PARTS = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME)
+"""Files of which a processor that is more than a tokenizer has at least one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +70,17 @@ def save_processor(checkpoint: str, folder: str) -> None:
     Args:
         checkpoint: Folder or name of the checkpoint.
         folder: Where it is written.
+
+    Raises:
+        OSError: If a part that is there cannot be read.
+        ValueError: If it describes no processor.
     """
-    try:
-        part = AutoProcessor.from_pretrained(checkpoint)
-    except (OSError, ValueError):  # for want of an image processor
-        part = AutoTokenizer.from_pretrained(checkpoint)
-    part.save_pretrained(folder)
+    has_parts = any(
+        cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
+        for name in PARTS
+    )
+    kind = AutoProcessor if has_parts else AutoTokenizer
+    kind.from_pretrained(checkpoint).save_pretrained(folder)
 
 
 @register_processor(PROCESSOR)
