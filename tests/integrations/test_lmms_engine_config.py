@@ -322,12 +322,35 @@ def test_the_settings_given_stay_as_they_are(settings: Settings) -> None:
             "dataset_config.dataset_format is 'json' beside datasets; it must be",
         ),
         (
+            lambda s: [
+                s.pop("data_path"),
+                s["dataset_config"].update(
+                    dataset_path="b.json",
+                    datasets=[{"path": "a.json"}],
+                    dataset_format="json",
+                ),
+            ],
+            "dataset_config.dataset_format is 'json' beside datasets; it must be",
+        ),
+        *(
+            (
+                lambda s, packing=packing: s["dataset_config"].update(
+                    packing=packing, packing_length=9
+                ),
+                f"dataset_config.packing is {packing!r}; it must be true or false",
+            )
+            for packing in ("true", "false", 1)
+        ),
+        (
             lambda s: s["dataset_config"].update(data_seed=7),
             "dataset_config.data_seed is 7 but dataset_type is 'vision'; it is read",
         ),
         (
             lambda s: s["dataset_config"].update(fps=2),
-            "dataset_config.fps is 2 but video_sampling_strategy is 'frame_num'; it is",
+            (
+                "dataset_config.fps is 2 but video_sampling_strategy is 'frame_num'; "
+                "it is read under 'fps' or video_backend 'qwen_omni_utils' alone"
+            ),
         ),
         (
             lambda s: [
@@ -402,9 +425,25 @@ def test_what_happens_anyhow_may_be_said(settings: Settings) -> None:
         "include_for_metrics": [],
         "warmup_steps": 0,
         "report_to": "none",
+        "include_num_input_tokens_seen": False,
     }
     settings["dataset_config"] |= {"max_length": None, "fps": 1, "packing": False}
     read_config(settings)
+
+
+@pytest.mark.parametrize("logs", ["all", ["all"]])
+def test_all_places_to_log_are_those_of_its_trainer(
+    settings: Settings, logs: Any
+) -> None:
+    settings["trainer_args"]["report_to"] = logs
+    read_config(settings)
+
+
+def test_one_backend_reads_the_rate_beside_the_number_of_frames(
+    settings: Settings,
+) -> None:
+    settings["dataset_config"] |= {"video_backend": "qwen_omni_utils", "fps": 2}
+    assert read_config(settings)["dataset_config"]["fps"] == 2
 
 
 def test_an_empty_mapping_is_one_without_a_name(settings: Settings) -> None:

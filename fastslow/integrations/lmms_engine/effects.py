@@ -38,6 +38,7 @@ ANYHOW: Mapping[str, Any] = {
     "logging_steps": 1,
     "optim": "adamw_torch",
     "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    "include_num_input_tokens_seen": False,  # the default, in another spelling
 }
 """What happens whatever is asked; that may be said, as may any default."""
 
@@ -75,6 +76,11 @@ READ_UNDER: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "filter_overlong": ("packing", (True,)),
 }
 """Settings of dataset_config that are read under some values of another one alone."""
+
+ALSO_READ_UNDER: Mapping[str, tuple[str, str]] = {
+    "fps": ("video_backend", "qwen_omni_utils"),  # whatever it took, it says this rate
+}
+"""Which of them are read under a value of yet another one as well."""
 
 SCHEDULES = ("cosine", "wsd", "constant")
 """Learning-rate schedules of lmms-engine's FSDP2 trainer."""
@@ -166,6 +172,8 @@ def _check_read(arguments: Mapping[str, Any]) -> None:
 def _check_reports(arguments: Mapping[str, Any]) -> None:
     """Refuse places to log that lmms-engine's FSDP2 trainer has not got."""
     logs = arguments.get("report_to") or ()
+    if logs in ("all", ["all"]):  # all that are installed; lmms-engine needs wandb
+        return
     for log in (logs,) if isinstance(logs, str) else logs:
         if log not in LOGS:
             raise ValueError(
@@ -209,24 +217,38 @@ def _check_schedule(arguments: Mapping[str, Any]) -> None:
 
 def _check_data(dataset: Mapping[str, Any]) -> None:
     """Refuse settings of the data that would not do what they say."""
+    if not isinstance(dataset.get("packing"), bool | None):
+        raise ValueError(
+            f"dataset_config.packing is {dataset['packing']!r}; it must be true or "
+            "false"
+        )
     if dataset.get("packing") and dataset["dataset_type"] == "vision":
         raise ValueError(
             "dataset_config.packing is True but dataset_type vision packs by guessed "
             "lengths, 5000 tokens a video; vision_iterable counts them"
         )
     _refuse(dataset, REFUSED_OF_DATA, "dataset_config")
-    _refuse_both(dataset, "datasets", "dataset_path", "dataset_config")
-    defaults = {n: field.default for n, field in DatasetConfig.model_fields.items()}
-    for name, (other, values) in READ_UNDER.items():
-        given, found = ((defaults | dict(dataset))[each] for each in (name, other))
-        if found not in values and given != defaults[name]:
-            raise ValueError(
-                f"dataset_config.{name} is {given!r} but {other} is {found!r}; it is "
-                f"read under {' or '.join(map(repr, values))} alone"
-            )
+    _check_read_data(dataset)
     form = dataset.get("dataset_format")
     if dataset.get("datasets") and form != "yaml":
         raise ValueError(
             f"dataset_config.dataset_format is {form!r} beside datasets; it must be "
             "'yaml', under which lmms-engine reads them"
         )
+    _refuse_both(dataset, "datasets", "dataset_path", "dataset_config")
+
+
+def _check_read_data(dataset: Mapping[str, Any]) -> None:
+    """Refuse settings of the data that others leave without effect."""
+    defaults = {n: field.default for n, field in DatasetConfig.model_fields.items()}
+    settings = defaults | dict(dataset)
+    for name, (other, values) in READ_UNDER.items():
+        given, found = settings[name], settings[other]
+        also = ALSO_READ_UNDER.get(name)
+        is_read = found in values or (also and settings[also[0]] == also[1])
+        if not is_read and given != defaults[name]:
+            places = [*map(repr, values), *([f"{also[0]} {also[1]!r}"] if also else [])]
+            raise ValueError(
+                f"dataset_config.{name} is {given!r} but {other} is {found!r}; it is "
+                f"read under {' or '.join(places)} alone"
+            )
