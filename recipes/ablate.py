@@ -322,5 +322,5 @@ if __name__ == "__main__":
     # Ended from outside, it ends its runs, too.
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
-    with mistakes_in_words():
+    with mistakes_in_words(has_ranks=False):
         sys.exit(main(tyro.cli(Ablation, args=given_words(), description=__doc__)))

@@ -62,7 +62,7 @@ def main() -> None:
     """Report on a dataset, and draw a sample if one is asked for."""
     options = tyro.cli(Options, args=given_words(), description=__doc__)
     config = QWEN2VL_7B
-    with mistakes_in_words():
+    with mistakes_in_words(has_ranks=False):
         if options.config is not None:
             config = load_config(options.config, config)
         config = replace(config, data_path=options.data)

@@ -27,7 +27,7 @@ def main(first: Path, second: Path) -> None:
         first: Folder of a finished run.
         second: Folder of another.
     """
-    with mistakes_in_words():
+    with mistakes_in_words(has_ranks=False):
         found = differences(first, second)
     for line in found[:SHOWN]:
         sys.stdout.write(f"{line}\n")

@@ -215,16 +215,20 @@ def broadcast_from_main(make: Callable[[], _T], world: World) -> _T:
 
 
 @contextmanager
-def mistakes_in_words() -> Iterator[None]:
+def mistakes_in_words(*, has_ranks: bool = True) -> Iterator[None]:
     """End the process with one sentence where what it is given is of no use.
 
     For what each rank finds by itself, before the ranks have met: the main one says it,
     the others end without a word.
+
+    Args:
+        has_ranks: Whether this program runs on ranks; one that does not always says it,
+            whatever ``RANK`` is.
     """
     try:
         yield
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}" if speaks() else 2)
+        sys.exit(f"error: {error}" if speaks() or not has_ranks else 2)
 
 
 @contextmanager

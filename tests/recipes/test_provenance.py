@@ -230,3 +230,19 @@ def test_what_is_no_run_is_named(
     words = ("recipes/reproduce.py", str(twice[0]), str(tmp_path))
     _, errors, code = preloaded.ask(*words, folder=tmp_path)
     assert (errors.strip(), code) == (f"error: {caught.value}", 1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("recipes/reproduce.py", "none", "none2"),
+        ("recipes/inspect_data.py", "none.json", "--config", "none.yaml"),
+        ("recipes/ablate.py", "none.yaml"),
+    ],
+)
+def test_what_has_no_ranks_says_its_mistakes_whatever_the_rank(
+    preloaded: Any, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    log = tmp_path / "log"
+    assert preloaded.wait(preloaded.start(*words, log=log, RANK="1")) == 1
+    assert log.read_text().startswith("error: ")
