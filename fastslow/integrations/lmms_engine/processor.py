@@ -17,8 +17,8 @@ from transformers.utils import (
     IMAGE_PROCESSOR_NAME,
     PROCESSOR_NAME,
     VIDEO_PROCESSOR_NAME,
-    cached_file,
 )
+from transformers.utils.hub import cached_file
 
 from fastslow.frames import FrameSchedule
 from fastslow.grids import merged_stride
