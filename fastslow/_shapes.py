@@ -21,9 +21,10 @@ def check_axes(name: str, tensor: Tensor, *axes: str) -> None:
         raise ValueError(f"{name} has shape {found}; it must be {wanted}")
 
 
-def check_dtype(
-    name: str, tensor: Tensor, kind: Literal["integers", "floats", "booleans"]
-) -> None:
+Kind = Literal["integers", "floats", "booleans"]
+
+
+def check_dtype(name: str, tensor: Tensor, kind: Kind) -> None:
     """Raise unless a tensor holds numbers of a kind."""
     if tensor.dtype == torch.bool:
         found = "booleans"
@@ -129,15 +130,10 @@ def exact_ratio(name: str, ratio: float | Fraction) -> Fraction:
 
 def whole_grid(grid: Sequence[int], name: str = "grid") -> tuple[int, int]:
     """Give a grid as integers; raise unless it has two sides, which are that."""
-    check_grid(grid, name)
-    height, width = grid
-    return whole_number(f"{name}[0]", height), whole_number(f"{name}[1]", width)
-
-
-def check_grid(grid: Sequence[int], name: str = "grid") -> None:
-    """Raise unless a grid has two sides."""
     if not (has_entries(grid) and len(grid) == 2):
         raise ValueError(f"{name} is {grid}; it must hold a height and a width")
+    height, width = grid
+    return whole_number(f"{name}[0]", height), whole_number(f"{name}[1]", width)
 
 
 def flag(name: str, value: bool, hint: str = "") -> bool:

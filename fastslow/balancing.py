@@ -136,7 +136,7 @@ def deal_rounds(costs: Sequence[float], num_ranks: int) -> tuple[tuple[int, ...]
     """
     costs = _plain(costs)
     _check_costs(costs)
-    _check_ranks(num_ranks)
+    positive("num_ranks", num_ranks)
     if len(costs) % num_ranks:
         raise ValueError(
             f"costs has {len(costs)} items, which {num_ranks} ranks cannot share; "
@@ -215,7 +215,7 @@ def imbalance_bound(costs: Sequence[float], num_ranks: int) -> float:
     """
     costs = _plain(costs)
     _check_costs(costs)
-    _check_ranks(num_ranks)
+    positive("num_ranks", num_ranks)
     total = fsum(costs)
     return max(1.0, max(costs) * num_ranks / total) if total else 1.0
 
@@ -318,7 +318,7 @@ def _check(
 ) -> None:
     """Raise a ValueError unless items can be shared out."""
     _check_costs(costs)
-    _check_ranks(num_ranks)
+    positive("num_ranks", num_ranks)
     if len(lengths) != len(costs):
         raise ValueError(
             f"lengths has {len(lengths)} items but costs has {len(costs)}; both "
@@ -336,8 +336,3 @@ def _check_costs(costs: Sequence[float]) -> None:
     for item, cost in enumerate(costs):
         if not 0 <= cost < inf:
             raise ValueError(f"cost {item} is {cost}; it must be finite, at least 0")
-
-
-def _check_ranks(num_ranks: int) -> None:
-    """Raise a ValueError unless there is a rank."""
-    positive("num_ranks", num_ranks)

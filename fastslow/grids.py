@@ -192,8 +192,8 @@ def pooled_grid(
 
     Raises:
         ValueError: If there are not two sides, one of them or a stride is no whole
-            number or below 1, nothing is left under ``floor``,
-            or a side is no multiple of its stride under ``error``.
+            number or below 1, nothing is left under ``floor``, or a side is no multiple
+            of its stride under ``error``.
 
     Laws:
         covers: under ``ceil`` the windows cover the grid and the last one of a side is

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int, Int32
 from torch import Tensor
 
 from fastslow._runs import starts_run
-from fastslow._shapes import check_axes, check_dtype, positive
+from fastslow._shapes import Kind, check_axes, check_dtype, positive
 from fastslow._typing import MaskMod, no_type_check
 
 
@@ -101,7 +101,7 @@ def frame_causal_mask(
                 [1, 1, 1, 0],
                 [1, 1, 1, 1]], dtype=torch.int32)
     """
-    _check_row(causal_ranks, segment_ids=segment_ids)
+    _check_row(causal_ranks, "integers", segment_ids=segment_ids)
     segment_ids = torch.zeros_like(causal_ranks) if segment_ids is None else segment_ids
 
     @no_type_check
@@ -177,8 +177,8 @@ def visible_intervals(
         >>> last.start.tolist(), last.stop.tolist()
         ([0, 0, 0, 1, 1, 3], [1, 3, 3, 5, 5, 6])
     """
-    _check_row(causal_ranks, segment_ids=segment_ids, frame_ids=frame_ids)
-    _check_row(causal_ranks, is_kept=is_kept)
+    _check_row(causal_ranks, "integers", segment_ids=segment_ids, frame_ids=frame_ids)
+    _check_row(causal_ranks, "booleans", is_kept=is_kept)
     if is_kept is not None and window is None:
         raise ValueError("is_kept needs a window; without one no key expires")
     segment_ids = torch.zeros_like(causal_ranks) if segment_ids is None else segment_ids
@@ -276,13 +276,15 @@ def dense_mask(
     return mask.expand(num_tokens, num_tokens)
 
 
-def _check_row(causal_ranks: Tensor, **others: Tensor | None) -> None:
-    """Raise unless all describe one row, with as many tokens as there are ranks."""
-    for name, each in {"causal_ranks": causal_ranks, **others}.items():
+def _check_row(causal_ranks: Tensor, kind: Kind, **others: Tensor | None) -> None:
+    """Raise unless others of a kind describe the row that the ranks are of."""
+    check_axes("causal_ranks", causal_ranks, "tokens")
+    check_dtype("causal_ranks", causal_ranks, "integers")
+    for name, each in others.items():
         if each is None:
             continue
         check_axes(name, each, "tokens")
-        check_dtype(name, each, "booleans" if name == "is_kept" else "integers")
+        check_dtype(name, each, kind)
         if len(each) != len(causal_ranks):
             raise ValueError(
                 f"{name} has {len(each)} tokens but causal_ranks has "

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int, Int32
 from torch import Tensor
 
 from fastslow._plans import integers
-from fastslow._shapes import check_grid, check_word
+from fastslow._shapes import check_word, whole_grid
 from fastslow._taps import Taps, frame_taps
 from fastslow._typing import Grid
 from fastslow.frames import FrameSchedule, PooledFrame, encoded_grids, frame_kinds
@@ -175,8 +175,7 @@ def plan_placed_frames(clips: Sequence[PlacedFrames], mode: Mode) -> PoolPlan:
     first_cells: list[int] = []
     num_cells = 0
     for clip in clips:
-        check_grid(clip.grid)
-        grid = clip.grid[0], clip.grid[1]
+        grid = whole_grid(clip.grid)
         grids = encoded_grids(grid, clip.schedule)
         begins = list(accumulate(map(prod, grids), initial=num_cells))
         for number, start in zip(clip.kind_of, clip.starts, strict=True):

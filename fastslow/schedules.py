@@ -185,7 +185,7 @@ def schedule_from_strides(
         is_slow = [stride == least for stride in strides]
     _check_flags("strides", strides, is_slow)
     frames = tuple(
-        PooledFrame(start=t, stop=t + 1, stride=(stride, stride), is_slow=bool(slow))
+        PooledFrame(start=t, stop=t + 1, stride=(stride, stride), is_slow=slow)
         for t, (stride, slow) in enumerate(zip(strides, is_slow, strict=True))
     )
     return FrameSchedule(num_frames=len(frames), frames=frames, edge=edge)
@@ -270,7 +270,7 @@ def schedule_from_grids(
         is_slow = [height * width == most for height, width in grids]
     _check_flags("grids", grids, is_slow)
     frames = tuple(
-        PooledFrame(start=t, stop=t + 1, grid=sides, is_slow=bool(slow))
+        PooledFrame(start=t, stop=t + 1, grid=sides, is_slow=slow)
         for t, (sides, slow) in enumerate(zip(grids, is_slow, strict=True))
     )
     return FrameSchedule(num_frames=len(frames), frames=frames)
