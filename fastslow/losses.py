@@ -25,6 +25,9 @@ Reduction = Literal["frame", "token", "video"]
 LEAST_NORM = 1e-8
 """Norm that a vector has at least when its cosine is taken, as torch's own has."""
 
+ROUNDING = 16
+"""Units in the last place of 1 by which the cosine of what stands still may be off."""
+
 
 def next_frame_loss(
     predictions: Float[Tensor, "tokens dim"],
@@ -46,7 +49,8 @@ def next_frame_loss(
 
     No gradient reaches targets or weights. Computed in float32 or wider, some rows at
     a time; on a GPU each pass is one graph, which the first call compiles. So beside
-    the gradient, little of the predictions' size is held. It is differentiable once.
+    the gradient, little of the predictions' size is held. It is differentiable once,
+    not by ``torch.func``.
 
     Near zero a cosine is as steep as its vector is short, here as in torch: a head that
     begins with weights of zero gives gradients of 1e8.
@@ -145,21 +149,23 @@ def change_weights(
     """Weigh each token by how much it changes from its frame to the next.
 
     ``1 - cos`` of what the frame itself and the next one show in the token's window:
-    what stands still weighs little, so that copying it is not rewarded.
+    what stands still weighs nothing, so that copying it is not rewarded. Where all
+    stands still, the sum and the count of ``next_frame_loss`` are both 0.
 
     Args:
         copies: Features pooled by ``NextFramePlan.copies``: the ``values`` alone.
         targets: Features pooled by ``NextFramePlan.targets``: the ``values`` alone.
 
     Returns:
-        A weight between 0 and 2 for each token, without gradient, in float32 or wider.
+        A weight between 0 and 2 for each token, without gradient, in float32 or wider;
+        0 where the change is one of rounding.
 
     Raises:
         ValueError: If the two differ in shape, or have other axes.
 
     Laws:
-        still: features that only change in scale weigh nothing: ``change_weights(x, c *
-            x) == 0 if c > 0``
+        still: features that only change in scale weigh nothing, not even what rounding
+            leaves: ``change_weights(x, c * x) == 0 if c > 0``
         symmetric: both directions of time weigh the same: ``change_weights(x, y) ==
             change_weights(y, x)``
         bounds: between 0 and 2; opposite features weigh 2: ``0 <= 1 - cos(x, y) <= 2``
@@ -259,9 +265,12 @@ def _changes(copies: Tensor, targets: Tensor) -> Tensor:
     wide = torch.promote_types(copies.dtype, torch.float32)
     changes = [copies.new_empty(0, dtype=wide)]
     for rows in _runs(len(copies)):
-        pair = copies[rows].to(wide), targets[rows].to(wide)
-        changes.append(_distances(*pair, "cosine"))
-    return torch.cat(changes).clamp(0, 2)
+        before, after = copies[rows].to(wide), targets[rows].to(wide)
+        change = _distances(before, after, "cosine")
+        is_rounding = change < ROUNDING * torch.finfo(wide).eps
+        is_same = (before == after).all(-1)  # zeros too, which have no direction
+        changes.append(change.masked_fill(is_rounding | is_same, 0))
+    return torch.cat(changes).clamp(max=2)
 
 
 def _runs(tokens: int) -> list[slice]:

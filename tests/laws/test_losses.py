@@ -33,6 +33,8 @@ frame_lengths = fst.lengths(min_size=1, max_size=4, min_value=1)
 videos = st.lists(frame_lengths, min_size=1, max_size=3)
 """Tokens of each frame, video by video."""
 
+dtypes = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
+
 shares = st.lists(st.floats(0, 4), min_size=1, max_size=5)
 """Weights, repeated to the length of a row."""
 
@@ -288,10 +290,15 @@ def test_next_frame_loss__matches_reference(
     assert isinstance(count, int if weights is None else Tensor)
 
 
-@given(fst.float_tensors((4, 3), dtype=torch.float64), st.floats(0.1, 10))
-def test_change_weights__still(features: Tensor, scale: float) -> None:
-    weights = change_weights(features, scale * features)
-    torch.testing.assert_close(weights, torch.zeros_like(weights))
+@given(fst.seeds(), st.integers(1, 200), st.floats(0.1, 10), dtypes)
+def test_change_weights__still(
+    seed: int, channels: int, scale: float, dtype: torch.dtype
+) -> None:
+    features = fst.random_values((9, channels), seed=seed, dtype=dtype)
+    features[0] = 0
+    assert not change_weights(features, features).any()
+    wide = features.to(torch.promote_types(dtype, torch.float32))
+    assert not change_weights(wide, scale * wide)[1:].any()
 
 
 @given(fst.seeds())

@@ -53,7 +53,12 @@ def test_json_holds_the_fields_and_leaves_defaults_out() -> None:
     ("text", "message"),
     [
         ("S..", "Expecting value: line 1 column 1 (char 0)"),
-        ('{"num_frames": 1}', "the JSON is no schedule: 'frames' is missing"),
+        (
+            "[1]",
+            "the text is a list; it must be an object with the fields of a schedule",
+        ),
+        ('{"frames": [3]}', "frames[0] is a int; it must be an object"),
+        ('{"num_frames": 1}', "'frames' is missing"),
         (
             '{"num_frames": 1, "frames": [{"start": 1, "stop": 1, "stride": [2, 2]}]}',
             (
@@ -66,7 +71,7 @@ def test_json_holds_the_fields_and_leaves_defaults_out() -> None:
 def test_json_that_is_no_schedule_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError) as error:
         schedule_from_json(text)
-    assert str(error.value) == message
+    assert str(error.value) == f"the JSON is no schedule: {message}"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ from fastslow import (
     dense_mask,
     interval_block_mask,
     interval_mask,
+    labelled_cross_entropy,
     next_frame_loss,
+    plan_labels,
     plan_pooling,
     pool_tokens,
     repeat_strides,
@@ -33,7 +35,7 @@ from fastslow import (
     visible_intervals,
 )
 from fastslow.grids import Mode
-from fastslow.losses import Distance, _compiled, _slopes, _weighted_sum
+from fastslow.losses import Distance, _changes, _compiled, _slopes, _weighted_sum
 from fastslow.testing import strategies as fst
 from tests.plan_tensors import with_tensors
 
@@ -125,6 +127,26 @@ def test_next_frame_loss(compiled: Compile, distance: str, reduction: str) -> No
         assert_all_near(found, wanted)
 
 
+def test_labelled_cross_entropy(compiled: Compile) -> None:
+    def forward_and_backward(
+        measure: Callable[..., tuple[Tensor, int]], number: int
+    ) -> tuple[int, Tensor, Tensor]:
+        text = TextSpan(token_ids=(1, 2, 3) * (number + 1), trained=True)
+        labels = plan_labels(build_layout([[text]] * 2, video_token_id=9))
+        tokens = 6 * (number + 1)
+        hidden = values(tokens, 4, seed=number).requires_grad_()
+        total, count = measure(hidden, values(10, 4, seed=7), labels)
+        (gradient,) = torch.autograd.grad(total, hidden)
+        return count, total, gradient
+
+    fast = compiled(labelled_cross_entropy)
+    for number in range(4):
+        count, *found = forward_and_backward(fast, number)
+        wanted_count, *wanted = forward_and_backward(labelled_cross_entropy, number)
+        assert count == wanted_count
+        assert_all_near(found, wanted)
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     ("distance", "normalize"),
@@ -145,7 +167,9 @@ def test_each_pass_of_a_loss_is_one_graph(distance: str, normalize: bool) -> Non
         slopes = _compiled(_slopes, *settings)(*given, upstream)
         torch.testing.assert_close(slopes, _slopes(*given, upstream, *settings))
         assert slopes.dtype == torch.bfloat16
-    assert counters["stats"]["unique_graphs"] == 2
+        changes = _compiled(_changes)(guess, goal)
+        torch.testing.assert_close(changes, _changes(guess, goal))
+    assert counters["stats"]["unique_graphs"] == 3
     assert not counters["graph_break"]
     torch.compiler.reset()
 
