@@ -24,12 +24,12 @@ def interval_attention(
 ) -> Float[Tensor, "batch heads tokens value_dim"]:
     """Attend to the keys of each query's interval.
 
-    Exact, and differentiable once. For each tile of queries the keys are cut to those
-    that any of them may read, and only the tile's own mask is made. The backward pass
-    computes every tile anew, in float32 or wider, and keeps no more than query, key,
-    value and output. Made for the CPU: the bounds of the tiles are read on the host,
-    which waits for any other device. Inputs are finite: what is not may reach other
-    queries of its tile, as in other kernels.
+    Exact, and differentiable once, not by ``torch.func``. For each tile of queries the
+    keys are cut to those that any of them may read, and only the tile's own mask is
+    made. The backward pass computes every tile anew, in float32 or wider, and keeps no
+    more than query, key, value and output. Made for the CPU: the bounds of the tiles
+    are read on the host, which waits for any other device. Inputs are finite: what is
+    not may reach other queries of its tile, as in other kernels.
 
     Args:
         query: One vector for each query head and token.

@@ -29,7 +29,8 @@ def labelled_cross_entropy(
     they are made a chunk of rows at a time, and in the backward pass once more, a chunk
     of words at a time, so that they take no more whatever the number of labels. Logits
     have the dtype of ``hidden``, or of autocast, as those of a linear layer; all that
-    follows is float32 or wider. What is made in chunks is differentiable once.
+    follows is float32 or wider. What is made in chunks is differentiable once, not by
+    ``torch.func``.
 
     Args:
         hidden: Last hidden states of a packed row.

@@ -46,8 +46,8 @@ def effective_rank(features: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]:
         features: One vector for each token; at least one is not zero. Not centred.
 
     Returns:
-        A number between 1 and the smaller side, in float64, without gradient; not a
-        number where a feature is none.
+        A number between 1 and the smaller side, in float64, without gradient; 1 where
+        there is no vector, not a number where a feature is none.
 
     Raises:
         ValueError: If ``features`` has other axes.

@@ -80,6 +80,10 @@ class StreamState:
     position: int = 0
     waiting: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Take a list, as JSON gives it, for the tuple that it was."""
+        object.__setattr__(self, "waiting", tuple(self.waiting))
+
 
 def stream_order(
     num_items: int, *, seed: int, epoch: int, groups: tuple[int, ...] | None = None

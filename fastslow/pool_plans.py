@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
+from reprlib import repr as brief
 
 import torch
 from jaxtyping import Float64, Int, Int32
@@ -103,8 +104,8 @@ def plan_pooling(
         The plan, on the CPU.
 
     Raises:
-        ValueError: If the mode is unknown, or as ``frame_windows`` and
-            ``encoded_grids`` do.
+        ValueError: If the mode is unknown, a clip is no such pair, or as
+            ``frame_windows`` and ``encoded_grids`` do.
 
     Laws:
         partition: where every frame is pooled once, ``average`` and ``max`` read every
@@ -125,6 +126,13 @@ def plan_pooling(
         ``average`` and ``max`` with ``floor`` edges.
     """
     check_word("mode", mode, Mode)
+    for number, clip in enumerate(clips):
+        is_pair = isinstance(clip, Sequence) and len(clip) == 2
+        if not (is_pair and isinstance(clip[1], FrameSchedule)):
+            raise ValueError(
+                f"clips[{number}] is {brief(clip)}; it must be a pair of a grid and "
+                "its FrameSchedule"
+            )
     return plan_placed_frames(
         [
             place_frames(grid, schedule, range(len(schedule.frames)))

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from fastslow._shapes import check_type
 from fastslow.frames import FrameSchedule, PooledFrame
 
 _SINGLE = {"num_frames": int, "start": int, "stop": int, "is_slow": bool, "edge": str}
@@ -69,20 +70,22 @@ def schedule_from_json(text: str) -> FrameSchedule:
     """
     try:
         content = json.loads(text, parse_float=_refuse, parse_constant=_refuse)
+        check_type("the text", content, dict, "an object with the fields of a schedule")
         frames = content.pop("frames")
-        if not isinstance(frames, list):
-            raise TypeError(f"frames is {json.dumps(frames)}; it must be a list")
+        check_type("frames", frames, list, "a list")
+        for number, frame in enumerate(frames):
+            check_type(f"frames[{number}]", frame, dict, "an object")
         pooled = tuple(PooledFrame(**_read(frame)) for frame in frames)
         return FrameSchedule(frames=pooled, **_read(content))
     except KeyError as error:
         raise ValueError(f"the JSON is no schedule: {error} is missing") from error
-    except (AttributeError, TypeError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the JSON is no schedule: {error}") from error
 
 
 def _refuse(number: str) -> None:
     """Raise, since all numbers of a schedule are integers."""
-    raise ValueError(f"the JSON is no schedule: {number} is no integer")
+    raise ValueError(f"{number} is no integer")
 
 
 def _read(fields: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +96,7 @@ def _read(fields: dict[str, Any]) -> dict[str, Any]:
         is_right = isinstance(value, list) == is_list
         if kind and not (is_right and all(type(entry) is kind for entry in entries)):
             raise ValueError(
-                f"the JSON is no schedule: {name} is {json.dumps(value)}; it must be "
+                f"{name} is {json.dumps(value)}; it must be "
                 f"{'a list, each entry ' * is_list}{_WORDS[kind]}"
             )
     return {

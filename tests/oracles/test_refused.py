@@ -280,6 +280,13 @@ def test_slips_that_would_give_another_clip_are_named() -> None:
             "plan_pooling([((8, 2, 2), repeat_strides(1, (1,)))])": (
                 "grid is (8, 2, 2); it must hold a height and a width"
             ),
+            "plan_pooling([VideoSpan(grid=(2, 2), schedule=build_schedule(1))])": (
+                "clips[0] is VideoSpan(gri...), between=()); it must be a pair of a "
+                "grid and its FrameSchedule"
+            ),
+            "plan_pooling(((2, 2), repeat_strides(1, (1,))))": (
+                "clips[0] is (2, 2); it must be a pair of a grid and its FrameSchedule"
+            ),
             "frame_causal_pairs([-1, 3])": "run_lengths[0] is -1; it must be a whole "
             "number, from 0 on",
         }
