@@ -8,7 +8,7 @@ have others.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 Numbers = Mapping[str, float | int | None]
@@ -24,6 +24,9 @@ SPIKE_STEPS = 50
 
 RAMP_STEPS = 5
 """Steps just before that a loss is not compared with: a spike may build up in some."""
+
+FIRST_STEPS = 5
+"""Steps whose largest loss a run that learns stays below, but for a spike."""
 
 SPREAD = 0.05
 """Share of the targets' spread under which predictions are all but one vector."""
@@ -56,12 +59,14 @@ class Health:
     Attributes:
         num_ranks: Ranks of the run.
         losses: The last losses that were finite, oldest first.
+        first_losses: The first losses that were finite.
         streaks: What each rule has seen, and in how many steps in a row; rules that
             saw nothing in the last step are not in it.
     """
 
     num_ranks: int
     losses: tuple[float, ...] = ()
+    first_losses: tuple[float, ...] = ()
     streaks: Mapping[str, tuple[str, int]] = field(
         default_factory=lambda: MappingProxyType({})
     )
@@ -113,10 +118,11 @@ def examine(health: Health, numbers: Numbers) -> tuple[Health, list[Warned]]:
         if steps >= rule.lasts and not (steps - rule.lasts) % REPEAT:
             message = f"{rule.says(health, numbers)}; {rule.advice}"
             said.append(Warned(rule=name, message=message))
-    losses = health.losses
+    losses, first = health.losses, health.first_losses
     if math.isfinite(loss := _number(numbers, "loss")):
         losses = (*losses, loss)[-SPIKE_STEPS - RAMP_STEPS :]
-    now = Health(num_ranks=health.num_ranks, losses=losses, streaks=streaks)
+        first = (*first, loss)[:FIRST_STEPS]
+    now = replace(health, losses=losses, first_losses=first, streaks=streaks)
     return now, said
 
 
@@ -142,6 +148,25 @@ def _says_spike(health: Health, numbers: Numbers) -> str:
     return (
         f"the loss is {loss:.4g}, {loss / usual:.1f} times the largest of "
         f"{SPIKE_STEPS} steps before"
+    )
+
+
+def _begun(health: Health) -> float:
+    """Give the largest of the first losses; infinity before they were seen."""
+    known = len(health.first_losses) == FIRST_STEPS
+    return max(health.first_losses) if known else math.inf
+
+
+def _sees_rise(health: Health, numbers: Numbers) -> str | None:
+    loss = _number(numbers, "loss")
+    return "above" if loss > SPIKE * _begun(health) else None
+
+
+def _says_rise(health: Health, numbers: Numbers) -> str:
+    loss, begun = _number(numbers, "loss"), _begun(health)
+    return (
+        f"the loss is {loss:.4g}, {loss / begun:.1f} times the largest of the run's "
+        f"first {FIRST_STEPS} steps"
     )
 
 
@@ -212,6 +237,14 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             advice="where it does not fall back, go on from the checkpoint before with "
             "a smaller learning_rate or max_grad_norm or a longer warm-up, and look at "
             "the samples of this step",
+        ),
+        "loss_above_start": Rule(
+            sees=_sees_rise,
+            lasts=10,
+            says=_says_rise,
+            advice="the run has unlearned: begin it anew, or go on from a checkpoint "
+            "before the rise, with a smaller learning_rate or max_grad_norm or a "
+            "longer warm-up",
         ),
         "gradients_not_finite": Rule(
             sees=_sees_gradients,

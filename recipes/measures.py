@@ -8,7 +8,13 @@ from math import prod
 import torch
 from torch import Tensor
 
-from fastslow import VideoSpan, copy_skill, describe_schedule, direction_spread
+from fastslow import (
+    StreamState,
+    VideoSpan,
+    copy_skill,
+    describe_schedule,
+    direction_spread,
+)
 from fastslow.qwen2_vl import FastSlowOutput, step_flops
 from recipes.edge.conversations import BadSample
 from recipes.edge.devices import this_device
@@ -55,7 +61,10 @@ def describe(run: Run, progress: Progress) -> str:
         f"{clip.schedule.num_frames * prod(clip.grid)} before pooling\n"
         for clip in islice(_clips(data.train), 1)
     )
-    weights = sum(weight.numel() for weight in run.model.parameters())
+    whole = trained = 0
+    for weight in run.model.parameters():
+        whole += weight.numel()
+        trained += weight.numel() * weight.requires_grad
     done, rows = progress.step, progress.rows_per_step
     begin = f"goes on after step {done}" if done else "begins with step 1"
     course = (
@@ -71,7 +80,8 @@ def describe(run: Run, progress: Progress) -> str:
         gpu = torch.cuda.get_device_name(world.device)
         mfu = f"no mfu: the peak of {gpu} is not listed in recipes/edge/devices.py\n"
     return (
-        f"{weights:,} parameters on {world.size} ranks ({world.device.type})\n"
+        f"{whole:,} parameters, {trained:,} of them trained, on {world.size} ranks "
+        f"({world.device.type})\n"
         f"{len(data.train)} samples to train on, {len(data.held_out)} held out, "
         f"{len(data.bad)} unusable\n{shown}{mfu}"
         f"a step takes {rows} packed rows, {rows // world.size} on each rank\n"
@@ -86,6 +96,11 @@ def describe_bad(found: Sequence[BadSample]) -> str:
         f"{found[0].sample_id} is left out: {found[0].reason}{more}; quarantine.jsonl "
         "names all"
     )
+
+
+def passes(run: Run, state: StreamState) -> float:
+    """Count the passes over the samples so far; what waits for a row has been drawn."""
+    return state.epoch + state.position / len(run.data.train)
 
 
 def by_rank(name: str, value: float, world: World) -> dict[str, float]:
@@ -159,7 +174,9 @@ def throughput(
     mfu = {}
     if device is not None:
         mfu["mfu"] = flops / (seconds * ranks * device.bf16_flops)
-    return mfu | {
+    return {
+        "seconds": seconds,
+        **mfu,
         "tokens_per_second": counts["tokens"] / seconds / ranks,
         "frames_per_second": counts["frames"] / seconds / ranks,
         "tokens_per_clip": counts["clip_tokens"] / (counts["clips"] or math.nan),

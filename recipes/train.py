@@ -64,6 +64,7 @@ from recipes.measures import (
     describe_bad,
     mean_losses,
     of_all_ranks,
+    passes,
     spreads,
     throughput,
 )
@@ -203,9 +204,11 @@ def train(
                 run, step, rows, counts, progress.skipped
             )
             seconds = time.perf_counter() - started
-        log.step(step, losses | throughput(run, counts, flops, seconds))
+        stream = rows[-1].state
+        where = {"epoch": passes(run, stream)}
+        log.step(step, losses | where | throughput(run, counts, flops, seconds))
         refuse_to_skip_on(skipped, most_in_a_row=config.max_skipped_steps)
-        progress = replace(progress, step=step, stream=rows[-1].state, skipped=skipped)
+        progress = replace(progress, step=step, stream=stream, skipped=skipped)
         is_last = step == config.max_steps
         saver.poll()
         if counts["stop"] or is_last or step % config.save_steps == 0:

@@ -19,6 +19,7 @@ from recipes.edge.publishing import write_whole
 from recipes.health import Health, Warned, examine
 
 CLOCKED = (
+    "seconds",
     "tokens_per_second",
     "frames_per_second",
     "mfu",
@@ -105,8 +106,10 @@ class RunLog:
         """Give the log itself."""
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        """Close the files; an exception goes on."""
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        """Say what ends the run, if it is an error, and close the files; it goes on."""
+        if isinstance(error, Exception):
+            self.message(f"the run ends with {type(error).__name__}: {error}")
         self._open.close()
 
     def step(self, step: int, metrics: Mapping[str, float | int]) -> None:

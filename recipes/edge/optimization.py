@@ -138,7 +138,9 @@ def refuse_to_skip_on(skipped: SkippedSteps, *, most_in_a_row: int) -> None:
     if skipped.in_a_row > most_in_a_row:
         raise FloatingPointError(
             f"the gradients were not finite in {skipped.in_a_row} steps in a row; "
-            f"max_skipped_steps is {most_in_a_row}"
+            f"max_skipped_steps is {most_in_a_row}: go on from a checkpoint before the "
+            "first of them with a smaller learning_rate, or look for the sample that "
+            "causes them"
         )
 
 

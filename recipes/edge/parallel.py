@@ -63,8 +63,9 @@ class Parallel:
     consecutive ranks; choose the number of nodes to keep the gathering of parameters
     inside them."""
     tower: Literal["frozen", "trained"] = "frozen"
-    """Whether the vision blocks train. If they do, a frozen copy gives the targets of
-    the next-frame loss, at the price of one more forward pass of the tower."""
+    """Whether the vision blocks train; without adapters the merger behind them always
+    does. If they train, a frozen copy gives the targets of the next-frame loss, at the
+    price of one more forward pass of the tower."""
     lora_rank: int = 0
     """Rank of the adapters in the language model; with adapters only they and the
     next-frame head train. 0 trains the weights themselves."""

@@ -52,7 +52,19 @@ def _compare(kind: str, first: dict[str, Any], second: dict[str, Any]) -> Iterat
         if name not in first or name not in second:
             yield f"{kind} {name} is in one run alone"
         elif not _is_same(first[name], second[name]):
-            yield f"{kind} {name} differs"
+            yield f"{kind} {name} differs{_entries(first[name], second[name])}"
+
+
+def _entries(first: Any, second: Any) -> str:
+    """Name the entries in which two lines differ; nothing of other values."""
+    if not isinstance(first, dict):
+        return ""
+    found = [
+        f"{name} is {first.get(name)} and {second.get(name)}"
+        for name in first | second
+        if first.get(name) != second.get(name)
+    ]
+    return ": " + ", ".join(found)
 
 
 def _is_same(first: Any, second: Any) -> bool:

@@ -104,6 +104,16 @@ def test_a_spike_is_said_once() -> None:
     assert said([*rows, *ramp]) == [(KNOWN + 3, "loss_spike")]
 
 
+def test_a_loss_that_stays_above_the_first_ones_is_said() -> None:
+    ramp = [GOOD | {"loss": 2 * 1.1**step} for step in range(40)]
+    assert 1.1**9 < SPIKE < 1.1**10  # so from step 15 on, which is 10 after the fifth
+    assert said(ramp) == [(24, "loss_above_start")]
+    falls = [GOOD | {"loss": 2.0 if step % 10 else 6.0} for step in range(100)]
+    assert said(falls[1:]) == []
+    too_early = [GOOD | {"loss": 6.0}] * 4 + [GOOD | {"loss": 7.0}] * 40
+    assert said(too_early) == []
+
+
 @given(st.lists(st.sampled_from((None, math.nan, math.inf)), max_size=9))
 def test_losses_that_are_not_finite_do_no_harm(odd: list[float | None]) -> None:
     rows: list[Numbers] = [GOOD | {"loss": loss} for loss in odd]
@@ -135,6 +145,7 @@ def test_ranks_that_wait_in_turn_are_left_alone() -> None:
 def test_every_rule_says_what_it_saw_and_what_to_do() -> None:
     bad = {
         "loss_spike": {"loss": 20.0},
+        "loss_above_start": {"loss": 20.0},
         "gradients_not_finite": {"gradient_norm": None, "skipped_steps": 3},
         "no_skill": {"skill": -0.25},
         "collapsed_predictions": {"spread": 0.012},
@@ -148,6 +159,7 @@ def test_every_rule_says_what_it_saw_and_what_to_do() -> None:
     assert found.keys() == bad.keys() == RULES.keys()
     for rule, words in {
         "loss_spike": "the loss is 20, 10.0 times the largest of 50 steps before; ",
+        "loss_above_start": "20, 10.0 times the largest of the run's first 5 steps; ",
         "gradients_not_finite": "the step was not taken; 3 so far; ",
         "no_skill": "in 200 steps in a row the next-frame head was no better than",
         "collapsed_predictions": "its predictions spread 0.012 times as far as",

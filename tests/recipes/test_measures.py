@@ -41,6 +41,7 @@ def test_a_step_is_measured_for_each_rank(monkeypatch: pytest.MonkeyPatch) -> No
     found = throughput(run, counts, 2 * device.bf16_flops, 4.0)
     assert math.isnan(found.pop("tokens_per_clip"))
     assert found == {
+        "seconds": 4.0,
         "mfu": 0.25,
         "tokens_per_second": 40,
         "frames_per_second": 2,

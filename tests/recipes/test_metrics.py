@@ -214,6 +214,8 @@ def test_an_exception_goes_on_and_keeps_what_was_written(
         log.step(1, {"loss": 1.0})
         raise KeyError("clip")
     assert curve(tmp_path, "train/loss") == [(1, 1.0)]
+    last = (tmp_path / "train.log").read_text().splitlines()[-1]
+    assert last.endswith(" the run ends with KeyError: 'clip'")
     with pytest.raises(ValueError, match="closed file"):
         log.step(2, {"loss": 1.0})
 

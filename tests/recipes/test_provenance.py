@@ -134,10 +134,11 @@ def test_one_bit_is_a_difference(
     lines = (run / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     rows[0]["tokens_per_second"] += 1
+    loss = rows[1]["loss"]
     rows[1]["loss"] += 1e-15
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
     assert differences(twice[0], run) == [
-        "line of metrics.jsonl 2 differs",
+        f"line of metrics.jsonl 2 differs: loss is {loss} and {loss + 1e-15}",
         f"exported weights model-2/{name} differs",
     ]
     words = ("recipes/reproduce.py", str(twice[0]), str(run))

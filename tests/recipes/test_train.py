@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from recipes.config import load_config
 from recipes.data import plan_data
+from recipes.edge.checkpoint import read_state
 from recipes.edge.clips import make_clips
 from recipes.edge.conversations import BadSample
 from recipes.edge.devices import this_device
@@ -111,6 +112,21 @@ def test_the_files_of_a_run(clips: Path, tmp_path: Path) -> None:
         1 - first["autoregressive_loss"] / first["copy_loss"]
     )
     assert 0 < first["fill"] <= 1
+    samples = len((clips / "train.jsonl").read_text().splitlines())
+    drawn = read_state(run / "checkpoint-2")["state"]["stream"]
+    assert 0 < first["epoch"] < second["epoch"]
+    assert second["epoch"] == drawn["epoch"] + drawn["position"] / samples
+    sizes = {
+        name: tensor.numel()
+        for file in (run / "model-2").glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
+    whole = sum(sizes.values())
+    tower = sum(
+        n for name, n in sizes.items() if "visual." in name and "merger" not in name
+    )
+    trained = f"{whole:,} parameters, {whole - tower:,} of them trained, on 1 ranks "
+    assert any(trained in line for line in log), log[:3]
     cuda = torch.cuda.is_available()
     device = this_device(torch.device("cuda" if cuda else "cpu"))
     assert ("mfu" in first) == (device is not None)
