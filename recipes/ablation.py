@@ -204,6 +204,7 @@ def summarise(
 
 
 COLUMNS = (
+    ("chance", "chance", "{:.3f}"),
     ("questions", "questions", "{:g}"),
     ("loss", "loss", "{:.3f}"),
     ("language loss", "language_loss", "{:.4f}"),
