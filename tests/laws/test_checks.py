@@ -273,7 +273,7 @@ CALLS = itertools.count(1)
         (
             "deterministic",
             lambda n: [next(CALLS)] * n,
-            r"first it gives strides \[\d+\], asked again strides \[\d+\]\n\nThe smal",
+            r"first it gives strides \[\d+\], asked again strides \[\d+\]\n\nThe ",
         ),
         (
             "deterministic",
