@@ -1,5 +1,6 @@
 """Curves as a picture, drawn with text alone."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,10 @@ path { fill: none; stroke-width: 2; stroke-linejoin: round }
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One diagram: curves by name over so many steps, between two heights."""
+    """One diagram: curves by name over so many steps, between two heights.
+
+    A curve has a gap where it is nan.
+    """
 
     title: str
     steps: int
@@ -68,11 +72,14 @@ def _panel(panel: Panel) -> str:
     x = LEFT
     for colour, (name, values) in zip(COLOURS, panel.curves.items(), strict=False):
         step = (WIDTH - 12 - LEFT) / max(len(values) - 1, 1)
-        places = (
-            f"{LEFT + i * step:.0f} {_height(value, panel)}"
-            for i, value in enumerate(values)
-        )
-        parts.append(f'<path class="{colour}" d="M{"L".join(places)}"/>')
+        line, pen = "", "M"
+        for i, value in enumerate(values):
+            if math.isnan(value):
+                pen = "M"
+                continue
+            line += f"{pen}{LEFT + i * step:.0f} {_height(value, panel)}"
+            pen = "L"
+        parts.append(f'<path class="{colour}" d="{line}"/>')
         parts.append(f'<path class="{colour}" d="M{x} 30h16"/>')
         parts.append(_text(x + 22, 34, name))
         x += 50 + 7 * len(name)
