@@ -7,11 +7,21 @@ settings are used; ``pretrained=NAME,config=FILE`` gives others. All other flags
 lmms-eval's own, which has to be installed beside the recipes.
 """
 
-from lmms_eval.__main__ import cli_evaluate  # type: ignore[import-not-found]
-from lmms_eval.models import MODEL_REGISTRY_V2  # type: ignore[import-not-found]
-from lmms_eval.models.registry_v2 import (  # type: ignore[import-not-found]
-    ModelManifest,
-)
+import sys
+
+try:
+    from lmms_eval.__main__ import cli_evaluate  # type: ignore[import-not-found]
+    from lmms_eval.models import MODEL_REGISTRY_V2  # type: ignore[import-not-found]
+    from lmms_eval.models.registry_v2 import (  # type: ignore[import-not-found]
+        ModelManifest,
+    )
+except ModuleNotFoundError as error:
+    if error.name != "lmms_eval":
+        raise
+    sys.exit(
+        'error: lmms-eval is not installed; pip install lmms-eval "filelock<4" comes '
+        "first, this project after it (docs/howto/evaluate.md)"
+    )
 
 MANIFEST = ModelManifest(
     model_id="fastslow",

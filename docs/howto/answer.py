@@ -3,7 +3,7 @@
 python docs/howto/answer.py runs/tiny/model-320 clip.mp4 "Which colour is the shape?"
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
@@ -22,36 +22,52 @@ from recipes.edge.index import Sample
 from recipes.edge.media import MediaFile
 from recipes.edge.samples import plan_sample
 from recipes.edge.video import decode_frames, probe_video
+from recipes.edge.weights import find_weights
 
-folder, name, question = sys.argv[1:]
-backbone = Qwen2VLForConditionalGeneration.from_pretrained(folder)
-model = FastSlowQwen2VL(backbone).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)
-config = find_settings(Path(folder), None)  # settings.yaml of the run
-settings = clip_settings(config, model.family)
 
-# The header of the file says all that a plan needs.
-file = MediaFile(path=Path(name))
-clip = Clip(kind="video", source=name, info=probe_video(file))
-turns = (Turn(role="user", text=f"<video>\n{question}"),)
-asked = Sample(sample_id="asked", source=name, turns=turns, clips=(clip,))
-prompt = plan_sample(asked, settings, tokenizer)
-row = plan_row(
-    [prompt.spans],
-    video_token_id=backbone.config.video_token_id,
-    family=settings.family,
-    attention=settings.attention,
-    pool_mode=settings.pool_mode,
-)
+def answer(model_name: str, name: Path, question: str, settings: Path | None) -> str:
+    """Answer a question; ValueError or OSError where something cannot be used."""
+    folder = find_weights(model_name)
+    config = find_settings(folder, settings)  # None: settings.yaml of the run
+    # The header of the file says all that a plan needs.
+    file = MediaFile(path=name)
+    clip = Clip(kind="video", source=str(name), info=probe_video(file))
+    turns = (Turn(role="user", text=f"<video>\n{question}"),)
+    asked = Sample(sample_id="asked", source=str(name), turns=turns, clips=(clip,))
 
-(planned,) = prompt.clips
-pixels = decode_frames(file, planned.frame_indices)
-scales = planned.span.schedule.scales
-(answer,) = generate_answers(
-    model,
-    patchify_clip(pixels, settings.family.geometry, scales),
-    row,
-    eos_token_id=find_end_tokens(model, tokenizer),
-    max_new_tokens=64,
-)
-print(tokenizer.decode(answer, skip_special_tokens=True))
+    backbone = Qwen2VLForConditionalGeneration.from_pretrained(folder)
+    model = FastSlowQwen2VL(backbone).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    how = clip_settings(config, model.family)
+    prompt = plan_sample(asked, how, tokenizer)
+    row = plan_row(
+        [prompt.spans],
+        video_token_id=backbone.config.video_token_id,
+        family=how.family,
+        attention=how.attention,
+        pool_mode=how.pool_mode,
+    )
+
+    (planned,) = prompt.clips
+    pixels = decode_frames(file, planned.frame_indices)
+    scales = planned.span.schedule.scales
+    (ids,) = generate_answers(
+        model,
+        patchify_clip(pixels, how.family.geometry, scales),
+        row,
+        eos_token_id=find_end_tokens(model, tokenizer),
+        max_new_tokens=64,
+    )
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+flags = argparse.ArgumentParser(usage='answer.py MODEL CLIP "QUESTION" [--config FILE]')
+flags.add_argument("model", help="a model-N folder of a run")
+flags.add_argument("clip", type=Path, help="a video")
+flags.add_argument("question")
+flags.add_argument("--config", type=Path, help="YAML file of settings, else the run's")
+given = flags.parse_args()
+try:
+    print(answer(given.model, given.clip, given.question, given.config))
+except (OSError, ValueError) as error:
+    flags.exit(2, f"error: {error}\n")

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,83 @@ def test_the_script_of_the_page_answers_alike(
     )
     assert (said, code) == (f"{expected['answer']}\n", 0), errors
     assert expected["answer"]
+
+
+@pytest.fixture
+def ask_page(preloaded: Any, tmp_path: Path) -> Callable[..., tuple[str, str, int]]:
+    """Run the script of the page; give what it says, its errors and its exit code."""
+
+    def ask(*words: str) -> tuple[str, str, int]:
+        said: tuple[str, str, int] = preloaded.ask(
+            "docs/howto/answer.py", *words, folder=tmp_path
+        )
+        return said
+
+    return ask
+
+
+def test_the_script_of_the_page_takes_a_moved_model_with_its_settings(
+    trained: Path, ask_page: Callable[..., tuple[str, str, int]], tmp_path: Path
+) -> None:
+    run, moved = trained / "run", tmp_path / "elsewhere" / "model-60"
+    shutil.copytree(run / "model-60", moved)
+    clip = str(trained / "clips" / "videos" / "00000.mp4")
+    refusal = (
+        f"error: {moved.parent / 'settings.yaml'} does not exist; --config says how "
+        "clips become tokens where the checkpoint is of no run\n"
+    )
+    assert ask_page(str(moved), clip, "Which colour?") == ("", refusal, 2)
+    given = ("--config", str(run / "settings.yaml"))
+    said, errors, code = ask_page(str(moved), clip, "Which colour?", *given)
+    assert code == 0, errors
+    there, _, _ = ask_page(str(run / "model-60"), clip, "Which colour?")
+    assert said == there
+
+
+def test_the_script_of_the_page_refuses_in_one_sentence(
+    trained: Path, ask_page: Callable[..., tuple[str, str, int]], tmp_path: Path
+) -> None:
+    model = str(trained / "run" / "model-60")
+    whole = trained / "clips" / "videos" / "00000.mp4"
+    lost, cut, broken = (tmp_path / f"{name}.mp4" for name in ("lost", "cut", "broken"))
+    cut.write_bytes(whole.read_bytes()[:1000])
+    broken.write_bytes(without_pixels(whole))
+    for clip, reason in (
+        (lost, "cannot be opened: No such file or directory"),
+        (cut, "cannot be opened as a video: Invalid data found when processing input"),
+    ):
+        refused = ask_page(model, str(clip), "Which colour?")
+        assert refused == ("", f"error: {clip} {reason}\n", 2)
+    _, errors, code = ask_page(model, str(broken), "Which colour?")
+    assert errors.splitlines()[-1].startswith(f"error: {broken} breaks before frame ")
+    assert "Traceback" not in errors
+    assert code == 2
+    _, errors, code = ask_page(model, str(whole))
+    missing = "answer.py: error: the following arguments are required: question"
+    assert (errors.splitlines()[-1], code) == (missing, 2)
+    gone = tmp_path / "model-3"
+    refusal = (
+        f"error: weights are {gone}, which is no folder; they are a folder or a name "
+        "on the hub\n"
+    )
+    assert ask_page(str(gone), str(whole), "Which colour?") == ("", refusal, 2)
+
+
+@pytest.mark.skipif(
+    find_spec("lmms_eval") is not None, reason="lmms-eval is installed here"
+)
+def test_lmms_eval_that_is_not_installed_is_named_with_how_to_install_it(
+    preloaded: Any, tmp_path: Path
+) -> None:
+    install = 'pip install lmms-eval "filelock<4"'
+    refusal = (
+        f"error: lmms-eval is not installed; {install} comes first, this project after "
+        "it (docs/howto/evaluate.md)\n"
+    )
+    refused = preloaded.ask("recipes/run_lmms_eval.py", "--help", folder=tmp_path)
+    assert refused == ("", refusal, 1)
+    page = Path(__file__).parents[2] / "docs" / "howto" / "evaluate.md"
+    assert f"`{install}` comes first" in page.read_text()
 
 
 def test_ranks_share_questions_and_broken_clips_are_wrong(
