@@ -1,6 +1,8 @@
 """Rows joined to the headers of what they show, in files and in archives."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ from recipes.edge.data_files import list_subsets
 from recipes.edge.headers import Clip, ask_once, index_archive, map_in_threads
 from recipes.edge.index import Sample, join_samples, write_index
 from recipes.edge.media import MediaFile
+from recipes.edge.quarantine import as_lines
 from recipes.edge.video import VideoInfo, probe_video
 from tests.recipes.test_archives import pack
 
@@ -74,6 +77,29 @@ def joined(dataset: Path, cache: Path) -> tuple[list[Sample], list[BadSample]]:
     bad = list[BadSample]()
     subsets = list_subsets(str(dataset))
     return list(join_samples(subsets, ArchiveStore(cache), bad.append)), bad
+
+
+def test_the_page_says_how_to_read_what_was_used(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "howto" / "own_data.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.S | re.M)
+    run = tmp_path / "runs" / "mine"
+    samples, bad = joined(dataset, tmp_path / "cache")
+    write_index(run / "train.arrow", samples)
+    later = BadSample(
+        sample_id=samples[1].sample_id, source=samples[1].source, reason="it breaks"
+    )
+    (run / "quarantine.jsonl").write_text(as_lines([*bad, later]))
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["table"].column_names == ["sample_id", "sample"]
+    assert found["samples"] == [
+        json.loads(json.dumps(dataclasses.asdict(sample))) for sample in samples
+    ]
+    used = [sample["source"] for sample in found["used"]]
+    assert used == [sample.source for sample in samples if sample is not samples[1]]
 
 
 def test_rows_are_joined_to_members_and_files(dataset: Path, tmp_path: Path) -> None:
