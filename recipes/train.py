@@ -338,6 +338,7 @@ def finish(run: Run, log: RunLog) -> None:
     """Ask the held-out questions, and write the weights for transformers, once."""
     folder = run.config.output_dir / f"model-{run.config.max_steps}"
     if broadcast_from_main(folder.exists, run.world):
+        log.message(f"{folder} was there before and is left as it is")
         return
     if not broadcast_from_main(
         lambda: log.has_evaluation(run.config.max_steps), run.world

@@ -410,6 +410,7 @@ def test_a_finished_run_says_so(clips: Path, tmp_path: Path) -> None:
     train(tmp_path, clips / "train.jsonl")
     log = (tmp_path / "train.log").read_text()
     assert log.count("the run has taken all of its 2 steps") == 1
+    assert log.count("model-2 was there before and is left as it is") == 1
 
 
 @pytest.mark.parametrize("settings", [{"tower": "trained"}, {"lora_rank": 2}])
