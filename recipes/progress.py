@@ -91,10 +91,11 @@ def resume(run: Run) -> tuple[Progress, list[str]]:
         for sample in state["quarantine"]
     )
     broadcast_from_main(run.quarantine.check, run.world)
+    stream = state["stream"]
     progress = Progress(
         step=state["step"],
         rows_per_step=state["rows_per_step"],
-        stream=StreamState(**state["stream"]),
+        stream=StreamState(**stream | {"waiting": tuple(stream["waiting"])}),
         skipped=SkippedSteps(**state["skipped"]),
     )
     return progress, [*passed_over, *_changes(state, config)]

@@ -57,6 +57,7 @@ def test_lists_tensors_and_numbers_give_what_tuples_and_flags_give() -> None:
         assert take_bin(lengths, 8) == (0, 2)
         share = fill(lengths, best_fit_decreasing(lengths, 8), 8)
         assert share == 1 and type(share) is float
+        assert StreamState(waiting=[1, 0]) == StreamState(waiting=(1, 0))
         start = StreamState()
         drawn = next_bin(lengths, 8, start, window=4, seed=0)
         assert drawn == next_bin(lengths.tolist(), 8, start, window=4, seed=0)
