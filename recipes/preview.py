@@ -14,7 +14,14 @@ from recipes.data import CACHE, clip_settings, read_samples, refuse_empty
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.conversations import BadSample
 from recipes.edge.devices import find_device
-from recipes.edge.dry_run import Plan, first_that_fits, fits, forecast, report
+from recipes.edge.dry_run import (
+    Plan,
+    first_that_fits,
+    fits,
+    forecast,
+    most_changes,
+    report,
+)
 from recipes.edge.index import SampleIndex
 from recipes.edge.pretrained import read_tokenizer
 from recipes.edge.published import model_config
@@ -60,7 +67,8 @@ def preview(config: Config) -> tuple[str, bool]:
         return f"{text}\n{'verdict':14} it fits", True
     change = first_that_fits(plan, samples)
     if change is None:
-        return f"{text}\n{'verdict':14} it does not fit, whatever is changed", False
+        tried = most_changes(plan, samples)
+        return f"{text}\n{'verdict':14} it does not fit, not even with {tried}", False
     flags, memory = change[0], change[1].memory
     verdict = f"it does not fit; {flags} would, with {memory.total / 2**30:.2f} GiB"
     if memory.host:

@@ -134,10 +134,10 @@ def first_that_fits(
 ) -> tuple[str, Forecast] | None:
     """Find what to change where a step does not fit.
 
-    Changes are tried in a fixed order, each on top of those before it, the cheapest
-    first: recompute activations, shorten rows, use the host's memory, train adapters,
-    take more GPUs. Once a step fits, earlier changes that it does not need are dropped,
-    the dearest first.
+    Mild changes are all made at once: recompute activations, keep fewer copies, shorten
+    rows. Where they are not enough, one more is added: use the host's memory, train
+    adapters, or take more GPUs. Once a step fits, mild changes that it does not need
+    are dropped, the dearest first.
 
     Args:
         plan: A plan that does not fit.
@@ -146,13 +146,28 @@ def first_that_fits(
     Returns:
         The flags of the first plan that fits, and its forecast; None if none does.
     """
-    longest = max(count_tokens(sample) for sample in samples)
-    for changes in _changes(plan.config, longest):
-        found = _forecast_that_fits(plan, changes, samples)
+    mild = _mild_changes(plan.config, samples)
+    for last in ([], *([change] for change in _last_changes(plan.config))):
+        found = _forecast_that_fits(plan, [*mild, *last], samples)
         if found is not None:
-            needed, found = _drop_needless(plan, changes, found, samples)
+            needed, found = _drop_needless(plan, mild, last, found, samples)
             return _flags(needed), found
     return None
+
+
+def most_changes(plan: Plan, samples: Sequence[Sample]) -> str:
+    """Say in words how far ``first_that_fits`` goes before it finds nothing.
+
+    Args:
+        plan: A plan that does not fit.
+        samples: As for ``forecast``.
+
+    Returns:
+        The flags of all mild changes, and those of which one is added.
+    """
+    mild = _flags(_mild_changes(plan.config, samples))
+    last = ", ".join(_flags([change]) for change in _last_changes(plan.config))
+    return f"{mild} and one of {last}" if mild else f"one of {last}"
 
 
 def report(plan: Plan, found: Forecast, samples: Sequence[Sample]) -> str:
@@ -261,11 +276,11 @@ _Change = Mapping[str, Any]
 
 
 def _flags(changes: Sequence[_Change]) -> str:
-    """Write changes as a command line does."""
-    settings = (pair for change in changes for pair in by_dotted_name(change))
+    """Write changes as a command line does; a later one overrides an earlier one."""
+    settings = dict(pair for change in changes for pair in by_dotted_name(change))
     return " ".join(
         f"--{name.replace('_', '-')}" + (f" {value}" if value is not True else "")
-        for name, value in settings
+        for name, value in settings.items()
     )
 
 
@@ -273,49 +288,65 @@ def _forecast_that_fits(
     plan: Plan, changes: Sequence[_Change], samples: Sequence[Sample]
 ) -> Forecast | None:
     """Forecast a plan after some changes; None if it does not fit."""
-    for change in changes:
-        plan = replace(plan, config=with_settings(plan.config, change))
+    plan = _changed(plan, changes)
     found = forecast(plan, samples)
     return found if fits(plan, found) else None
 
 
+def _changed(plan: Plan, changes: Sequence[_Change]) -> Plan:
+    """Make changes in turn; a later one overrides an earlier one."""
+    for change in changes:
+        plan = replace(plan, config=with_settings(plan.config, change))
+    return plan
+
+
 def _drop_needless(
-    plan: Plan, changes: list[_Change], found: Forecast, samples: Sequence[Sample]
+    plan: Plan,
+    mild: Sequence[_Change],
+    last: Sequence[_Change],
+    found: Forecast,
+    samples: Sequence[Sample],
 ) -> tuple[list[_Change], Forecast]:
-    """Drop the changes before the last one without which the plan still fits."""
-    for earlier in reversed(changes[:-1]):
-        fewer = [change for change in changes if change is not earlier]
-        without = _forecast_that_fits(plan, fewer, samples)
+    """Drop the mild changes without which the plan still fits, the dearest first."""
+    changes = [*mild, *last]
+    for dearest in reversed(mild):
+        fewer = [change for change in changes if change is not dearest]
+        without: Forecast | None = found
+        if _changed(plan, fewer) != _changed(plan, changes):
+            without = _forecast_that_fits(plan, fewer, samples)
         if without is not None:
             changes, found = fewer, without
     return changes, found
 
 
-def _changes(config: Config, longest: int) -> Iterator[list[_Change]]:
-    """Yield combinations of changes after which a plan takes less and less memory.
+def _mild_changes(config: Config, samples: Sequence[Sample]) -> list[_Change]:
+    """Give changes that cost time alone, the cheapest first.
 
-    A later change of recomputation overrides an earlier one.
+    Those of one setting follow each other, and each takes less memory than the one
+    before it, which it overrides. Rows are halved, to multiples of 128 as a GPU's are
+    padded to, as long as each sample fits one; a step has at least as many tokens.
     """
-    made: list[_Change] = []
+    now = config.parallel.activation_checkpointing
     kinds = ("none", "selective", "full")
-    for kind in kinds[kinds.index(config.parallel.activation_checkpointing) + 1 :]:
-        made = [*made, {"parallel": {"activation_checkpointing": kind}}]
-        yield made
-    shorter = max(config.tokens_per_row // 2, -(-longest // 128) * 128)
-    if shorter < config.tokens_per_row:
-        rows = {
-            "tokens_per_row": shorter,
-            "per_device_train_batch_size": 1,
-            "gradient_accumulation_steps": 2 * config.rows_per_step,
-        }
-        made = [*made, rows]
-        yield made
-    for change in _last_changes(config):
-        yield [*made, change]
+    changes: list[_Change] = [
+        {"parallel": {"activation_checkpointing": kind}}
+        for kind in kinds[kinds.index(now) + 1 :]
+    ]
+    for copies in range(config.parallel.replicate - 1, 0, -1):
+        if config.num_gpus % copies == 0:
+            changes.append({"parallel": {"replicate": copies}})
+    shortest = -(-max(map(count_tokens, samples)) // 128) * 128
+    tokens = config.tokens_per_row
+    whole = tokens * config.gradient_accumulation_steps
+    while tokens > shortest:
+        tokens = max(tokens // 256 * 128, shortest)
+        rows = -(-whole // tokens)
+        changes.append({"tokens_per_row": tokens, "gradient_accumulation_steps": rows})
+    return changes
 
 
 def _last_changes(config: Config) -> Iterator[_Change]:
-    """Yield the changes that are not tried on top of each other."""
+    """Yield the changes of which one is made at most, on top of mild ones."""
     parallel = config.parallel
     if not parallel.cpu_offload:
         yield {"parallel": {"cpu_offload": True}}

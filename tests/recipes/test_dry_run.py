@@ -16,12 +16,26 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fastslow import TextSpan, VideoSpan, build_schedule, schedule_from_strides
+from fastslow import (
+    TextSpan,
+    VideoSpan,
+    build_schedule,
+    count_tokens,
+    schedule_from_strides,
+)
 from fastslow.qwen2_vl import plan_row, step_flops
+from recipes.command_line import parse_command_line
 from recipes.config import Config
 from recipes.edge.clips import make_clips
 from recipes.edge.devices import find_device
-from recipes.edge.dry_run import Plan, first_that_fits, fits, forecast, report
+from recipes.edge.dry_run import (
+    Plan,
+    first_that_fits,
+    fits,
+    forecast,
+    most_changes,
+    report,
+)
 from recipes.edge.memory import estimate_memory
 from recipes.edge.parallel import Parallel, choose_trained
 from recipes.edge.published import model_config
@@ -157,19 +171,37 @@ def small_plan(tokens_per_row: int, **settings: Any) -> Plan:
     return Plan(config=config, shape=small_config(), device=find_device("h100-80gb"))
 
 
-def memory_of(tokens_per_row: int, **settings: Any) -> int:
-    plan = small_plan(tokens_per_row, parallel=Parallel(**settings))
+def memory_of(tokens_per_row: int, num_gpus: int = 1, **settings: Any) -> int:
+    parallel = Parallel(**settings)
+    plan = small_plan(tokens_per_row, num_gpus=num_gpus, parallel=parallel)
     return forecast(plan, [SAMPLE] * 8).memory.total
 
 
-def flags_with(plan: Plan, memory: int) -> str | None:
+def on_a_gpu_of(plan: Plan, memory: int) -> Plan:
     small = replace(plan.device, memory_bytes=int(memory / 0.92))
-    change = first_that_fits(replace(plan, device=small), [SAMPLE] * 8)
-    return change and change[0]
+    return replace(plan, device=small)
+
+
+def with_flags(plan: Plan, flags: str) -> Plan:
+    return replace(plan, config=parse_command_line(plan.config, flags.split()))
+
+
+def flags_with(plan: Plan, memory: int) -> str | None:
+    """Give the flags that are named, after they were given and did what was said."""
+    plan, samples = on_a_gpu_of(plan, memory), [SAMPLE] * 8
+    change = first_that_fits(plan, samples)
+    if change is None:
+        return None
+    flags, said = change
+    after = with_flags(plan, flags)
+    found = forecast(after, samples)
+    assert fits(after, found)
+    assert (found.bins, found.memory) == (said.bins, said.memory)
+    return flags
 
 
 RECOMPUTE = "--parallel.activation-checkpointing"
-BATCH = "--per-device-train-batch-size 1 --gradient-accumulation-steps 2"
+TWICE = "--gradient-accumulation-steps 2"
 
 
 def test_what_to_change_is_the_first_that_fits() -> None:
@@ -182,7 +214,7 @@ def test_what_to_change_is_the_first_that_fits() -> None:
     assert whole.memory.total > selective > full
     assert flags_with(plan, selective + 2) == f"{RECOMPUTE} selective"
     assert flags_with(plan, full + 2) == f"{RECOMPUTE} full"
-    assert flags_with(plan, full - 2) == f"--tokens-per-row 1024 {BATCH}"
+    assert flags_with(plan, full - 2) == f"--tokens-per-row 1024 {TWICE}"
     assert flags_with(plan, 1000) is None
 
 
@@ -199,8 +231,77 @@ def test_what_to_change_has_nothing_that_is_not_needed() -> None:
     assert flags_with(plan, none + 2) == offload
     assert flags_with(plan, selective + 2) == f"{RECOMPUTE} selective {offload}"
     assert flags_with(plan, full + 2) == f"{RECOMPUTE} full {offload}"
-    every = f"{RECOMPUTE} full --tokens-per-row 256 {BATCH} {offload}"
+    every = f"{RECOMPUTE} full --tokens-per-row 256 {TWICE} {offload}"
     assert flags_with(plan, shortest + 2) == every
+
+
+def test_rows_are_halved_as_often_as_is_needed_and_a_step_keeps_its_tokens() -> None:
+    full = Parallel(activation_checkpointing="full")
+    steps = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    plan = small_plan(4096, parallel=full, **steps)
+    for tokens, rows in ((2048, 6), (1024, 12), (512, 24), (256, 48)):
+        flags = f"--tokens-per-row {tokens} --gradient-accumulation-steps {rows}"
+        memory = memory_of(tokens, activation_checkpointing="full")
+        assert flags_with(plan, memory + 2) == flags
+
+
+def test_no_row_is_named_that_a_sample_does_not_fit() -> None:
+    assert 128 < count_tokens(SAMPLE) <= 256
+    full = Parallel(activation_checkpointing="full", cpu_offload=True)
+    plan = small_plan(700, parallel=full)
+    shortest = memory_of(256, activation_checkpointing="full", cpu_offload=True)
+    assert flags_with(plan, shortest + 2) == (
+        "--tokens-per-row 256 --gradient-accumulation-steps 3"
+    )
+    assert flags_with(plan, shortest // 2) is None
+
+
+def test_fewer_copies_go_before_shorter_rows_and_the_hosts_memory() -> None:
+    copies = {
+        number: memory_of(
+            512, num_gpus=12, activation_checkpointing="full", replicate=number
+        )
+        for number in (6, 4, 3, 2, 1)
+    }
+    assert sorted(copies.values(), reverse=True) == list(copies.values())
+    full = Parallel(activation_checkpointing="full", replicate=6)
+    plan = small_plan(512, num_gpus=12, parallel=full)
+    for number in (4, 3, 2, 1):
+        flags = f"--parallel.replicate {number}"
+        assert flags_with(plan, copies[number] + 2) == flags
+    two, three = (
+        memory_of(256, num_gpus=12, activation_checkpointing="full", replicate=number)
+        for number in (2, 3)
+    )
+    assert two < copies[1] - 2 < three
+    flags = f"--parallel.replicate 2 --tokens-per-row 256 {TWICE}"
+    assert flags_with(plan, copies[1] - 2) == flags
+
+
+@pytest.mark.parametrize(
+    ("plan", "mild"),
+    [
+        (
+            small_plan(256, num_gpus=2, parallel=Parallel(replicate=2)),
+            f"{RECOMPUTE} full --parallel.replicate 1",
+        ),
+        (
+            small_plan(1024, parallel=Parallel(activation_checkpointing="full")),
+            "--tokens-per-row 256 --gradient-accumulation-steps 4",
+        ),
+        (small_plan(256, parallel=Parallel(activation_checkpointing="full")), ""),
+    ],
+)
+def test_the_last_words_name_all_that_was_tried(plan: Plan, mild: str) -> None:
+    plan, samples = on_a_gpu_of(plan, 1000), [SAMPLE] * 8
+    gpus = [f"--num-gpus {more * plan.config.num_gpus}" for more in (2, 4, 8, 16)]
+    last = ["--parallel.cpu-offload", "--parallel.lora-rank 16", *gpus]
+    said = most_changes(plan, samples)
+    assert said == " and ".join(filter(None, [mild, f"one of {', '.join(last)}"]))
+    assert first_that_fits(plan, samples) is None
+    for flags in ("", *last):
+        after = with_flags(plan, f"{mild} {flags}")
+        assert not fits(after, forecast(after, samples))
 
 
 SPARSE = (
@@ -265,6 +366,32 @@ def test_a_dry_run_says_what_the_host_would_hold() -> None:
     )
     assert said is not None, text
     assert float(said[2]) == pytest.approx(state, abs=0.02)
+    text, is_possible = preview(parse_command_line(config, flags_of(text)))
+    assert is_possible
+    assert re.search(rf"^  total +{said[1]} of ", text, re.M)
+
+
+def flags_of(text: str) -> list[str]:
+    found = re.search("it does not fit; (.*) would, with", text)
+    assert found is not None, text
+    return found[1].split()
+
+
+def test_a_dry_run_says_what_was_tried_in_vain(tmp_path: Path) -> None:
+    shape = small_config()
+    shape.text_config.vocab_size = 2**24  # gathered whole, so that no change helps
+    shape.text_config.hidden_size = shape.vision_config.hidden_size = 2048
+    shape.text_config.num_attention_heads = 32
+    shape.save_pretrained(tmp_path)
+    parallel = Parallel(activation_checkpointing="full", tower="trained")
+    config = replace(TINY, model_name_or_path=str(tmp_path), parallel=parallel)
+    text, is_possible = preview(replace(config, num_gpus=3, tokens_per_row=1000))
+    assert not is_possible
+    assert text.splitlines()[-1].split(maxsplit=1)[1] == (
+        "it does not fit, not even with --tokens-per-row 256 "
+        "--gradient-accumulation-steps 4 and one of --parallel.cpu-offload, "
+        "--num-gpus 6, --num-gpus 12, --num-gpus 24, --num-gpus 48"
+    )
 
 
 def test_a_dry_run_knows_the_time_of_bfloat16_alone() -> None:
