@@ -134,10 +134,10 @@ def first_that_fits(
 ) -> tuple[str, Forecast] | None:
     """Find what to change where a step does not fit.
 
-    Mild changes are all made at once: recompute activations, keep fewer copies, shorten
-    rows. Where they are not enough, one more is added: use the host's memory, train
-    adapters, or take more GPUs. Once a step fits, mild changes that it does not need
-    are dropped, the dearest first.
+    Mild changes are made one on top of the other: recompute activations, keep fewer
+    copies, shorten rows. Where all of them are not enough, they begin anew on top of
+    one more: use the host's memory, train adapters, or take more GPUs. Once a step
+    fits, mild changes that it does not need are dropped, the dearest first.
 
     Args:
         plan: A plan that does not fit.
@@ -148,10 +148,15 @@ def first_that_fits(
     """
     mild = _mild_changes(plan.config, samples)
     for last in ([], *([change] for change in _last_changes(plan.config))):
-        found = _forecast_that_fits(plan, [*mild, *last], samples)
-        if found is not None:
-            needed, found = _drop_needless(plan, mild, last, found, samples)
-            return _flags(needed), found
+        if _forecast_that_fits(plan, [*mild, *last], samples) is None:
+            continue
+        for number in range(len(mild) + 1):
+            found = _forecast_that_fits(plan, [*mild[:number], *last], samples)
+            if found is not None:
+                needed, found = _drop_needless(
+                    plan, mild[:number], last, found, samples
+                )
+                return _flags(needed), found
     return None
 
 
@@ -307,9 +312,12 @@ def _drop_needless(
     found: Forecast,
     samples: Sequence[Sample],
 ) -> tuple[list[_Change], Forecast]:
-    """Drop the mild changes without which the plan still fits, the dearest first."""
+    """Drop the mild changes without which the plan still fits, the dearest first.
+
+    The last of them is needed, since the plan did not fit without it.
+    """
     changes = [*mild, *last]
-    for dearest in reversed(mild):
+    for dearest in reversed(mild[:-1]):
         fewer = [change for change in changes if change is not dearest]
         without: Forecast | None = found
         if _changed(plan, fewer) != _changed(plan, changes):
