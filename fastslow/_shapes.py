@@ -39,7 +39,9 @@ def check_dtype(name: str, tensor: Tensor, kind: Kind) -> None:
 def check_type(name: str, value: object, kind: Any, wanted: str) -> None:
     """Raise unless a value is of a type."""
     if not isinstance(value, kind):
-        raise ValueError(f"{name} is a {type(value).__name__}; it must be {wanted}")
+        found = type(value).__name__
+        article = "an" if found[0] in "aeiou" else "a"
+        raise ValueError(f"{name} is {article} {found}; it must be {wanted}")
 
 
 def check_word(name: str, word: str, words: Any) -> None:

@@ -165,7 +165,8 @@ def change_weights(
 
     Laws:
         still: features that only change in scale weigh nothing, not even what rounding
-            leaves: ``change_weights(x, c * x) == 0 if c > 0``
+            leaves, where they are 0 or longer than 1e-8: ``change_weights(x, c * x) ==
+            0 if c > 0``
         symmetric: both directions of time weigh the same: ``change_weights(x, y) ==
             change_weights(y, x)``
         bounds: between 0 and 2; opposite features weigh 2: ``0 <= 1 - cos(x, y) <= 2``
@@ -268,8 +269,8 @@ def _changes(copies: Tensor, targets: Tensor) -> Tensor:
         before, after = copies[rows].to(wide), targets[rows].to(wide)
         change = _distances(before, after, "cosine")
         is_rounding = change < ROUNDING * torch.finfo(wide).eps
-        is_same = (before == after).all(-1)  # zeros too, which have no direction
-        changes.append(change.masked_fill(is_rounding | is_same, 0))
+        is_dark = ~(before.any(-1) | after.any(-1))  # zeros have no direction
+        changes.append(change.masked_fill(is_rounding | is_dark, 0))
     return torch.cat(changes).clamp(max=2)
 
 

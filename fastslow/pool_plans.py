@@ -126,6 +126,7 @@ def plan_pooling(
         ``average`` and ``max`` with ``floor`` edges.
     """
     check_word("mode", mode, Mode)
+    placed = []
     for number, clip in enumerate(clips):
         is_pair = isinstance(clip, Sequence) and len(clip) == 2
         if not (is_pair and isinstance(clip[1], FrameSchedule)):
@@ -133,13 +134,9 @@ def plan_pooling(
                 f"clips[{number}] is {brief(clip)}; it must be a pair of a grid and "
                 "its FrameSchedule"
             )
-    return plan_placed_frames(
-        [
-            place_frames(grid, schedule, range(len(schedule.frames)))
-            for grid, schedule in clips
-        ],
-        mode,
-    )
+        grid, schedule = clip
+        placed.append(place_frames(grid, schedule, range(len(schedule.frames))))
+    return plan_placed_frames(placed, mode)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,7 @@ def schedule_from_json(text: str) -> FrameSchedule:
     """
     try:
         content = json.loads(text, parse_float=_refuse, parse_constant=_refuse)
-        check_type("the text", content, dict, "an object with the fields of a schedule")
+        check_type("it", content, dict, "an object with the fields of a schedule")
         frames = content.pop("frames")
         check_type("frames", frames, list, "a list")
         for number, frame in enumerate(frames):

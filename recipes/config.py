@@ -177,11 +177,6 @@ class Config:
                 f"mm_spatial_pool_stride is {self.mm_spatial_pool_stride}; it must be "
                 "even, since a token already holds 2 x 2 patches"
             )
-        if self.profile_step > self.max_steps:
-            raise ValueError(
-                f"profile_step is {self.profile_step} but max_steps is "
-                f"{self.max_steps}; it must be one of the run's steps"
-            )
         if self.max_pixels < self.min_pixels:
             raise ValueError(
                 f"min_pixels is {self.min_pixels} and max_pixels is "

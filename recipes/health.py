@@ -26,7 +26,7 @@ RAMP_STEPS = 5
 """Steps just before that a loss is not compared with: a spike may build up in some."""
 
 FIRST_STEPS = 5
-"""Steps whose largest loss a run that learns stays below, but for a spike."""
+"""Losses, the first ones, whose largest a run that learns stays near or below."""
 
 SPREAD = 0.05
 """Share of the targets' spread under which predictions are all but one vector."""
@@ -127,15 +127,18 @@ def examine(health: Health, numbers: Numbers) -> tuple[Health, list[Warned]]:
 
 
 def _number(numbers: Numbers, name: str) -> float:
-    """Give a number; not a number where there is none."""
+    """Give a number; nan where there is none, or one that is not finite."""
     value = numbers.get(name)
-    return math.nan if value is None else float(value)
+    return math.nan if value is None or not math.isfinite(value) else float(value)
 
 
 def _usual(health: Health) -> float:
-    """Give the largest loss that is usual; infinity before enough were seen."""
+    """Give the largest loss that is usual; infinity before enough were seen.
+
+    So too where all were 0, as those of steps without labels are.
+    """
     known = len(health.losses) >= SPIKE_STEPS + RAMP_STEPS
-    return max(health.losses[:-RAMP_STEPS]) if known else math.inf
+    return max(health.losses[:-RAMP_STEPS] if known else (0,)) or math.inf
 
 
 def _sees_spike(health: Health, numbers: Numbers) -> str | None:
@@ -152,9 +155,9 @@ def _says_spike(health: Health, numbers: Numbers) -> str:
 
 
 def _begun(health: Health) -> float:
-    """Give the largest of the first losses; infinity before they were seen."""
+    """Give the largest of the first losses; infinity before enough were seen."""
     known = len(health.first_losses) == FIRST_STEPS
-    return max(health.first_losses) if known else math.inf
+    return max(health.first_losses if known else (0,)) or math.inf
 
 
 def _sees_rise(health: Health, numbers: Numbers) -> str | None:
@@ -166,7 +169,7 @@ def _says_rise(health: Health, numbers: Numbers) -> str:
     loss, begun = _number(numbers, "loss"), _begun(health)
     return (
         f"the loss is {loss:.4g}, {loss / begun:.1f} times the largest of the run's "
-        f"first {FIRST_STEPS} steps"
+        f"first {FIRST_STEPS}"
     )
 
 
@@ -242,9 +245,9 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             sees=_sees_rise,
             lasts=10,
             says=_says_rise,
-            advice="the run has unlearned: begin it anew, or go on from a checkpoint "
-            "before the rise, with a smaller learning_rate or max_grad_norm or a "
-            "longer warm-up",
+            advice="unless later samples are that much harder, begin anew, or go on "
+            "from a checkpoint before the rise, with a smaller learning_rate or "
+            "max_grad_norm or a longer warm-up",
         ),
         "gradients_not_finite": Rule(
             sees=_sees_gradients,

@@ -98,9 +98,9 @@ def describe_bad(found: Sequence[BadSample]) -> str:
     )
 
 
-def passes(run: Run, state: StreamState) -> float:
+def passes(state: StreamState, num_samples: int) -> float:
     """Count the passes over the samples so far; what waits for a row has been drawn."""
-    return state.epoch + state.position / len(run.data.train)
+    return state.epoch + state.position / num_samples
 
 
 def by_rank(name: str, value: float, world: World) -> dict[str, float]:

@@ -153,6 +153,11 @@ def refuse_impossible(config: Config, world: World) -> None:
     refuse_other_settings(config)
     find_device(config.device)  # a dry run's, but no misuse is silent
     check_copies(world.size, config.parallel.replicate)
+    if config.profile_step > config.max_steps:
+        raise ValueError(
+            f"profile_step is {config.profile_step} but max_steps is "
+            f"{config.max_steps}; it must be one of the run's steps"
+        )
     if config.eval_data_path is not None and config.data_path is None:
         raise ValueError(
             f"eval_data_path is {config.eval_data_path} but there is no data_path; "
@@ -205,8 +210,8 @@ def train(
             )
             seconds = time.perf_counter() - started
         stream = rows[-1].state
-        where = {"epoch": passes(run, stream)}
-        log.step(step, losses | where | throughput(run, counts, flops, seconds))
+        epoch = {"epoch": passes(stream, len(run.data.train))}
+        log.step(step, losses | epoch | throughput(run, counts, flops, seconds))
         refuse_to_skip_on(skipped, most_in_a_row=config.max_skipped_steps)
         progress = replace(progress, step=step, stream=stream, skipped=skipped)
         is_last = step == config.max_steps

@@ -17,6 +17,7 @@ from fastslow.qwen2_vl import (
 from recipes.data import clip_settings
 from recipes.edge.answers import find_end_tokens, find_settings
 from recipes.edge.conversations import Turn
+from recipes.edge.distributed import mistakes_in_words
 from recipes.edge.headers import Clip
 from recipes.edge.index import Sample
 from recipes.edge.media import MediaFile
@@ -61,13 +62,11 @@ def answer(model_name: str, name: Path, question: str, settings: Path | None) ->
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
-flags = argparse.ArgumentParser(usage='answer.py MODEL CLIP "QUESTION" [--config FILE]')
+flags = argparse.ArgumentParser()
 flags.add_argument("model", help="a model-N folder of a run")
 flags.add_argument("clip", type=Path, help="a video")
 flags.add_argument("question")
 flags.add_argument("--config", type=Path, help="YAML file of settings, else the run's")
 given = flags.parse_args()
-try:
+with mistakes_in_words(has_ranks=False):
     print(answer(given.model, given.clip, given.question, given.config))
-except (OSError, ValueError) as error:
-    flags.exit(2, f"error: {error}\n")

@@ -227,10 +227,6 @@ def mistakes_in_words(*, has_ranks: bool = True) -> Iterator[None]:
     """
     try:
         yield
-        sys.stdout.flush()
-    except BrokenPipeError:  # who reads has enough; Python writes on when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}" if speaks() or not has_ranks else 2)
 

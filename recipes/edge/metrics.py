@@ -5,9 +5,10 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from traceback import format_exception_only
 from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
@@ -108,9 +109,11 @@ class RunLog:
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         """Say what ends the run, if it is an error, and close the files; it goes on."""
-        if isinstance(error, Exception):
-            self.message(f"the run ends with {type(error).__name__}: {error}")
-        self._open.close()
+        with self._open, suppress(OSError):  # which may be what ends it
+            if isinstance(error, Exception):
+                self.message(
+                    f"the run ends with {''.join(format_exception_only(error))}"
+                )
 
     def step(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Record one optimizer step.

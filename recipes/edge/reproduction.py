@@ -57,13 +57,13 @@ def _compare(kind: str, first: dict[str, Any], second: dict[str, Any]) -> Iterat
 
 def _entries(first: Any, second: Any) -> str:
     """Name the entries in which two lines differ; nothing of other values."""
-    if not isinstance(first, dict):
+    if not (isinstance(first, dict) and isinstance(second, dict)):
         return ""
-    found = [
-        f"{name} is {first.get(name)} and {second.get(name)}"
+    pairs = {
+        name: (first.get(name, "absent"), second.get(name, "absent"))
         for name in first | second
-        if first.get(name) != second.get(name)
-    ]
+    }
+    found = [f"{name} is {a} and {b}" for name, (a, b) in pairs.items() if a != b]
     return ": " + ", ".join(found)
 
 

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -299,6 +300,30 @@ def test_every_slip_of_a_schedule_is_named(
 ) -> None:
     with pytest.raises(AssertionError, match=f"breaks the law {law}: .*{words}"):
         check_schedule(build, laws=[law])
+
+
+def test_a_list_that_is_filled_anew_is_no_schedule() -> None:
+    kept: list[int] = []
+
+    def refill(num_frames: int) -> list[int]:
+        kept[:] = [next(CALLS)] * num_frames
+        return kept
+
+    with pytest.raises(AssertionError, match="breaks the law deterministic: first"):
+        check_schedule(refill)
+
+
+def test_a_rare_draw_is_a_breach_or_is_not_seen() -> None:
+    for share, seed in itertools.product((0.02, 0.1), range(8)):
+        draws = random.Random(seed)
+
+        def build(
+            num_frames: int, draws: random.Random = draws, share: float = share
+        ) -> list[int]:
+            return [2 if draws.random() < share else 4 for _ in range(num_frames)]
+
+        with suppress(AssertionError):
+            check_schedule(build, max_frames=4, laws=["deterministic"])
 
 
 def test_every_law_of_schedules_has_one_that_breaks_it() -> None:

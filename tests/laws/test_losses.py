@@ -297,6 +297,8 @@ def test_change_weights__still(
     features = fst.random_values((9, channels), seed=seed, dtype=dtype)
     features[0] = 0
     assert not change_weights(features, features).any()
+    infinite = torch.full_like(features, torch.inf)
+    assert change_weights(infinite, infinite).isnan().all()
     wide = features.to(torch.promote_types(dtype, torch.float32))
     assert not change_weights(wide, scale * wide)[1:].any()
 

@@ -55,9 +55,9 @@ def test_json_holds_the_fields_and_leaves_defaults_out() -> None:
         ("S..", "Expecting value: line 1 column 1 (char 0)"),
         (
             "[1]",
-            "the text is a list; it must be an object with the fields of a schedule",
+            "it is a list; it must be an object with the fields of a schedule",
         ),
-        ('{"frames": [3]}', "frames[0] is a int; it must be an object"),
+        ('{"frames": [3]}', "frames[0] is an int; it must be an object"),
         ('{"num_frames": 1}', "'frames' is missing"),
         (
             '{"num_frames": 1, "frames": [{"start": 1, "stop": 1, "stride": [2, 2]}]}',

@@ -242,7 +242,7 @@ def test_slips_that_would_give_another_clip_are_named() -> None:
                 "schedule_from_strides makes"
             ),
             "build_layout([[1, 2, 3]], video_token_id=9)": (
-                "span 0 of a sample is a int; it must be a TextSpan or a VideoSpan"
+                "span 0 of a sample is an int; it must be a TextSpan or a VideoSpan"
             ),
             f"build_layout([VideoSpan({clip})], video_token_id=9)": (
                 "a sample is a VideoSpan; it must be a sequence of spans"
@@ -263,7 +263,7 @@ def test_slips_that_would_give_another_clip_are_named() -> None:
                 "times[1] is 0.5; it must be a whole number, from 0 on"
             ),
             f"VideoSpan({clip}, between=5)": (
-                "between is a int; it must be a sequence of texts"
+                "between is an int; it must be a sequence of texts"
             ),
             f"VideoSpan({clip}, between=((0.5,),))": (
                 "between[0][0] is 0.5; it must be a whole number, from 0 on"

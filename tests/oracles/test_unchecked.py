@@ -26,6 +26,7 @@ def test_lists_tensors_and_numbers_give_what_tuples_and_flags_give() -> None:
 
         cells = plan_pooling([([4, 4], grids)]).cells
         assert torch.equal(cells, plan_pooling([((4, 4), grids)]).cells)
+        assert torch.equal(cells, plan_pooling(zip([(4, 4)], [grids])).cells)
         layout = build_layout(
             [[VideoSpan(grid=[4, 4], schedule=grids)]], video_token_id=9
         )

@@ -108,7 +108,7 @@ def test_the_script_of_the_page_takes_a_moved_model_with_its_settings(
         f"error: {moved.parent / 'settings.yaml'} does not exist; --config says how "
         "clips become tokens where the checkpoint is of no run\n"
     )
-    assert ask_page(str(moved), clip, "Which colour?") == ("", refusal, 2)
+    assert ask_page(str(moved), clip, "Which colour?") == ("", refusal, 1)
     given = ("--config", str(run / "settings.yaml"))
     said, errors, code = ask_page(str(moved), clip, "Which colour?", *given)
     assert code == 0, errors
@@ -129,11 +129,11 @@ def test_the_script_of_the_page_refuses_in_one_sentence(
         (cut, "cannot be opened as a video: Invalid data found when processing input"),
     ):
         refused = ask_page(model, str(clip), "Which colour?")
-        assert refused == ("", f"error: {clip} {reason}\n", 2)
+        assert refused == ("", f"error: {clip} {reason}\n", 1)
     _, errors, code = ask_page(model, str(broken), "Which colour?")
     assert errors.splitlines()[-1].startswith(f"error: {broken} breaks before frame ")
     assert "Traceback" not in errors
-    assert code == 2
+    assert code == 1
     _, errors, code = ask_page(model, str(whole))
     missing = "answer.py: error: the following arguments are required: question"
     assert (errors.splitlines()[-1], code) == (missing, 2)
@@ -142,7 +142,7 @@ def test_the_script_of_the_page_refuses_in_one_sentence(
         f"error: weights are {gone}, which is no folder; they are a folder or a name "
         "on the hub\n"
     )
-    assert ask_page(str(gone), str(whole), "Which colour?") == ("", refusal, 2)
+    assert ask_page(str(gone), str(whole), "Which colour?") == ("", refusal, 1)
 
 
 @pytest.mark.skipif(

@@ -1,6 +1,8 @@
 """What a run writes: the log, the table of metrics, the curves, the bar."""
 
 import dataclasses
+import errno
+import io
 import json
 import os
 import re
@@ -218,6 +220,28 @@ def test_an_exception_goes_on_and_keeps_what_was_written(
     assert last.endswith(" the run ends with KeyError: 'clip'")
     with pytest.raises(ValueError, match="closed file"):
         log.step(2, {"loss": 1.0})
+
+
+class Full(io.StringIO):
+    """A file on a disk without space."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_does_not_hide_what_ends_a_run(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        pytest.raises(KeyError, match="clip"),
+        RunLog(output_dir=tmp_path, total_steps=9, first_step=1, world=world) as log,
+    ):
+        assert log._outputs is not None
+        metrics = log._outputs.metrics
+        filled = dataclasses.replace(log._outputs, log=Full())
+        monkeypatch.setattr(log, "_outputs", filled)
+        raise KeyError("clip")
+    assert metrics.closed
 
 
 def test_a_terminal_gets_a_bar(

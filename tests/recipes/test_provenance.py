@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from recipes.edge.clips import make_clips
 from recipes.edge.provenance import git_state, record_start
-from recipes.edge.reproduction import differences
+from recipes.edge.reproduction import _compare, differences
 from recipes.edge.settings import settings_as_json
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import main
@@ -145,6 +145,14 @@ def test_one_bit_is_a_difference(
     _, errors, code = preloaded.ask(*words, folder=tmp_path)
     assert code == 1
     assert errors.strip() == f"{twice[0]} and {run} differ in 2 places"
+
+
+def test_a_number_that_is_null_is_not_one_that_is_absent() -> None:
+    first, second = {"1": {"loss": None, "skill": 1}}, {"1": {"skill": 1}}
+    assert list(_compare("line", first, second)) == [
+        "line 1 differs: loss is None and absent"
+    ]
+    assert list(_compare("state", {"a": {}}, {"a": [1]})) == ["state a differs"]
 
 
 def test_what_lies_beside_the_tensors_is_compared(

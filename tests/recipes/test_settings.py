@@ -65,8 +65,6 @@ def configs(draw: st.DrawFn) -> Config:
     chosen: dict[str, Any] = {
         "frame_sampling_strategy": strategies,
         "mm_spatial_pool_stride": counts.map(lambda half: 2 * half),
-        "profile_step": st.just(low),
-        "max_steps": st.just(high),
         "min_pixels": st.just(low),
         "max_pixels": st.just(high),
         "learning_rate": numbers,
@@ -345,10 +343,6 @@ def test_a_file_without_settings_changes_nothing(tmp_path: Path) -> None:
             "parallel.lora_rank is 1.5; it must be a whole number",
         ),
         ("parallel: {replicate: 0}", "replicate is 0; it must be at least 1"),
-        (
-            "profile_step: 9\nmax_steps: 8",
-            "profile_step is 9 but max_steps is 8; it must be one of the run's steps",
-        ),
         (
             "bf16: true\nparallel: {compute: float32}",
             (

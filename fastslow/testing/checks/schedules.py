@@ -88,14 +88,15 @@ def _find_breach(
 ) -> tuple[int, str]:
     """Give the smallest number of frames that breaks a law, and how; else no words.
 
-    The words are those of the search: asked once more, what is drawn at random may
-    break nothing.
+    What has once broken a law has broken it: what is drawn at random may break nothing
+    when it is asked again.
     """
     said = dict[int, str]()
 
     def breach(num_frames: int) -> str:
-        said[num_frames] = _BREACHES[law](build, num_frames, range(least, num_frames))
-        return said[num_frames]
+        earlier = range(least, num_frames)
+        words = said.get(num_frames) or _BREACHES[law](build, num_frames, earlier)
+        return said.setdefault(num_frames, words) if words else ""
 
     found = smallest(st.integers(least, most), breach)
     return (least, "") if found is None else (found, said[found])
@@ -123,11 +124,12 @@ def _not_positive(build: BuildSchedule, num_frames: int, earlier: range) -> str:
 
 
 def _not_deterministic(build: BuildSchedule, num_frames: int, earlier: range) -> str:
-    first = build(num_frames)
+    built = build(num_frames)
+    first, drawn = _parts(built), _drawn(built)  # a list may be filled anew
     for _ in range(REPEATS):
         again = build(num_frames)
-        if _parts(again) != _parts(first):
-            return f"first it gives {_drawn(first)}, asked again {_drawn(again)}"
+        if _parts(again) != first:
+            return f"first it gives {drawn}, asked again {_drawn(again)}"
     return ""
 
 
