@@ -566,6 +566,12 @@ def test_questions_of_your_own_go_with_data_of_your_own(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "clips").exists()
 
 
+def test_a_step_to_profile_is_one_of_the_run(tmp_path: Path) -> None:
+    message = "^error: profile_step is 3 but max_steps is 2; it must be one of the"
+    with pytest.raises(SystemExit, match=message):
+        main(replace(TINY, output_dir=tmp_path, max_steps=2, profile_step=3))
+
+
 @pytest.mark.parametrize("recipe", ["qwen2vl_tiny.py", "evaluate.py"])
 def test_what_a_run_is_refused_for_is_one_sentence(tmp_path: Path, recipe: str) -> None:
     none = tmp_path / "none.json"
