@@ -63,13 +63,13 @@ def preview(config: Config) -> tuple[str, bool]:
         samples, about = _samples_of(config, settings)
     found = forecast(plan, samples)
     text = f"{'data':14} {about}\n{report(plan, found, samples)}"
-    if fits(plan, found):
+    if fits(plan, found.memory):
         return f"{text}\n{'verdict':14} it fits", True
     change = first_that_fits(plan, samples)
     if change is None:
         tried = most_changes(plan, samples)
         return f"{text}\n{'verdict':14} it does not fit, not even with {tried}", False
-    flags, memory = change[0], change[1].memory
+    flags, memory = change
     verdict = f"it does not fit; {flags} would, with {memory.total / 2**30:.2f} GiB"
     if memory.host:
         verdict += f", and {memory.host / 2**30:.2f} GiB of the host's for each GPU"

@@ -17,6 +17,7 @@ from fastslow import (
     next_bin,
 )
 from fastslow.qwen2_vl import (
+    FastSlowQwen2VL,
     RowPlan,
     StepFlops,
     blank_clip,
@@ -96,25 +97,18 @@ def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
     Raises:
         ValueError: If ``replicate`` does not divide the number of ranks.
     """
-    config, parallel = plan.config, plan.config.parallel
-    check_copies(config.num_gpus, parallel.replicate)
     lengths = [count_tokens(sample) for sample in samples]
-    bins = _pack(lengths, config)
-    patches = [tower_tokens(sample) for sample in samples]
-    worst = max(bins, key=lambda row: sum(patches[number] for number in row))
-    row = _row(plan, samples, worst)
-    model = meta_model(plan.shape)
-    if not config.loss_weight:
-        model.drop_next_frame()
-    memory = estimate_memory(model, parallel, row, world_size=config.num_gpus)
+    bins = _pack(lengths, plan.config)
+    worst = _worst_row(plan, samples, bins)
+    model, memory = _step(plan, worst)
     weights = [(p.numel(), p.requires_grad) for p in model.parameters()]
     counted = [
         step_flops(model, _row(plan, samples, each)) for each in bins[:COUNTED_ROWS]
     ]
     return Forecast(
         bins=tuple(bins),
-        fill=fill(lengths, bins, config.tokens_per_row),
-        worst=row,
+        fill=fill(lengths, bins, plan.config.tokens_per_row),
+        worst=worst,
         memory=memory,
         flops=_mean(counted),
         parameters=(
@@ -124,14 +118,12 @@ def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
     )
 
 
-def fits(plan: Plan, found: Forecast) -> bool:
+def fits(plan: Plan, memory: Memory) -> bool:
     """Tell whether a step's memory is within what the GPU can give."""
-    return found.memory.total <= USABLE * plan.device.memory_bytes
+    return memory.total <= USABLE * plan.device.memory_bytes
 
 
-def first_that_fits(
-    plan: Plan, samples: Sequence[Sample]
-) -> tuple[str, Forecast] | None:
+def first_that_fits(plan: Plan, samples: Sequence[Sample]) -> tuple[str, Memory] | None:
     """Find what to change where a step does not fit.
 
     Mild changes are made one on top of the other: recompute activations, keep fewer
@@ -144,14 +136,14 @@ def first_that_fits(
         samples: As for ``forecast``.
 
     Returns:
-        The flags of the first plan that fits, and its forecast; None if none does.
+        The flags of the first plan that fits, and what a step takes; None if none does.
     """
     mild = _mild_changes(plan.config, samples)
     for last in ([], *([change] for change in _last_changes(plan.config))):
-        if _forecast_that_fits(plan, [*mild, *last], samples) is None:
+        if _memory_that_fits(plan, [*mild, *last], samples) is None:
             continue
         for number in range(len(mild) + 1):
-            found = _forecast_that_fits(plan, [*mild[:number], *last], samples)
+            found = _memory_that_fits(plan, [*mild[:number], *last], samples)
             if found is not None:
                 needed, found = _drop_needless(
                     plan, mild[:number], last, found, samples
@@ -251,6 +243,25 @@ def _pack(lengths: Sequence[int], config: Config) -> list[tuple[int, ...]]:
     return bins
 
 
+def _worst_row(
+    plan: Plan, samples: Sequence[Sample], bins: Sequence[tuple[int, ...]]
+) -> RowPlan:
+    """Lay out the row with the most patches."""
+    patches = [tower_tokens(sample) for sample in samples]
+    worst = max(bins, key=lambda row: sum(patches[number] for number in row))
+    return _row(plan, samples, worst)
+
+
+def _step(plan: Plan, row: RowPlan) -> tuple[FastSlowQwen2VL, Memory]:
+    """Take a step over a row without any memory; give the model, and what it took."""
+    config, parallel = plan.config, plan.config.parallel
+    check_copies(config.num_gpus, parallel.replicate)
+    model = meta_model(plan.shape)
+    if not config.loss_weight:
+        model.drop_next_frame()
+    return model, estimate_memory(model, parallel, row, world_size=config.num_gpus)
+
+
 def _row(plan: Plan, samples: Sequence[Sample], chosen: Sequence[int]) -> RowPlan:
     """Lay a row of samples out, as long as rows are at most, with a clip at least."""
     family = family_of(plan.shape)
@@ -289,13 +300,14 @@ def _flags(changes: Sequence[_Change]) -> str:
     )
 
 
-def _forecast_that_fits(
+def _memory_that_fits(
     plan: Plan, changes: Sequence[_Change], samples: Sequence[Sample]
-) -> Forecast | None:
-    """Forecast a plan after some changes; None if it does not fit."""
+) -> Memory | None:
+    """Tell what a step takes after some changes; None if it does not fit."""
     plan = _changed(plan, changes)
-    found = forecast(plan, samples)
-    return found if fits(plan, found) else None
+    bins = _pack([count_tokens(sample) for sample in samples], plan.config)
+    _, memory = _step(plan, _worst_row(plan, samples, bins))
+    return memory if fits(plan, memory) else None
 
 
 def _changed(plan: Plan, changes: Sequence[_Change]) -> Plan:
@@ -309,9 +321,9 @@ def _drop_needless(
     plan: Plan,
     mild: Sequence[_Change],
     last: Sequence[_Change],
-    found: Forecast,
+    found: Memory,
     samples: Sequence[Sample],
-) -> tuple[list[_Change], Forecast]:
+) -> tuple[list[_Change], Memory]:
     """Drop the mild changes without which the plan still fits, the dearest first.
 
     The last of them is needed, since the plan did not fit without it.
@@ -319,9 +331,9 @@ def _drop_needless(
     changes = [*mild, *last]
     for dearest in reversed(mild[:-1]):
         fewer = [change for change in changes if change is not dearest]
-        without: Forecast | None = found
+        without: Memory | None = found
         if _changed(plan, fewer) != _changed(plan, changes):
-            without = _forecast_that_fits(plan, fewer, samples)
+            without = _memory_that_fits(plan, fewer, samples)
         if without is not None:
             changes, found = fewer, without
     return changes, found
