@@ -15,6 +15,7 @@ import re
 import resource
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from recipes.edge.checkpoint_folders import (
 from recipes.edge.checkpoint_saver import CheckpointSaver
 from recipes.edge.distributed import MainRankError, World, process_group
 from recipes.edge.manifests import share_of
+from recipes.edge.random_states import seed_generators
 
 STATE = {"position": 7, "buffer": [[3, 0.1], []], "settings": {"name": "tiny"}}
 
@@ -340,6 +342,15 @@ def test_a_rank_without_random_states_keeps_its_own(
     assert (random.getstate(), torch.get_rng_state().tolist()) == before
 
 
+@pytest.mark.parametrize("seed", [3, -1, 2**32 + 3, 2**63 - 1])
+def test_any_seed_draws_the_same_twice(seed: int) -> None:
+    draws = []
+    for _ in range(2):
+        seed_generators(seed)
+        draws.append((random.random(), np.random.rand(), float(torch.rand(()))))
+    assert draws[0] == draws[1]
+
+
 def save_one(folder: Path, step: int, world: World, **state: Any) -> Path:
     """Save a small model of one rank."""
     folder.mkdir(exist_ok=True)
@@ -456,6 +467,21 @@ def test_saving_beside_the_training_keeps_the_step(
             assert torch.equal(found[name], value), name
 
 
+def test_what_is_saved_beside_the_training_is_said_meanwhile(
+    tmp_path: Path, world: World
+) -> None:
+    said, end = list[str](), time.monotonic() + 60
+    model, optimizer = build(world, seed=2)
+    with CheckpointSaver(
+        tmp_path, keep=1, is_async=True, say=said.append, world=world
+    ) as saver:
+        saver.save(1, model=model, optimizer=optimizer, state={})
+        while not said and time.monotonic() < end:
+            saver.poll()
+            time.sleep(0.01)
+    assert said == [f"saved {tmp_path / 'checkpoint-1'}"]
+
+
 def test_what_goes_wrong_beside_the_training_is_raised(
     tmp_path: Path, world: World
 ) -> None:
@@ -467,6 +493,19 @@ def test_what_goes_wrong_beside_the_training_is_raised(
         saver.save(1, model=model, optimizer=optimizer, state={})
         with pytest.raises(RuntimeError, match="FileNotFoundError"):
             saver.save(2, model=model, optimizer=optimizer, state={})
+
+
+def test_a_run_that_fails_waits_for_its_checkpoint(
+    tmp_path: Path, world: World
+) -> None:
+    model, optimizer = build(world, seed=2)
+    with (
+        pytest.raises(KeyError),
+        CheckpointSaver(tmp_path, keep=1, is_async=True, say=print, world=world) as it,
+    ):
+        it.save(1, model=model, optimizer=optimizer, state={})
+        raise KeyError
+    assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
 
 
 def test_every_file_has_its_digest(tmp_path: Path, world: World) -> None:
@@ -689,6 +728,9 @@ def test_no_pickle_is_executed(tmp_path: Path, world: World) -> None:
             ValueError, match=r"metadata is not read \(it names pathlib"
         ):
             load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
+    description.write_bytes(f"ctorch\nsave\n(NV{made}\ntR.".encode())
+    with pytest.raises(ValueError, match=r"metadata is not read \(it names torch.save"):
+        load_checkpoint(saved, model=model, optimizer=optimizer, world=world)
     assert not made.exists()
     description.write_bytes(whole)
 
@@ -728,10 +770,10 @@ def test_only_tensors_of_the_folder_are_described(tmp_path: Path, world: World) 
         f"{description} describes what is no tensor; only tensors are read"
     )
     found.state_dict_metadata = whole
-    for index, info in found.storage_data.items():
-        found.storage_data[index] = dataclasses.replace(
-            info, relative_path=f"../{saved.name}/{info.relative_path}"
-        )
+    index, info = next(iter(found.storage_data.items()))
+    found.storage_data[index] = dataclasses.replace(
+        info, relative_path=f"../{saved.name}/{info.relative_path}"
+    )
     assert message(found) == (
         f"{description} names files elsewhere; only its own folder is read"
     )

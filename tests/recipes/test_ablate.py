@@ -618,6 +618,14 @@ def test_runs_at_a_time_have_gpus_of_their_own(
     assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in slots] == found
 
 
+def test_runs_at_a_time_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    show_gpus(monkeypatch, 0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    runners = [Runner(ranks=2, jobs=jobs) for jobs in (1, 2, 9)]
+    assert [each.environment["OMP_NUM_THREADS"] for each in runners] == ["4", "2", "1"]
+
+
 def test_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     show_gpus(monkeypatch, 3)
     with pytest.raises(ValueError) as caught:

@@ -234,6 +234,15 @@ def test_find_end_tokens_is_what_either_names() -> None:
     assert find_end_tokens(model, tokenizer) == {5, TEXT_END}
 
 
+def test_an_answer_ends_before_the_first_of_its_stop_texts(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    model = load_model(folder, Config(output_dir=folder), CPU)
+    prompts = ask(folder, read_tokenizer(folder))
+    for stops, text in {("y",): "x", ("y", "x"): "", ("z",): "xy"}.items():
+        (found,) = answer_prompts(model, prompts, max_new_tokens=5, stop_texts=stops)
+        assert found.text == text
+
+
 @pytest.mark.parametrize("ends", ["x", [1, "x"], 1.5, {"a": 1}])
 def test_ends_that_are_no_tokens_are_refused(folder: Path, ends: object) -> None:
     file = folder / "generation_config.json"

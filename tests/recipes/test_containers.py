@@ -1,11 +1,12 @@
 """Whose fault it is that a clip cannot be read: its own, or the machine's."""
 
+import ctypes
 import errno
 import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -21,9 +22,11 @@ from recipes.edge.containers import (
     FAILING,
     DoubtfulError,
     VideoError,
+    blame,
     open_video,
     read_packets,
 )
+from recipes.edge.conversations import BadSample
 from recipes.edge.headers import Clip, index_archive
 from recipes.edge.media import MediaFile
 from recipes.edge.video import decode_frames, probe_video
@@ -182,6 +185,16 @@ def test_who_is_at_fault_is_seen_where_the_bytes_are_read_again(
     assert opened == ["rb"]
 
 
+def test_of_an_archive_the_bytes_of_the_clip_alone_are_read_again() -> None:
+    """The memory of this process stands for a disk: byte 0 of it cannot be read."""
+    there = ctypes.create_string_buffer(100)
+    memory = MediaFile(path=Path("/proc/self/mem"), name="a", size=100)
+    with pytest.raises(OSError, match="Input/output error"):
+        blame(memory, fail_with(errno.EIO))
+    with pytest.raises(DoubtfulError, match="cannot be read"):
+        blame(replace(memory, offset=ctypes.addressof(there)), fail_with(errno.EIO))
+
+
 def test_a_clip_that_is_gone_is_a_bad_one(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +226,22 @@ def test_nothing_of_a_failing_machine_is_written_down(
         with pytest.raises(OSError, match="Too many open files"):
             list(index_archive(archive, store))
     assert [type(each) for each in index_archive(archive, store)] == [Clip] * 3
+
+
+def test_a_machine_that_fails_at_the_second_try_is_no_fault_of_a_clip(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = str(pack(tmp_path / "clips.tar", {"a.mp4": clip.read_bytes()}))
+    store, numbers = ArchiveStore(tmp_path / "cache"), [errno.EIO, errno.EMFILE]
+
+    def fail(*_: object, **__: object) -> None:
+        raise fail_with(numbers[0])
+
+    monkeypatch.setattr(OPEN, fail)
+    assert [type(each) for each in index_archive(archive, store)] == [BadSample]
+    del numbers[0]
+    with pytest.raises(OSError, match="Too many open files"):
+        list(index_archive(archive, store))
 
 
 def test_an_archive_on_a_failing_machine_is_not_a_broken_one(

@@ -64,6 +64,7 @@ def test_the_unusable_samples_of_both_are_named(tmp_path: Path) -> None:
     with process_group() as world:
         data = plan_data(config, world)
     assert (len(data.train), len(data.held_out)) == (1, 1)
+    assert data.train.settings.row_buckets == 0  # on a GPU, rows are padded
     assert [each.sample_id for each in data.bad] == ["train.json:2", "held_out.json:1"]
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from recipes import evaluate as recipe
 from recipes.edge.clips import make_clips
+from recipes.edge.provenance import code_versions
 from recipes.edge.scoring import chosen_letter, score_answer, summarise_scores
 from tests.recipes.broken import without_pixels
 
@@ -65,6 +66,7 @@ def test_answers_are_scored_as_the_run_scored_them(
     assert len({each["answer"] for each in answers}) > 0
     assert f"| all | open_ended | 12 | {accuracy} |" in said
     assert found["settings"]["tokens_per_row"] == 500
+    assert found["versions"] == code_versions()
 
 
 def test_the_script_of_the_page_answers_alike(

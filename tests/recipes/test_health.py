@@ -100,6 +100,8 @@ def test_a_spike_is_said_once() -> None:
     assert said([*rows, above, above, GOOD]) == [(KNOWN + 1, "loss_spike")]
     assert said([*rows, GOOD | {"loss": 2 * SPIKE}]) == []
     assert said([*rows[1:], above]) == []  # too few were seen before
+    higher = GOOD | {"loss": 3.0}  # neither among the first nor among the last ones
+    assert said([*rows[:30], higher, *rows[31:], above]) == []
     ramp = [GOOD | {"loss": 2 * 1.4**step} for step in range(1, RAMP_STEPS + 1)]
     assert said([*rows, *ramp]) == [(KNOWN + 3, "loss_spike")]
 

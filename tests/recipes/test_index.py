@@ -1,7 +1,9 @@
 """Rows joined to the headers of what they show, in files and in archives."""
 
 import dataclasses
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -361,6 +363,20 @@ def test_rows_about_one_file_share_its_header(
     assert {each.clips[0].info.num_frames for each in samples} == {3}
     assert len({each.reason for each in bad}) == 1
     assert sorted(probed) == ["3.mp4", "broken.mp4"]
+
+
+def test_a_machine_that_fails_is_no_fault_of_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip_bytes(tmp_path, 3)
+    write_rows(tmp_path / "rows.json", [row("3.mp4")])
+
+    def fail(_: MediaFile) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("recipes.edge.index.probe_video", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        joined(tmp_path / "rows.json", tmp_path / "cache")
 
 
 def test_threads_ask_once_and_forget_in_time() -> None:

@@ -492,6 +492,18 @@ def test_ranks_compute_rows_of_like_cost_at_the_same_time(
     assert sum(map(max, costs)) == reference.least_rounds(every, 2)
 
 
+@pytest.mark.parametrize("attention", ["frame_causal", "causal"])
+def test_the_pairs_of_a_sample_are_those_that_its_row_reads(
+    planned: PlannedSamples, attention: Attention
+) -> None:
+    planned, _ = plan_samples(
+        planned.index, replace(SETTINGS, attention=attention), TOKENIZER, STORE
+    )
+    rows = [rows_of(planned)[(number,), StreamState()] for number in range(5)]
+    read = [visible_pairs(row.plan.visible) for row in rows]
+    assert list(planned.pairs) == read
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_any_state_resumes_the_stream(
     planned: PlannedSamples, num_workers: int

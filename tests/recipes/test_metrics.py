@@ -272,3 +272,16 @@ def test_a_run_does_not_start_after_its_end(tmp_path: Path, world: World) -> Non
     words = "first_step is 11 but total_steps is 9; a run cannot start after its end"
     with pytest.raises(ValueError, match=f"^{words}$"):
         RunLog(output_dir=tmp_path, total_steps=9, first_step=11, world=world)
+
+
+def test_a_message_is_there_at_once(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = tmp_path / "said"
+    with said.open("w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with RunLog(
+            output_dir=tmp_path, total_steps=1, first_step=1, world=world
+        ) as log:
+            log.message("begins")
+            assert said.read_text() == "begins\n"

@@ -59,6 +59,7 @@ def test_a_run_that_ends_is_waited_for(tmp_path: Path, world: World) -> None:
 
 
 def test_the_lock_is_let_go(tmp_path: Path, world: World) -> None:
-    with only_run(tmp_path / "run", world):
-        assert (tmp_path / "run" / LOCK).is_file()
-    hold(tmp_path / "run", 0).communicate()
+    run = tmp_path / "runs" / "run"
+    with only_run(run, world):
+        assert (run / LOCK).is_file()
+    hold(run, 0).communicate()

@@ -107,6 +107,7 @@ def test_git_says_which_code_it_was(tmp_path: Path) -> None:
     file.write_text("a = 1\n")
     assert git_state(file) is None
     git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "without it")
     assert git_state(file) is None  # in a clone, but of something else
     git(tmp_path, "add", "code.py")
     git(tmp_path, "commit", "-q", "-m", "first")
