@@ -351,6 +351,11 @@ def test_a_clip_has_one_time_for_all(
         DoubtfulError, match=r"clip\.mp4 takes longer than 240 s to read$"
     ):
         decode_frames(file, [0, 120])
+    times = [*range(61), 60, *range(62, FRAMES)]  # odd, so decoded in order at last
+    source = CASES["no B-frames"].write(tmp_path)
+    odd = rewrite(source, tmp_path / "odd.mkv", times, {})
+    with pytest.raises(DoubtfulError, match=r"odd\.mkv takes longer than 240 s"):
+        decode_frames(odd, [0, 120])
 
 
 @pytest.mark.parametrize("name", ["open", "gradual"])

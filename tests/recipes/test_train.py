@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
 import pkgutil
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -657,3 +660,18 @@ def test_the_seed_draws_every_weight(clips: Path, tmp_path: Path) -> None:
     for name in drawn[0]:
         is_zero = ".lora_B." in name
         assert torch.equal(drawn[0][name], drawn[1][name]) == is_zero, name
+
+
+def test_a_run_that_is_asked_to_stop_ends_with_143(
+    preloaded: Any, clips: Path, tmp_path: Path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "output.log"
+    flags = {"data-path": clips / "train.jsonl", "output-dir": run, "max-steps": 10_000}
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    process = preloaded.start("recipes/qwen2vl_tiny.py", *words, log=log)
+    end = time.monotonic() + 120
+    while not ((run / "metrics.jsonl").exists() and metrics(run)):
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.05)
+    os.kill(process, signal.SIGTERM)
+    assert preloaded.wait(process) == 143, log.read_text()
