@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import tyro
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
+from fastslow.qwen2_vl.chat import PLACEHOLDER
 from recipes.command_line import given_words
 from recipes.config import Config
 from recipes.data import CACHE, clip_settings, refuse_empty
@@ -170,7 +171,8 @@ def plan_questions(
             while turns[-1].role != "assistant":
                 turns.pop()
             references.append(turns.pop().text)
-            yield replace(sample, turns=tuple(turns))
+            places = sum(len(PLACEHOLDER.findall(turn.text)) for turn in turns)
+            yield replace(sample, turns=tuple(turns), clips=sample.clips[:places])
 
     index = write_index(folder / "prompts.arrow", prompts())
     tokenizer = read_tokenizer(checkpoint)

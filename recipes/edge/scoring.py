@@ -91,7 +91,7 @@ def score_answer(question: str, reference: str, answer: str) -> Score:
     """
     options = _find_options(question)
     wanted = None
-    if len(options) > 1 and not _find_options(reference):  # else they are its parts
+    if options and not _find_options(reference):  # else they are its parts
         wanted = chosen_letter(reference, options)
     if wanted is not None:
         correct = chosen_letter(answer, options) == wanted

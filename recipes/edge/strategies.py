@@ -204,7 +204,7 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
             named = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
             if not node.args and None not in named:
                 return node.func.id, {str(k): _as_tuples(v) for k, v in named.items()}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         pass
     raise ValueError(
         f"frame_sampling_strategy is {text!r}; it must be a name, or a call with named "

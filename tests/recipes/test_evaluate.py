@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fastslow.qwen2_vl.chat import PLACEHOLDER
 from recipes import evaluate as recipe
 from recipes.edge.clips import make_clips
 from recipes.edge.provenance import code_versions
@@ -67,6 +68,23 @@ def test_answers_are_scored_as_the_run_scored_them(
     assert f"| all | open_ended | 12 | {accuracy} |" in said
     assert found["settings"]["tokens_per_row"] == 500
     assert found["versions"] == code_versions()
+
+
+def test_what_is_asked_after_the_last_answer_is_left_out(
+    trained: Path, evaluate: Evaluate
+) -> None:
+    clips = trained / "clips"
+    row = json.loads((clips / "held_out.jsonl").read_text().splitlines()[0])
+    asked, data = row["conversations"][0], clips / "asked_on.jsonl"
+    longer = row | {
+        "id": "longer",
+        "video": [row["video"]] * 2,
+        "conversations": [*row["conversations"], asked],
+    }
+    assert PLACEHOLDER.search(asked["value"])
+    data.write_text(f"{json.dumps(row)}\n{json.dumps(longer)}\n")
+    first, second = evaluate(data, 1)[0]["answers"]
+    assert first["answer"] == second["answer"]
 
 
 def test_the_script_of_the_page_answers_alike(

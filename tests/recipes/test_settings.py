@@ -390,6 +390,10 @@ def test_a_file_that_cannot_be_meant(tmp_path: Path, text: str, message: str) ->
         ("{a: [}", "expected the node content"),
         ("seed: &a 1\nmax_steps: *a", r"\*a is an alias"),
         ("data_subsets: &a [*a]", r"\*a is an alias"),
+        ("bf16: !!bool maybe", "'maybe' is no bool"),
+        ("seed: !!timestamp x", "'x' is no timestamp"),
+        ("seed: !!float ''", "'' is no float"),
+        ("seed: !!int x", "'x' is no int"),
         ("a: !!python/object:os.system {}", "could not determine a constructor"),
     ],
 )

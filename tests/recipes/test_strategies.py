@@ -187,6 +187,8 @@ def test_every_constructor_from_numbers_is_known() -> None:
             for text in (
                 "",
                 "repeat_strides((2, 4))",
+                "repeat_strides(pattern={[1]})",
+                f"repeat_strides(pattern={'-' * 20_000}1)",
                 "repeat_strides(**{'pattern': (2, 4)})",
                 "repeat_strides(pattern=print())",
                 "fastslow.repeat_strides(pattern=(2,))",
