@@ -25,7 +25,7 @@ SPIKE_STEPS = 50
 RAMP_STEPS = 5
 """Steps just before that a loss is not compared with: a spike may build up in some."""
 
-FIRST_STEPS = 5
+FIRST_LOSSES = 5
 """Losses, the first ones, whose largest a run that learns stays near or below."""
 
 SPREAD = 0.05
@@ -121,7 +121,7 @@ def examine(health: Health, numbers: Numbers) -> tuple[Health, list[Warned]]:
     losses, first = health.losses, health.first_losses
     if math.isfinite(loss := _number(numbers, "loss")):
         losses = (*losses, loss)[-SPIKE_STEPS - RAMP_STEPS :]
-        first = (*first, loss)[:FIRST_STEPS]
+        first = (*first, loss)[:FIRST_LOSSES]
     now = replace(health, losses=losses, first_losses=first, streaks=streaks)
     return now, said
 
@@ -132,13 +132,18 @@ def _number(numbers: Numbers, name: str) -> float:
     return math.nan if value is None or not math.isfinite(value) else float(value)
 
 
-def _usual(health: Health) -> float:
-    """Give the largest loss that is usual; infinity before enough were seen.
+def _largest(losses: tuple[float, ...]) -> float:
+    """Give the largest loss, with which another may be compared.
 
-    So too where all were 0, as those of steps without labels are.
+    It is infinite where there is none, or all are 0, as those without labels are.
     """
+    return max(losses, default=0) or math.inf
+
+
+def _usual(health: Health) -> float:
+    """Give the largest loss that is usual; infinity before enough were seen."""
     known = len(health.losses) >= SPIKE_STEPS + RAMP_STEPS
-    return max(health.losses[:-RAMP_STEPS] if known else (0,)) or math.inf
+    return _largest(health.losses[:-RAMP_STEPS] if known else ())
 
 
 def _sees_spike(health: Health, numbers: Numbers) -> str | None:
@@ -156,8 +161,8 @@ def _says_spike(health: Health, numbers: Numbers) -> str:
 
 def _begun(health: Health) -> float:
     """Give the largest of the first losses; infinity before enough were seen."""
-    known = len(health.first_losses) == FIRST_STEPS
-    return max(health.first_losses if known else (0,)) or math.inf
+    known = len(health.first_losses) == FIRST_LOSSES
+    return _largest(health.first_losses if known else ())
 
 
 def _sees_rise(health: Health, numbers: Numbers) -> str | None:
@@ -169,7 +174,7 @@ def _says_rise(health: Health, numbers: Numbers) -> str:
     loss, begun = _number(numbers, "loss"), _begun(health)
     return (
         f"the loss is {loss:.4g}, {loss / begun:.1f} times the largest of the run's "
-        f"first {FIRST_STEPS}"
+        f"first {FIRST_LOSSES}"
     )
 
 
