@@ -12,12 +12,12 @@ from typing import Any
 from recipes.config import NESTED, Config, with_settings
 from recipes.edge.metrics import read_metrics
 from recipes.edge.settings import check_known, check_mapping, settings_as_json
-from recipes.edge.strategies import SETTINGS, settings_read
-from recipes.edge.values import convert, nearest
+from recipes.edge.values import by_dotted_name, convert, nearest
 from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_7b import QWEN2VL_7B
 from recipes.qwen2vl_72b import QWEN2VL_72B
 from recipes.qwen2vl_tiny import TINY
+from recipes.unread import unread_settings
 
 PRESETS = {"tiny": TINY, "2b": QWEN2VL_2B, "7b": QWEN2VL_7B, "72b": QWEN2VL_72B}
 """Settings of each recipe, by the name that ``base`` calls it."""
@@ -340,15 +340,14 @@ def _refuse_own(where: str, settings: Mapping[str, Any]) -> None:
 
 
 def _refuse_unread(where: str, point: Mapping[str, Any], config: Config) -> None:
-    """Refuse settings that the strategy of the run does not read."""
-    named = {**point, **point.get(NESTED, {})}
-    read = settings_read(config.frame_sampling_strategy)
-    for name in SETTINGS.values():
-        if name in named and name not in read:
+    """Refuse settings that the run does not read."""
+    named = dict(by_dotted_name({**point, **point.get(NESTED, {})}))
+    unread = unread_settings(config)
+    for name in named:
+        if name in unread:
             raise ValueError(
-                f"{where} names {name} but frame_sampling_strategy is "
-                f"{config.frame_sampling_strategy!r}, which does not read it; an axis "
-                "is over what its runs read"
+                f"{where} names {name} but {unread[name]}; an axis is over what its "
+                "runs read"
             )
 
 

@@ -22,6 +22,7 @@ from recipes.edge.distributed import World
 from recipes.edge.loader import Row, count_rows
 from recipes.edge.sample_set import PlannedSamples
 from recipes.progress import Progress, Run
+from recipes.unread import without_effect
 
 TERMS = (
     "language_loss",
@@ -73,6 +74,7 @@ def describe(run: Run, progress: Progress) -> str:
     )
     if done == run.config.max_steps:
         course = f"the run has taken all of its {done} steps"
+    notes = "".join(f"{note}\n" for note in without_effect(run.config))
     device, mfu = this_device(world.device), ""
     if device is not None:
         mfu = MFU.format(world.size, device)
@@ -85,7 +87,7 @@ def describe(run: Run, progress: Progress) -> str:
         f"{len(data.train)} samples to train on, {len(data.held_out)} held out, "
         f"{len(data.bad)} unusable\n{shown}{mfu}"
         f"a step takes {rows} packed rows, {rows // world.size} on each rank\n"
-        f"{course}"
+        f"{notes}{course}"
     )
 
 

@@ -29,6 +29,7 @@ from recipes.edge.quarantine import refuse_too_many
 from recipes.edge.sample_set import PlannedSamples, plan_samples
 from recipes.edge.samples import ClipSettings, schedule_clip
 from recipes.edge.tiny import train_tokenizer
+from recipes.unread import without_effect
 
 LEARNT_WORDS = 16_000
 """Vocabulary of a tokenizer that stands for the model's, where that is not at hand."""
@@ -62,7 +63,8 @@ def preview(config: Config) -> tuple[str, bool]:
     else:
         samples, about = _samples_of(config, settings)
     found = forecast(plan, samples)
-    text = f"{'data':14} {about}\n{report(plan, found, samples)}"
+    notes = "".join(f"{'settings':14} {note}\n" for note in without_effect(config))
+    text = f"{notes}{'data':14} {about}\n{report(plan, found, samples)}"
     if fits(plan, found.memory):
         return f"{text}\n{'verdict':14} it fits", True
     change = first_that_fits(plan, samples)

@@ -231,15 +231,19 @@ def test_the_settings_of_another_run_are_kept(clips: Path, tmp_path: Path) -> No
 
 
 def test_a_loss_weight_of_0_leaves_one_loss(clips: Path, tmp_path: Path) -> None:
-    train(tmp_path / "off", clips / "train.jsonl", loss_weight=0)
+    changes = {"loss_weight": 0, "next_frame_distance": "l1"}
+    train(tmp_path / "off", clips / "train.jsonl", **changes)
     train(tmp_path / "on", clips / "train.jsonl")
+    said = "next_frame_distance is 'l1' but loss_weight is 0; it has no effect\n"
+    assert said in (tmp_path / "off" / "train.log").read_text()
+    assert "no effect" not in (tmp_path / "on" / "train.log").read_text()
     off, on = (metrics(tmp_path / name) for name in ("off", "on"))
     gone = {"autoregressive_loss", "weighted_autoregressive_loss"}
     gone |= {"copy_loss", "skill", "spread"}
     assert on[0].keys() - off[0].keys() == gone
     assert off[0]["loss"] == off[0]["language_loss"] == on[0]["language_loss"]
     assert (tmp_path / "off" / "model-2" / "next_frame_head.safetensors").is_file()
-    train(tmp_path / "off", clips / "train.jsonl", loss_weight=0, max_steps=3)
+    train(tmp_path / "off", clips / "train.jsonl", **changes, max_steps=3)
     assert [row["step"] for row in metrics(tmp_path / "off")] == [1, 2, 3]
 
 
