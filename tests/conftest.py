@@ -171,3 +171,14 @@ def start_preloaded() -> Iterator[Callable[..., Preloaded]]:
 def preloaded(start_preloaded: Callable[..., Preloaded]) -> Preloaded:
     """Have one that has imported what trains."""
     return start_preloaded("datasets", "torch.distributed.run", "recipes.qwen2vl_tiny")
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """This process alone, whatever started it, as a ``World`` of one rank."""
+    from recipes.edge.distributed import process_group
+
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with process_group() as alone:
+        yield alone

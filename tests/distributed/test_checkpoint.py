@@ -16,7 +16,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -307,14 +307,6 @@ def test_state_json_is_readable_without_this_library(
         "checkpoint-0",
         "checkpoint-3",
     ]
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """This process alone."""
-    monkeypatch.delenv("RANK", raising=False)
-    with process_group() as alone:
-        yield alone
 
 
 def test_two_ranks_load_on_one(ranks: Ranks, folder: Path, world: World) -> None:

@@ -2,23 +2,14 @@
 
 import dataclasses
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from recipes.edge.distributed import World, group_of_hosts, process_group
+from recipes.edge.distributed import World, group_of_hosts
 from recipes.edge.tensor_files import read_tensors, write_tensors
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """This process alone."""
-    monkeypatch.delenv("RANK", raising=False)
-    with process_group() as alone:
-        yield alone
 
 
 def test_tensors_are_spoken_of_over_the_group_of_the_world(

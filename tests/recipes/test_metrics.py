@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 import termios
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recipes.edge.distributed import World, process_group
+from recipes.edge.distributed import World
 from recipes.edge.metrics import RunLog
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d ")
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """This process alone."""
-    monkeypatch.delenv("RANK", raising=False)
-    with process_group() as alone:
-        yield alone
 
 
 def log_lines(folder: Path) -> list[str]:

@@ -2,13 +2,12 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from recipes.edge import output_lock
-from recipes.edge.distributed import World, process_group
+from recipes.edge.distributed import World
 from recipes.edge.output_lock import LOCK, only_run
 
 HOLD = """
@@ -20,13 +19,6 @@ file.flush()
 print("held", flush=True)
 time.sleep(float(sys.argv[2]))
 """
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.delenv("RANK", raising=False)
-    with process_group() as alone:
-        yield alone
 
 
 def hold(folder: Path, seconds: float) -> subprocess.Popen[str]:

@@ -41,7 +41,7 @@ from fastslow.qwen2_vl import (
     plan_tower,
 )
 from recipes.edge.checkpoint import load_checkpoint, take_snapshot, write_snapshot
-from recipes.edge.distributed import World, process_group
+from recipes.edge.distributed import World
 from recipes.edge.lora import checkpoint_name, merge_adapters, reset_adapters
 from recipes.edge.parallel import (
     Parallel,
@@ -113,14 +113,6 @@ def assert_all_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """This process alone."""
-    monkeypatch.delenv("RANK", raising=False)
-    with process_group() as alone:
-        yield alone
 
 
 def prepared(world: World, **settings: Any) -> FastSlowQwen2VL:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
-from recipes.edge.distributed import World, process_group
+from recipes.edge.distributed import World
 from recipes.edge.export import HEAD_FILE, export_pretrained
 from recipes.edge.tiny import train_tokenizer
 from recipes.edge.weights import (
@@ -43,15 +43,6 @@ EMBEDDING = "model.embed_tokens.weight"
 HEAD = "next_frame_head.0.weight"
 
 Write = Callable[..., Path]
-
-
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """This process alone."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    with process_group() as alone:
-        yield alone
 
 
 def backbone(*, tied: bool, dtype: torch.dtype = torch.bfloat16) -> Any:
