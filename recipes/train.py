@@ -6,7 +6,8 @@ questions. A recipe is a preset of the settings that it takes.
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -108,8 +109,12 @@ def main(config: Config) -> None:
             log.message("\n".join([*said, describe(run, progress)]))
             if config.output_hidden_states and not progress.step:
                 log.message(NO_HIDDEN_STATES)
-            with stop, checkpoint_saver(run, log) as saver:
-                is_whole = train(run, progress, log, stop, saver)
+            with (
+                stop,
+                checkpoint_saver(run, log) as saver,
+                closing(row_stream(run, progress)) as batches,
+            ):
+                is_whole = train(run, progress, batches, log, stop, saver)
             if is_whole:
                 finish(run, log)
     if not is_whole:
@@ -179,6 +184,7 @@ def checkpoint_saver(run: Run, log: RunLog) -> CheckpointSaver:
 def train(
     run: Run,
     progress: Progress,
+    batches: Iterator[Row],
     log: RunLog,
     stop: StopSignal,
     saver: CheckpointSaver,
@@ -192,7 +198,6 @@ def train(
     """
     config = run.config
     rows_per_rank = progress.rows_per_step // run.world.size
-    batches = row_stream(run, progress)
     for step in range(progress.step + 1, config.max_steps + 1):
         started = time.perf_counter()
         rows = list(islice(batches, rows_per_rank))
@@ -232,7 +237,7 @@ def train(
     return True
 
 
-def row_stream(run: Run, progress: Progress) -> Iterator[Row]:
+def row_stream(run: Run, progress: Progress) -> Generator[Row, None, None]:
     """Stream this rank's packed rows from where the run stands."""
     config, data, world = run.config, run.data, run.world
     return stream_rows(

@@ -1,12 +1,12 @@
 """From samples to packed rows: every integer is planned before a pixel is decoded."""
 
-import atexit
 import resource
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import active_children
+from multiprocessing.util import Finalize
 from threading import Thread
 
 import torch
@@ -173,7 +173,7 @@ def stream_rows(
     *,
     num_workers: int,
     pin_memory: bool = False,
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """Deal an endless stream of bins to ranks, and decode this rank's.
 
     Every rank draws all bins of a step and takes its own, so nothing has to be agreed
@@ -188,7 +188,7 @@ def stream_rows(
         pin_memory: Whether rows wait in page-locked memory, which needs a GPU.
 
     Returns:
-        This rank's rows.
+        This rank's rows; closed, they end their workers.
     """
     bins = _deal(dataset.samples, state, dealing)
     return read_rows(dataset, bins, num_workers=num_workers, pin_memory=pin_memory)
@@ -200,7 +200,7 @@ def read_rows(
     *,
     num_workers: int,
     pin_memory: bool = False,
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """Decode bins in the order in which they come, ahead of their use.
 
     Args:
@@ -213,8 +213,8 @@ def read_rows(
         A row for each bin.
     """
     # An error's traceback keeps a loader, and so its workers, to the very end, where
-    # Python waits for them.
-    atexit.register(_end_workers)
+    # Python waits for them once its finalizers have run.
+    Finalize(None, _end_workers, exitpriority=0)
     _allow_open_files()
     yield from DataLoader(
         dataset,

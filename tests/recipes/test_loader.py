@@ -2,8 +2,10 @@
 
 import resource
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate, islice
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -604,6 +606,35 @@ def test_rows_of_a_worker_may_be_many(planned: PlannedSamples) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert [row.sample_ids for row in rows] == [("0",)] * 12
+
+
+def test_rows_that_are_closed_end_their_workers(planned: PlannedSamples) -> None:
+    """Somebody may keep them for longer, as an error's traceback does."""
+    rows = stream_rows(
+        rows_of(planned), StreamState(), dealing(), num_workers=2, pin_memory=False
+    )
+    next(rows)
+    workers = active_children()
+    assert len(workers) == 2
+    rows.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_a_process_ends_though_it_keeps_rows(planned: PlannedSamples) -> None:
+    """Their workers hear no signal to stop, and a forked process has no ``atexit``."""
+    kept = list[Iterator[Row]]()
+
+    def keep_rows() -> None:
+        bins = [((0,), StreamState())] * 4
+        kept.append(read_rows(rows_of(planned), bins, num_workers=1))
+        next(kept[0])
+
+    process = get_context("fork").Process(target=keep_rows)
+    process.start()
+    process.join(60)
+    is_left = process.is_alive()
+    process.kill()
+    assert not is_left
 
 
 def test_all_of_a_row_is_pinned(
