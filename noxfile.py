@@ -55,6 +55,14 @@ def faults(session: nox.Session) -> None:
     )
 
 
+@nox.session
+def combinations(session: nox.Session) -> None:
+    """Train under any two settings together, and hold each run to a plain one."""
+    session.install("-e", ".[dev]")
+    file = "tests/distributed/test_combinations.py"
+    session.run("pytest", file, *session.posargs, env={"FASTSLOW_COMBINATIONS": "28"})
+
+
 PAGES = "docs/_build/html"
 
 

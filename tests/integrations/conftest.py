@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, Qwen2VLForConditionalGeneration
+from transformers import Qwen2VLForConditionalGeneration
 
 from fastslow.qwen2_vl import VIDEO_TOKEN
 from recipes.edge.clips import make_clips
 from recipes.edge.tiny import tiny_config, train_tokenizer
+from tests.small_models import family_config
 
 QUESTION = "Which colour is it?"
 
@@ -52,44 +53,12 @@ def lmms_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chat_template=tokenizer.chat_template,
     ).save_pretrained(folder / "ckpt")
     for model_type in ("qwen2_5_vl", "qwen3_vl"):
-        config = _tiny_config(model_type, len(tokenizer))
+        config = family_config(model_type, len(tokenizer))
         config.video_token_id = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
         model = AutoModelForImageTextToText.from_config(config)
         model.save_pretrained(folder / model_type)
         tokenizer.save_pretrained(folder / model_type)
     return folder
-
-
-def _tiny_config(model_type: str, vocabulary_size: int) -> Any:
-    """Configure a model of two layers, whose tower has two as well."""
-    text = {
-        "vocab_size": vocabulary_size,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e4,
-            "mrope_section": [4, 2, 2],
-            "mrope_interleaved": model_type == "qwen3_vl",
-        },
-    }
-    tower = {
-        "depth": 2,
-        "hidden_size": 32,
-        "out_hidden_size": 64,
-        "num_heads": 2,
-        "intermediate_size": 48,
-    }
-    own = {
-        "qwen2_5_vl": {"window_size": 56, "fullatt_block_indexes": [1]},
-        "qwen3_vl": {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
-    }
-    vision = tower | own[model_type]
-    return AutoConfig.for_model(model_type, text_config=text, vision_config=vision)
 
 
 def _messages(video: str, answer: str) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ from recipes.edge.samples import (
 )
 from recipes.edge.tiny import SPECIAL_TOKENS, train_tokenizer
 from recipes.edge.video import VideoInfo, probe_video, sample_frame_indices
+from tests.media import write_picture
 from tests.plan_tensors import assert_equal, tensors
 from tests.recipes.broken import without_pixels
 
@@ -296,16 +297,6 @@ def test_text_pictures_and_several_clips_share_a_row(tmp_path: Path) -> None:
     assert count_rows([alone, alone])["clip_tokens"] == 0
     assert not alone.patches.any()
     assert len(alone.plan.labels.rows) == len(TOKENIZER.encode("<|im_end|>"))
-
-
-def write_picture(path: Path, *, height: int, width: int) -> None:
-    """Write a grey picture."""
-    with av.open(str(path), "w", format="image2") as container:
-        stream = container.add_stream("png", rate=1)
-        stream.height, stream.width, stream.pix_fmt = height, width, "rgb24"
-        grey = np.full((height, width, 3), 99, dtype=np.uint8)
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
-        container.mux(stream.encode())
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
