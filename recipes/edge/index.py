@@ -31,7 +31,7 @@ from recipes.edge.headers import (
     read_clip,
 )
 from recipes.edge.media import MediaFile
-from recipes.edge.video import VideoInfo, probe_video
+from recipes.edge.video import probe_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +158,8 @@ def join_samples(
 
 Members = dict[str, Clip | BadSample]
 
+_Probe = Callable[[tuple[Path, str]], Clip | RowError | VideoError]
+
 
 def _members_of(subset: Subset, store: ArchiveStore) -> Members:
     """Find in a subset's archives what its rows name, where that is no file."""
@@ -232,31 +234,28 @@ def _join(
     )
 
 
-def _find(
-    media: Media,
-    folder: Path,
-    members: Members,
-    probe: Callable[[Path], VideoInfo | VideoError],
-) -> Clip:
+def _find(media: Media, folder: Path, members: Members, probe: _Probe) -> Clip:
     """Give the clip that a row names, with its header."""
-    file = find_beside(folder, media.name)
-    entry = members.get(media.name)
-    if entry is None:
-        info = probe(file)
-        if isinstance(info, VideoError):
-            raise VideoError(str(info))
-        return Clip(kind=media.kind, source=str(file), info=info)
+    entry = members.get(media.name) or probe((folder, media.name))
+    if isinstance(entry, RowError | VideoError):
+        raise type(entry)(str(entry))  # a new one: raised again, one grows
     if isinstance(entry, BadSample):
         raise VideoError(entry.reason)
     return dataclasses.replace(entry, kind=media.kind)
 
 
-def _probe(file: Path) -> VideoInfo | VideoError:
-    """Give the header of a file, or why it has none."""
+def _probe(named: tuple[Path, str]) -> Clip | RowError | VideoError:
+    """Look for a file in a folder, and give it with its header, or why it has none.
+
+    To find out where links lead takes a look at every folder on the way, which adds up
+    over a million rows: rows about one file share that too.
+    """
     try:
-        return probe_video(MediaFile(path=file))
-    except VideoError as error:
+        file = find_beside(*named)
+        info = probe_video(MediaFile(path=file))
+    except (RowError, VideoError) as error:
         return error
+    return Clip(kind="video", source=str(file), info=info)
 
 
 def _from_json(text: str) -> Sample:

@@ -23,7 +23,7 @@ from recipes.edge.containers import (
     read_packets,
 )
 from recipes.edge.conversations import BadSample, Turn
-from recipes.edge.data_files import list_subsets
+from recipes.edge.data_files import find_beside, list_subsets
 from recipes.edge.headers import Clip, ask_once, index_archive, map_in_threads
 from recipes.edge.index import Sample, join_samples, write_index
 from recipes.edge.media import MediaFile
@@ -363,6 +363,30 @@ def test_rows_about_one_file_share_its_header(
     assert {each.clips[0].info.num_frames for each in samples} == {3}
     assert len({each.reason for each in bad}) == 1
     assert sorted(probed) == ["3.mp4", "broken.mp4"]
+
+
+def test_rows_about_one_file_share_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip_bytes(tmp_path, 3)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    clip_bytes(folder, 4)
+    (folder / "away.mp4").symlink_to(tmp_path / "3.mp4")
+    write_rows(folder / "rows.json", [row(n) for n in ("4.mp4", "away.mp4")] * 100)
+    looked = list[str]()
+
+    def look(folder: Path, name: str) -> Path:
+        looked.append(name)
+        return find_beside(folder, name)
+
+    monkeypatch.setattr("recipes.edge.index.find_beside", look)
+    samples, bad = joined(folder / "rows.json", tmp_path / "cache")
+    assert {each.clips[0].source for each in samples} == {str(folder / "4.mp4")}
+    assert (len(samples), len(bad)) == (100, 100)
+    (reason,) = {each.reason for each in bad}
+    assert "clips lie in the folder of their data file" in reason
+    assert sorted(looked) == ["4.mp4", "away.mp4"]
 
 
 def test_a_machine_that_fails_is_no_fault_of_a_row(
