@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +24,10 @@ from recipes.edge.samples import (
 
 FEW = 10_000
 """Samples that are planned before other processes would have started."""
+
+AT_ONCE = 64
+"""Samples that a process plans before it sends what it found: to send each alone takes
+as long as to plan a few, and one process receives them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +118,12 @@ def plan_samples(
     sizes, bad, digests = dict[int, _Size](), list[BadSample](), list[str]()
     workers = num_workers if len(index) > FEW else 0
     found = DataLoader(
-        _Sizes(index, settings, tokenizer), batch_size=None, num_workers=workers
+        _Sizes(index, settings, tokenizer),
+        batch_size=AT_ONCE,
+        collate_fn=list,
+        num_workers=workers,
     )
-    for number, (digest, entry) in enumerate(found):
+    for number, (digest, entry) in enumerate(chain.from_iterable(found)):
         digests.append(digest)
         if isinstance(entry, BadSample):
             bad.append(entry)

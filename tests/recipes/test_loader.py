@@ -164,8 +164,16 @@ def test_processes_plan_the_same(
     planned: PlannedSamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("recipes.edge.sample_set.FEW", 0)
-    wide, _ = plan_samples(planned.index, SETTINGS, TOKENIZER, STORE, num_workers=2)
-    assert (wide.numbers, wide.lengths) == (planned.numbers, planned.lengths)
+    monkeypatch.setattr("recipes.edge.sample_set.AT_ONCE", 2)
+    settings = replace(SETTINGS, capacity=min(planned.lengths[1:]))
+    alone, bad = plan_samples(planned.index, settings, TOKENIZER, STORE)
+    assert 0 < len(alone) < len(planned)
+    wide, others = plan_samples(
+        planned.index, settings, TOKENIZER, STORE, num_workers=2
+    )
+    assert (wide.numbers, wide.lengths) == (alone.numbers, alone.lengths)
+    assert (wide.digests, wide.texts) == (alone.digests, alone.texts)
+    assert others == bad
 
 
 def test_a_clip_that_breaks_is_left_out(planned: PlannedSamples) -> None:
