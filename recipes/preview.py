@@ -16,6 +16,8 @@ from recipes.edge.conversations import BadSample
 from recipes.edge.devices import find_device
 from recipes.edge.dry_run import (
     Plan,
+    Samples,
+    at_hand,
     first_that_fits,
     fits,
     forecast,
@@ -33,6 +35,10 @@ from recipes.unread import without_effect
 
 LEARNT_WORDS = 16_000
 """Vocabulary of a tokenizer that stands for the model's, where that is not at hand."""
+
+LEARNT_FROM = 50_000
+"""Samples at most from which it is learnt, spread over all: more take minutes, and make
+no other words."""
 
 CHARACTERS_PER_TOKEN = 3
 """How the text between frames is counted where there are no data."""
@@ -58,10 +64,23 @@ def preview(config: Config) -> tuple[str, bool]:
     plan = Plan(config=config, shape=shape, device=find_device(config.device))
     settings = clip_settings(config, family_of(shape))
     if config.data_path is None:
-        samples = [largest_sample(settings)] * config.packing_window
+        largest = [largest_sample(settings)] * config.packing_window
         about = "no data: as if every clip were as long and large as settings allow"
-    else:
-        samples, about = _samples_of(config, settings)
+        return _preview(plan, at_hand(largest, settings.family), about)
+    with TemporaryDirectory() as folder:
+        planned, bad, counted = plan_dataset(config, settings, Path(folder))
+        refuse_dataset(config, planned, bad)
+        samples = Samples(
+            lengths=planned.lengths,
+            patches=planned.patches,
+            lay_out=lambda number: planned[number].spans,
+        )
+        about = f"{len(planned)} samples, {len(bad)} unusable; {counted}"
+        return _preview(plan, samples, about)
+
+
+def _preview(plan: Plan, samples: Samples, about: str) -> tuple[str, bool]:
+    """Say what a run over some samples takes."""
     found = forecast(plan, samples)
     notes = "".join(f"{'settings':14} {note}\n" for note in without_effect(config))
     text = f"{notes}{'data':14} {about}\n{report(plan, found, samples)}"
@@ -150,17 +169,6 @@ def refuse_dataset(
     refuse_too_many(bad, len(planned) + len(bad), config.max_bad_share)
 
 
-def _samples_of(
-    config: Config, settings: ClipSettings
-) -> tuple[list[tuple[Span, ...]], str]:
-    """Plan the samples of a dataset from the headers of its clips."""
-    with TemporaryDirectory() as folder:
-        planned, bad, about = plan_dataset(config, settings, Path(folder))
-        refuse_dataset(config, planned, bad)
-        spans = [planned[number].spans for number in range(len(planned))]
-    return spans, f"{len(spans)} samples, {len(bad)} unusable; {about}"
-
-
 def _tokenizer(
     config: Config, index: SampleIndex
 ) -> tuple[PreTrainedTokenizerBase, str]:
@@ -169,7 +177,8 @@ def _tokenizer(
     if folder is not None and Path(folder).is_dir():
         tokenizer = read_tokenizer(Path(folder))
         return tokenizer, "text counted by the model's tokenizer"
-    texts = (turn.text for sample in index for turn in sample.turns)
+    spread = range(0, len(index), -(-len(index) // LEARNT_FROM) or 1)
+    texts = (turn.text for number in spread for turn in index[number].turns)
     learnt = train_tokenizer(texts, vocabulary_size=LEARNT_WORDS)
     return learnt, "text counted by a tokenizer learnt from it"
 

@@ -1,7 +1,8 @@
 """What a run would take, said before it starts and without a GPU."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastslow import (
     next_bin,
 )
 from fastslow.qwen2_vl import (
+    Family,
     FastSlowQwen2VL,
     RowPlan,
     StepFlops,
@@ -44,6 +46,34 @@ COUNTED_ROWS = 16
 """Rows of which FLOPs are counted; their order is random, so they stand for all."""
 
 Sample = Sequence[Span]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Samples like those of a run: at least one, and each fits a row.
+
+    Some thousand rows are looked at. The token ids of a million samples would fill the
+    memory of a machine, so a sample is laid out when it is.
+
+    Attributes:
+        lengths: Tokens of each.
+        patches: Patches that enter the tower, of each.
+        lay_out: Gives a sample by its number.
+    """
+
+    lengths: Sequence[int]
+    patches: Sequence[int]
+    lay_out: Callable[[int], Sample]
+
+
+def at_hand(samples: Sequence[Sample], family: Family) -> Samples:
+    """Take samples that are laid out already."""
+    area = family.geometry.merge_size**2
+    return Samples(
+        lengths=[count_tokens(sample) for sample in samples],
+        patches=[area * tower_tokens(sample) for sample in samples],
+        lay_out=samples.__getitem__,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +112,14 @@ class Forecast:
     parameters: tuple[int, int]
 
 
-def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
+def forecast(plan: Plan, samples: Samples) -> Forecast:
     """Pack rows as the run will, and take a step over the worst without any memory.
 
     Every sample is packed once, as far as ``MOST_ROWS`` go.
 
     Args:
         plan: What is asked for.
-        samples: Samples like those of the run, at least one; each fits a row.
+        samples: Samples like those of the run.
 
     Returns:
         What the step takes.
@@ -97,8 +127,7 @@ def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
     Raises:
         ValueError: If ``replicate`` does not divide the number of ranks.
     """
-    lengths = [count_tokens(sample) for sample in samples]
-    bins = _pack(lengths, plan.config)
+    bins = _pack(samples.lengths, plan.config)
     worst = _worst_row(plan, samples, bins)
     model, memory = _step(plan, worst)
     weights = [(p.numel(), p.requires_grad) for p in model.parameters()]
@@ -107,7 +136,7 @@ def forecast(plan: Plan, samples: Sequence[Sample]) -> Forecast:
     ]
     return Forecast(
         bins=tuple(bins),
-        fill=fill(lengths, bins, plan.config.tokens_per_row),
+        fill=fill(samples.lengths, bins, plan.config.tokens_per_row),
         worst=worst,
         memory=memory,
         flops=_mean(counted),
@@ -123,7 +152,7 @@ def fits(plan: Plan, memory: Memory) -> bool:
     return memory.total <= USABLE * plan.device.memory_bytes
 
 
-def first_that_fits(plan: Plan, samples: Sequence[Sample]) -> tuple[str, Memory] | None:
+def first_that_fits(plan: Plan, samples: Samples) -> tuple[str, Memory] | None:
     """Find what to change where a step does not fit.
 
     Mild changes are made one on top of the other: recompute activations, keep fewer
@@ -152,7 +181,7 @@ def first_that_fits(plan: Plan, samples: Sequence[Sample]) -> tuple[str, Memory]
     return None
 
 
-def most_changes(plan: Plan, samples: Sequence[Sample]) -> str:
+def most_changes(plan: Plan, samples: Samples) -> str:
     """Say in words how far ``first_that_fits`` goes before it finds nothing.
 
     Args:
@@ -167,7 +196,7 @@ def most_changes(plan: Plan, samples: Sequence[Sample]) -> str:
     return f"{mild} and one of {last}" if mild else f"one of {last}"
 
 
-def report(plan: Plan, found: Forecast, samples: Sequence[Sample]) -> str:
+def report(plan: Plan, found: Forecast, samples: Samples) -> str:
     """Write a forecast out.
 
     Args:
@@ -194,8 +223,7 @@ def report(plan: Plan, found: Forecast, samples: Sequence[Sample]) -> str:
     lines = {
         "model": f"{whole:,} parameters, {trained:,} of them trained",
         "clip": _first_clip(samples),
-        "rows": f"{len(found.bins)} rows of {config.tokens_per_row:,} tokens, "
-        f"{found.fill:.1%} full",
+        "rows": _rows(found, samples, config.tokens_per_row),
         "worst": f"{int(worst.grid_thw.prod(1).sum()):,} patches, "
         f"{len(worst.video_rows):,} video tokens, {len(worst.labels.rows):,} labels",
         "memory": f"each of {config.num_gpus} {device.name}, in GiB",
@@ -220,9 +248,19 @@ def _time(plan: Plan, flops: float, tokens: float) -> dict[str, str]:
     }
 
 
-def _first_clip(samples: Sequence[Sample]) -> str:
+def _rows(found: Forecast, samples: Samples, capacity: int) -> str:
+    """Say how many rows a pass over the samples is, and how full they are."""
+    words = f"rows of {capacity:,} tokens, {found.fill:.1%} full"
+    if len(set(chain.from_iterable(found.bins))) == len(samples.lengths):
+        return f"{len(found.bins)} {words}"
+    whole = sum(samples.lengths) / (found.fill * capacity)
+    return f"about {whole:,.0f} {words}, by {len(found.bins):,} of them"
+
+
+def _first_clip(samples: Samples) -> str:
     """Draw the schedule of a clip, with its tokens with and without it."""
-    spans = (span for sample in samples for span in sample)
+    shown = (number for number, patches in enumerate(samples.patches) if patches)
+    spans = chain.from_iterable(map(samples.lay_out, shown))
     clip = next((span for span in spans if isinstance(span, VideoSpan)), None)
     if clip is None:
         return "none, text alone"
@@ -244,10 +282,10 @@ def _pack(lengths: Sequence[int], config: Config) -> list[tuple[int, ...]]:
 
 
 def _worst_row(
-    plan: Plan, samples: Sequence[Sample], bins: Sequence[tuple[int, ...]]
+    plan: Plan, samples: Samples, bins: Sequence[tuple[int, ...]]
 ) -> RowPlan:
     """Lay out the row with the most patches."""
-    patches = [tower_tokens(sample) for sample in samples]
+    patches = samples.patches
     worst = max(bins, key=lambda row: sum(patches[number] for number in row))
     return _row(plan, samples, worst)
 
@@ -262,10 +300,10 @@ def _step(plan: Plan, row: RowPlan) -> tuple[FastSlowQwen2VL, Memory]:
     return model, estimate_memory(model, parallel, row, world_size=config.num_gpus)
 
 
-def _row(plan: Plan, samples: Sequence[Sample], chosen: Sequence[int]) -> RowPlan:
+def _row(plan: Plan, samples: Samples, chosen: Sequence[int]) -> RowPlan:
     """Lay a row of samples out, as long as rows are at most, with a clip at least."""
     family = family_of(plan.shape)
-    row = [samples[number] for number in chosen]
+    row = [samples.lay_out(number) for number in chosen]
     if not any(isinstance(span, VideoSpan) for sample in row for span in sample):
         row.append((blank_clip(family.geometry)[0],))
     return plan_row(
@@ -301,11 +339,11 @@ def _flags(changes: Sequence[_Change]) -> str:
 
 
 def _memory_that_fits(
-    plan: Plan, changes: Sequence[_Change], samples: Sequence[Sample]
+    plan: Plan, changes: Sequence[_Change], samples: Samples
 ) -> Memory | None:
     """Tell what a step takes after some changes; None if it does not fit."""
     plan = _changed(plan, changes)
-    bins = _pack([count_tokens(sample) for sample in samples], plan.config)
+    bins = _pack(samples.lengths, plan.config)
     _, memory = _step(plan, _worst_row(plan, samples, bins))
     return memory if fits(plan, memory) else None
 
@@ -322,7 +360,7 @@ def _drop_needless(
     mild: Sequence[_Change],
     last: Sequence[_Change],
     found: Memory,
-    samples: Sequence[Sample],
+    samples: Samples,
 ) -> tuple[list[_Change], Memory]:
     """Drop the mild changes without which the plan still fits, the dearest first.
 
@@ -339,7 +377,7 @@ def _drop_needless(
     return changes, found
 
 
-def _mild_changes(config: Config, samples: Sequence[Sample]) -> list[_Change]:
+def _mild_changes(config: Config, samples: Samples) -> list[_Change]:
     """Give changes that cost time alone, the cheapest first.
 
     Those of one setting follow each other, and each takes less memory than the one
@@ -355,7 +393,7 @@ def _mild_changes(config: Config, samples: Sequence[Sample]) -> list[_Change]:
     for copies in range(config.parallel.replicate - 1, 0, -1):
         if config.num_gpus % copies == 0:
             changes.append({"parallel": {"replicate": copies}})
-    shortest = -(-max(map(count_tokens, samples)) // 128) * 128
+    shortest = -(-max(samples.lengths) // 128) * 128
     tokens = config.tokens_per_row
     whole = tokens * config.gradient_accumulation_steps
     while tokens > shortest:

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from transformers import (
     PreTrainedConfig,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
     Qwen3VLConfig,
@@ -17,19 +19,22 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fastslow import (
+    Span,
     TextSpan,
     VideoSpan,
     build_schedule,
     count_tokens,
     schedule_from_strides,
 )
-from fastslow.qwen2_vl import plan_row, step_flops
+from fastslow.qwen2_vl import Family, plan_row, step_flops
 from recipes.command_line import parse_command_line
 from recipes.config import Config
 from recipes.edge.clips import make_clips
 from recipes.edge.devices import find_device
 from recipes.edge.dry_run import (
     Plan,
+    Samples,
+    at_hand,
     first_that_fits,
     fits,
     forecast,
@@ -39,6 +44,7 @@ from recipes.edge.dry_run import (
 from recipes.edge.memory import estimate_memory
 from recipes.edge.parallel import Parallel, choose_trained
 from recipes.edge.published import model_config
+from recipes.edge.tiny import train_tokenizer
 from recipes.edge.weights import meta_model
 from recipes.preview import preview
 from recipes.qwen2vl_2b import QWEN2VL_2B
@@ -54,6 +60,10 @@ SAMPLE = (
     TextSpan(token_ids=tuple(range(100))),
     TextSpan(token_ids=tuple(range(30)), trained=True),
 )
+
+
+def given(samples: Sequence[Sequence[Span]]) -> Samples:
+    return at_hand(samples, Family())
 
 
 def small_config() -> PreTrainedConfig:
@@ -144,7 +154,7 @@ def test_without_the_next_frame_loss_a_run_takes_less() -> None:
     whole, less = (
         forecast(
             small_plan(512, loss_weight=each, parallel=Parallel(tower="trained")),
-            [SAMPLE],
+            given([SAMPLE]),
         )
         for each in (0.15, 0.0)
     )
@@ -159,7 +169,7 @@ def test_without_the_next_frame_loss_a_run_takes_less() -> None:
 
 def test_pairs_are_those_of_the_attention_that_is_asked_for() -> None:
     both_ways, causal = (
-        forecast(small_plan(512, attention=kind), [SAMPLE]).flops.language_model
+        forecast(small_plan(512, attention=kind), given([SAMPLE])).flops.language_model
         for kind in ("frame_causal", "causal")
     )
     assert causal < both_ways
@@ -174,7 +184,7 @@ def small_plan(tokens_per_row: int, **settings: Any) -> Plan:
 def memory_of(tokens_per_row: int, num_gpus: int = 1, **settings: Any) -> int:
     parallel = Parallel(**settings)
     plan = small_plan(tokens_per_row, num_gpus=num_gpus, parallel=parallel)
-    return forecast(plan, [SAMPLE] * 8).memory.total
+    return forecast(plan, given([SAMPLE] * 8)).memory.total
 
 
 def on_a_gpu_of(plan: Plan, memory: int) -> Plan:
@@ -188,7 +198,7 @@ def with_flags(plan: Plan, flags: str) -> Plan:
 
 def flags_with(plan: Plan, memory: int) -> str | None:
     """Give the flags that are named, after they were given and did what was said."""
-    plan, samples = on_a_gpu_of(plan, memory), [SAMPLE] * 8
+    plan, samples = on_a_gpu_of(plan, memory), given([SAMPLE] * 8)
     change = first_that_fits(plan, samples)
     if change is None:
         return None
@@ -205,7 +215,7 @@ TWICE = "--gradient-accumulation-steps 2"
 
 def test_what_to_change_is_the_first_that_fits() -> None:
     plan = small_plan(2048)
-    whole = forecast(plan, [SAMPLE] * 8)
+    whole = forecast(plan, given([SAMPLE] * 8))
     assert fits(plan, whole.memory)
     selective, full = (
         memory_of(2048, activation_checkpointing=kind) for kind in ("selective", "full")
@@ -292,7 +302,7 @@ def test_fewer_copies_go_before_shorter_rows_and_the_hosts_memory() -> None:
     ],
 )
 def test_the_last_words_name_all_that_was_tried(plan: Plan, mild: str) -> None:
-    plan, samples = on_a_gpu_of(plan, 1000), [SAMPLE] * 8
+    plan, samples = on_a_gpu_of(plan, 1000), given([SAMPLE] * 8)
     gpus = [f"--num-gpus {more * plan.config.num_gpus}" for more in (2, 4, 8, 16)]
     last = ["--parallel.cpu-offload", "--parallel.lora-rank 16", *gpus]
     said = most_changes(plan, samples)
@@ -313,7 +323,7 @@ SPARSE = (
 def test_the_worst_row_is_looked_for_in_a_whole_pass() -> None:
     samples = [SAMPLE] * 5 + [SPARSE] + [SAMPLE] * 6
     plan = small_plan(600, packing_window=len(samples))
-    found = forecast(plan, samples)
+    found = forecast(plan, given(samples))
     assert {number for row in found.bins for number in row} == set(range(len(samples)))
     assert [4, 64, 64] in found.worst.grid_thw.tolist()
     model = meta_model(small_config())
@@ -345,7 +355,7 @@ def test_the_other_families_are_foretold(
 def test_copies_that_do_not_divide_are_refused() -> None:
     plan = small_plan(2048, num_gpus=3, parallel=Parallel(replicate=2))
     with pytest.raises(ValueError) as error:
-        forecast(plan, [SAMPLE])
+        forecast(plan, given([SAMPLE]))
     assert str(error.value) == (
         "replicate is 2 but there are 3 ranks; it must divide them"
     )
@@ -395,10 +405,10 @@ def test_a_dry_run_says_what_was_tried_in_vain(tmp_path: Path) -> None:
 
 def test_a_dry_run_knows_the_time_of_bfloat16_alone() -> None:
     plan = small_plan(512)
-    found = forecast(plan, [SAMPLE])
-    assert " s a step at an MFU of 40%, " in report(plan, found, [SAMPLE])
+    found = forecast(plan, given([SAMPLE]))
+    assert " s a step at an MFU of 40%, " in report(plan, found, given([SAMPLE]))
     plan = small_plan(512, parallel=Parallel(compute="float32"))
-    assert " a step at an MFU" not in report(plan, found, [SAMPLE])
+    assert " a step at an MFU" not in report(plan, found, given([SAMPLE]))
 
 
 def test_a_dry_run_names_the_settings_of_a_clip_that_no_row_holds() -> None:
@@ -504,3 +514,47 @@ def test_a_dry_run_names_a_broken_archive(
     monkeypatch.setattr(sys, "argv", ["recipe", "--dry-run"])
     with pytest.raises(SystemExit, match=f"^error: {archive} is no readable tar"):
         run_recipe(replace(TINY, data_path=str(archive.with_name("train.jsonl"))))
+
+
+def test_a_dry_run_lays_out_the_samples_that_it_looks_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("recipes.edge.dry_run.MOST_ROWS", 5)
+    asked, whole = list[int](), given([SAMPLE] * 1000)
+
+    def lay_out(number: int) -> Sequence[Span]:
+        asked.append(number)
+        return SAMPLE
+
+    plan, samples = small_plan(600), replace(whole, lay_out=lay_out)
+    found = forecast(plan, samples)
+    assert found.bins == forecast(plan, whole).bins
+    assert found.memory == forecast(plan, whole).memory
+    said = report(plan, found, samples)
+    assert first_that_fits(on_a_gpu_of(plan, found.memory.total - 1), samples)
+    drawn = {number for each in found.bins for number in each}
+    assert len(found.bins) == 5
+    assert set(asked) <= drawn | {0}  # the clip that is shown is the first
+    rows = 1000 * count_tokens(SAMPLE) / (found.fill * 600)
+    assert f"rows           about {rows:,.0f} rows of 600 tokens, " in said
+    assert said.splitlines()[2].endswith(" full, by 5 of them")
+
+
+def test_a_tokenizer_is_learnt_from_samples_spread_over_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_clips(tmp_path / "clips", num_clips=9, held_out=0, seed=0, size=(56, 84))
+    data, learnt = tmp_path / "clips" / "train.jsonl", list[str]()
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["conversations"][-1]["value"] = f"answer {number}"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def learn(texts: Iterable[str], **settings: int) -> PreTrainedTokenizerFast:
+        learnt.extend(texts)
+        return train_tokenizer(learnt, **settings)
+
+    monkeypatch.setattr("recipes.preview.train_tokenizer", learn)
+    monkeypatch.setattr("recipes.preview.LEARNT_FROM", 4)
+    preview(replace(TINY, data_path=str(data), num_gpus=2))
+    assert learnt[1::2] == ["answer 0", "answer 3", "answer 6"]
