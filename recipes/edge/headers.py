@@ -124,31 +124,46 @@ def map_in_threads(
 
 
 def ask_once(
-    function: Callable[[_Item], _Result], most: int
+    function: Callable[[_Item], _Result],
+    most: int,
+    size: Callable[[_Result], int] = lambda _: 1,
 ) -> Callable[[_Item], _Result]:
     """Let threads that ask for the same share one answer.
 
     Args:
         function: What answers.
-        most: Answers that are remembered, those that were asked for last.
+        most: Size of all answers that are remembered, those that were asked for last.
+        size: What an answer counts; by default 1.
 
     Returns:
         A function that gives the same answers.
     """
-    answers, lock = OrderedDict[_Item, Future[_Result]](), Lock()
+    answers, waiting = OrderedDict[_Item, _Result](), dict[_Item, Future[_Result]]()
+    lock, held = Lock(), 0
+
+    def keep(item: _Item, answer: _Result) -> None:
+        nonlocal held
+        with lock:
+            answers[item] = answer
+            del waiting[item]
+            held += size(answer)
+            while held > most:
+                held -= size(answers.popitem(last=False)[1])
 
     def ask(item: _Item) -> _Result:
         with lock:
-            is_new = item not in answers
-            answer = answers.setdefault(item, Future())
-            answers.move_to_end(item)
-            if len(answers) > most:
-                answers.popitem(last=False)
+            if item in answers:
+                answers.move_to_end(item)
+                return answers[item]
+            is_new = item not in waiting
+            answer = waiting.setdefault(item, Future())
         if is_new:
             try:
                 answer.set_result(function(item))
-            except BaseException as error:  # whoever waits gets it too
+            except BaseException as error:  # whoever asks gets it too
                 answer.set_exception(error)
+            else:
+                keep(item, answer.result())
         return answer.result()
 
     return ask

@@ -23,7 +23,6 @@ from recipes.edge.conversations import (
 )
 from recipes.edge.data_files import Subset, fetch, find_beside, read_rows
 from recipes.edge.headers import (
-    AT_ONCE,
     Clip,
     ask_once,
     index_archive,
@@ -32,6 +31,14 @@ from recipes.edge.headers import (
 )
 from recipes.edge.media import MediaFile
 from recipes.edge.video import probe_video
+
+REMEMBERED = 2**18
+"""Headers of files that are remembered, most of a kilobyte each; one with the times of
+its frames counts as more. Captions, questions and choices about a clip lie in files of
+their own, so that its rows are up to a million apart."""
+
+TIMES_OF_ONE = 16
+"""Times of frames that count as one more header."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +135,8 @@ def join_samples(
 
     A clip is a file, named relative to the data file, or else a member of an archive
     beside it. Archives are gone through once, see ``index_archive``, unless all clips
-    are files; rows are joined some thousands at a time, and rows about one file that
-    are no further apart share its header.
+    are files; rows are joined some thousands at a time, and rows about one file share
+    its header as long as it is remembered.
 
     Args:
         subsets: Where the rows are.
@@ -142,7 +149,7 @@ def join_samples(
     Raises:
         ValueError: If a data file is broken as a whole.
     """
-    probe = ask_once(_probe, AT_ONCE)
+    probe = ask_once(_probe, REMEMBERED, _size)
     for subset in subsets:
         members = _members_of(subset, store)
         for address in subset.files:
@@ -256,6 +263,12 @@ def _probe(named: tuple[Path, str]) -> Clip | RowError | VideoError:
     except (RowError, VideoError) as error:
         return error
     return Clip(kind="video", source=str(file), info=info)
+
+
+def _size(found: Clip | RowError | VideoError) -> int:
+    """Tell how many headers one takes the room of."""
+    times = found.info.seconds if isinstance(found, Clip) else ()
+    return 1 + len(times) // TIMES_OF_ONE
 
 
 def _from_json(text: str) -> Sample:

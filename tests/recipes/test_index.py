@@ -424,6 +424,45 @@ def test_threads_ask_once_and_forget_in_time() -> None:
     assert asked[4:] == [-1]
 
 
+def test_answers_are_remembered_by_their_size() -> None:
+    asked = list[int]()
+
+    def answer(number: int) -> str:
+        asked.append(number)
+        return "." * number
+
+    once = ask_once(answer, 10, len)
+    for number in (4, 6, 4, 5, 4, 11, 4):
+        assert once(number) == "." * number
+    assert asked == [4, 6, 5, 11, 4]
+
+
+def test_a_file_is_read_once_though_its_rows_lie_in_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip_bytes(tmp_path, 3)
+    names = [f"{number}.mp4" for number in range(40)]
+    for name in names:
+        if name != "3.mp4":
+            (tmp_path / name).symlink_to("3.mp4")
+    for kind in ("cap", "mc", "oe"):
+        write_rows(tmp_path / f"{kind}.json", [row(name) for name in names])
+    probed = list[str]()
+
+    def probe(file: MediaFile) -> VideoInfo:
+        probed.append(file.path.name)
+        return dataclasses.replace(probe_video(file), seconds=(0.0,) * 32)
+
+    monkeypatch.setattr("recipes.edge.index.probe_video", probe)
+    monkeypatch.setattr("recipes.edge.headers.AT_ONCE", 8)
+    samples, _ = joined(tmp_path, tmp_path / "cache")
+    assert (len(samples), len(probed)) == (120, 40)
+    monkeypatch.setattr("recipes.edge.index.REMEMBERED", 60)  # of 3 for each
+    again, _ = joined(tmp_path, tmp_path / "cache")
+    assert again == samples
+    assert len(probed) == 40 + 120
+
+
 def test_a_clip_is_named_by_its_archive_and_not_by_the_unzipped_copy(
     tmp_path: Path,
 ) -> None:
