@@ -17,7 +17,7 @@ from recipes.edge.checkpoint_folders import list_checkpoints
 from recipes.edge.clips import make_clips
 from recipes.edge.conversations import BadSample
 from recipes.edge.data_files import list_subsets
-from recipes.edge.distributed import World
+from recipes.edge.distributed import World, processes_here
 from recipes.edge.index import Sample, SampleIndex, join_samples, write_index
 from recipes.edge.pretrained import digest_model, read_config, read_tokenizer
 from recipes.edge.sample_set import PlannedSamples, plan_samples
@@ -96,13 +96,12 @@ def plan_data(config: Config, world: World) -> Data:
     family = Family() if checkpoint is None else family_of(read_config(checkpoint))
     on_gpu = world.device.type == "cuda"
     settings = clip_settings(config, family, pad_rows=on_gpu)
-    plan = partial(plan_samples, settings=settings, tokenizer=tokenizer, store=store)
-    train, unplanned = plan(index, num_workers=config.dataloader_num_workers)
+    workers = processes_here(config.dataloader_num_workers)  # other ranks wait
+    plan = partial(plan_samples, num_workers=workers)
+    train, unplanned = plan(index, settings, tokenizer, store)
     bad += unplanned
     refuse_empty(train_path, train, bad)
-    held_out, unplanned = plan(
-        held_out_index, num_workers=config.dataloader_num_workers
-    )
+    held_out, unplanned = plan(held_out_index, settings, tokenizer, store)
     held_out_bad += unplanned
     if held_out_path is not None:
         refuse_empty(held_out_path, held_out, held_out_bad)

@@ -35,6 +35,7 @@ from recipes.edge.distributed import (
     broadcast_from_main,
     gather_from_ranks,
     process_group,
+    processes_here,
     refusals_in_words,
 )
 from recipes.edge.index import Sample, join_samples, write_index
@@ -178,7 +179,7 @@ def plan_questions(
     tokenizer = read_tokenizer(checkpoint)
     on_gpu = model.backbone.device.type == "cuda"
     settings = clip_settings(config, model.family, pad_rows=on_gpu)
-    workers = config.dataloader_num_workers
+    workers = processes_here(config.dataloader_num_workers)  # other ranks wait
     planned, unplanned = plan_samples(
         index, settings, tokenizer, store, num_workers=workers
     )

@@ -126,6 +126,19 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def processes_here(of_each: int) -> int:
+    """Count the processes of all ranks of this machine, as far as it has CPUs.
+
+    Args:
+        of_each: Those of each rank; no fewer are counted.
+
+    Returns:
+        Their number; without ``torchrun`` there is one rank.
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(of_each, min(of_each * ranks, os.cpu_count() or 1))
+
+
 def group_of_hosts() -> dist.ProcessGroup:
     """Make a group of all ranks for what the host knows, which all call together.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader
 
 from recipes.data import most_common_share, plan_data
 from recipes.edge.conversations import Turn
@@ -66,6 +67,31 @@ def test_the_unusable_samples_of_both_are_named(tmp_path: Path) -> None:
     assert (len(data.train), len(data.held_out)) == (1, 1)
     assert data.train.settings.row_buckets == 0  # on a GPU, rows are padded
     assert [each.sample_id for each in data.bad] == ["train.json:2", "held_out.json:1"]
+
+
+def test_the_processes_of_all_ranks_of_a_machine_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_rows(tmp_path / "train.json", [ROW] * 5)
+    started = list[int]()
+
+    def load(*args: Any, num_workers: int, **settings: Any) -> Any:
+        started.append(num_workers)
+        return DataLoader(*args, num_workers=0, **settings)
+
+    monkeypatch.setattr("recipes.edge.sample_set.DataLoader", load)
+    monkeypatch.setattr("recipes.edge.sample_set.FEW", 4)
+    config = replace(
+        TINY, data_path=rows, output_dir=tmp_path / "run", dataloader_num_workers=3
+    )
+    with process_group() as world:
+        plan_data(config, world)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+        for cpus in (64, 16, 1):
+            monkeypatch.setattr("os.cpu_count", lambda cpus=cpus: cpus)
+            plan_data(config, world)
+    assert started[::2] == [3, 24, 16, 3]
+    assert not any(started[1::2])  # there is too little held out for that
 
 
 def test_texts_are_summed_up_wherever_they_lie_and_however_long(
