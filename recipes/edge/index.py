@@ -119,7 +119,7 @@ def write_index(path: Path, samples: Iterable[Sample]) -> SampleIndex:
     features = Features({"sample_id": text, "sample": text})
     with ArrowWriter(features=features, path=str(unfinished)) as writer:
         for sample in samples:
-            row = json.dumps(dataclasses.asdict(sample))
+            row = json.dumps(sample, default=vars)  # asdict copies every time
             writer.write({"sample_id": sample.sample_id, "sample": row})
         writer.finalize()
     unfinished.replace(path)
