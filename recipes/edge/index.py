@@ -29,6 +29,7 @@ from recipes.edge.headers import (
     map_in_threads,
     read_clip,
 )
+from recipes.edge.meanwhile import say_how_many
 from recipes.edge.media import MediaFile
 from recipes.edge.video import probe_video
 
@@ -118,7 +119,7 @@ def write_index(path: Path, samples: Iterable[Sample]) -> SampleIndex:
     text = Value("large_string")
     features = Features({"sample_id": text, "sample": text})
     with ArrowWriter(features=features, path=str(unfinished)) as writer:
-        for sample in samples:
+        for sample in say_how_many(samples, "samples are read"):
             row = json.dumps(sample, default=vars)  # asdict copies every time
             writer.write({"sample_id": sample.sample_id, "sample": row})
         writer.finalize()

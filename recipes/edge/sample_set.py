@@ -15,6 +15,7 @@ from fastslow.layouts import Attention
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.conversations import BadSample
 from recipes.edge.index import Sample, SampleIndex
+from recipes.edge.meanwhile import say_how_many
 from recipes.edge.samples import (
     ClipSettings,
     PlannedSample,
@@ -123,7 +124,10 @@ def plan_samples(
         collate_fn=list,
         num_workers=workers,
     )
-    for number, (digest, entry) in enumerate(chain.from_iterable(found)):
+    entries = say_how_many(
+        chain.from_iterable(found), f"of {len(index):,} samples are planned"
+    )
+    for number, (digest, entry) in enumerate(entries):
         digests.append(digest)
         if isinstance(entry, BadSample):
             bad.append(entry)

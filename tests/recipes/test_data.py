@@ -4,7 +4,9 @@ import json
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from recipes.data import most_common_share, plan_data
 from recipes.edge.conversations import Turn
 from recipes.edge.distributed import process_group
 from recipes.edge.index import Sample
+from recipes.edge.meanwhile import say_how_many
 from recipes.qwen2vl_tiny import TINY
 
 ROW = {
@@ -67,6 +70,27 @@ def test_the_unusable_samples_of_both_are_named(tmp_path: Path) -> None:
     assert (len(data.train), len(data.held_out)) == (1, 1)
     assert data.train.settings.row_buckets == 0  # on a GPU, rows are padded
     assert [each.sample_id for each in data.bad] == ["train.json:2", "held_out.json:1"]
+
+
+def test_what_takes_minutes_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = count(step=0.125)  # an item takes that long
+    clock = SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr("recipes.edge.meanwhile.time", clock)
+    assert list(say_how_many(range(900), "are read")) == list(range(900))
+    assert capsys.readouterr() == ("", "480 are read\n")
+    data = write_rows(tmp_path / "train.json", [ROW] * 2)
+    config = replace(TINY, data_path=data, output_dir=tmp_path / "run")
+    clock.monotonic = lambda: 480 * next(seconds)  # and now a minute
+    with process_group() as world:
+        plan_data(config, world)
+    assert capsys.readouterr().err.splitlines() == [
+        "1 samples are read",
+        "2 samples are read",
+        "1 of 2 samples are planned",
+        "2 of 2 samples are planned",
+    ]
 
 
 def test_the_processes_of_all_ranks_of_a_machine_plan(
