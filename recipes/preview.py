@@ -82,7 +82,7 @@ def preview(config: Config) -> tuple[str, bool]:
 def _preview(plan: Plan, samples: Samples, about: str) -> tuple[str, bool]:
     """Say what a run over some samples takes."""
     found = forecast(plan, samples)
-    notes = "".join(f"{'settings':14} {note}\n" for note in without_effect(config))
+    notes = "".join(f"{'settings':14} {note}\n" for note in without_effect(plan.config))
     text = f"{notes}{'data':14} {about}\n{report(plan, found, samples)}"
     if fits(plan, found.memory):
         return f"{text}\n{'verdict':14} it fits", True
