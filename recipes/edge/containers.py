@@ -8,14 +8,14 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from typing import cast
 
 import av
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from recipes.edge.media import MediaFile
@@ -116,11 +116,14 @@ def read_packets(
     """
     since = time.monotonic() if started is None else started
     try:
-        for packet in container.demux():
-            if time.monotonic() - since > CLIP_SECONDS:
-                raise _too_slow(file)
-            if packet.stream.index == stream.index:
-                yield cast("Packet[VideoStream]", packet)
+        # PyAV frees the buffers of one that ends or is closed, not of one that is left.
+        demuxed = cast("Generator[Packet[Stream], None, None]", container.demux())
+        with closing(demuxed) as packets:
+            for packet in packets:
+                if time.monotonic() - since > CLIP_SECONDS:
+                    raise _too_slow(file)
+                if packet.stream.index == stream.index:
+                    yield cast("Packet[VideoStream]", packet)
     except av.FFmpegError as error:
         blame(file, error)
         raise

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import av
@@ -63,6 +64,31 @@ class BrokenContainer:
 def read(file: MediaFile, number: int) -> None:
     with open_video(file) as (_, stream):
         list(read_packets(file, BrokenContainer(number), stream))  # type: ignore[arg-type]
+
+
+@dataclass
+class KeptContainer:
+    """A file whose packets are kept, so that no one but their reader closes them."""
+
+    container: InputContainer
+    packets: Any = None
+
+    def demux(self) -> Any:
+        self.packets = self.container.demux()
+        return self.packets
+
+
+def test_packets_that_are_left_are_closed(clip: Path) -> None:
+    """PyAV frees the buffers of a demuxer that ends or is closed, and no other's."""
+    file = MediaFile(path=clip)
+    with open_video(file) as (container, stream):
+        kept = KeptContainer(container)
+        packets = read_packets(file, kept, stream)  # type: ignore[arg-type]
+        next(packets)
+        del packets
+        assert list(kept.packets) == []
+    with open_video(file) as (container, _):
+        assert len(list(container.demux())) == 6
 
 
 @pytest.mark.parametrize("number", sorted(FAILING - {errno.EIO, errno.ENOMEM}))
