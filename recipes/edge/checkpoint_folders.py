@@ -11,6 +11,9 @@ from recipes.edge.manifests import find_damage
 
 _FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
+_HALF_WRITTEN = (".checkpoint-*.partial", ".model-*.partial", ".clips-*")
+"""What a run leaves that is killed: checkpoints, exports, clips that it makes."""
+
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """List the checkpoints of a run, damaged ones too, by their steps.
@@ -92,8 +95,9 @@ def _refuse_damaged(output_dir: Path, damages: Mapping[Path, str]) -> None:
 
 def _remove_leftovers(output_dir: Path) -> None:
     """Remove what was half written or half removed when a run ended."""
-    for folder in output_dir.glob(".checkpoint-*.partial"):
-        shutil.rmtree(folder)
+    for pattern in _HALF_WRITTEN:
+        for folder in output_dir.glob(pattern):
+            shutil.rmtree(folder)
     for folder in output_dir.glob(".checkpoint-*.removed"):
         shutil.rmtree(folder, ignore_errors=True)
 

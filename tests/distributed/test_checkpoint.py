@@ -369,7 +369,8 @@ def test_leftovers_are_removed(tmp_path: Path, world: World) -> None:
     saved = save_one(tmp_path, 1, world)
     assert not (tmp_path / ".checkpoint-1.partial").exists()
     assert not (saved / "__7_0.distcp").exists()
-    (tmp_path / ".checkpoint-3.partial").mkdir()
+    for name in (".checkpoint-3.partial", ".model-1.partial", ".clips-k2x_ab/clips"):
+        (tmp_path / name).mkdir(parents=True)
     assert good_checkpoint(tmp_path, world) == (saved, [])
     assert list(tmp_path.iterdir()) == [saved]
 
