@@ -2,12 +2,19 @@
 
 import os
 import signal
+from contextlib import suppress
+from pathlib import Path
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 """What asks a run to stop; Ctrl-C is the second."""
 
 STOPPED = 128 + signal.SIGTERM
 """Exit code of a run that saved and stopped because it was asked to: 143."""
+
+AGENT = "FASTSLOW_AGENT"
+"""Variable in which ``node.sh`` names the ``torchrun`` of a rank, with the namespace of
+processes: ``17@pid:[4]``. A rank may lose its launcher while it imports what it needs.
+"""
 
 
 class StopSignal:
@@ -26,6 +33,7 @@ class StopSignal:
         self._is_noted = False
         has_launcher = "TORCHELASTIC_RUN_ID" in os.environ
         self._launcher = os.getppid() if has_launcher else None
+        self._is_late = has_launcher and _has_ended(os.environ.get(AGENT, ""))
 
     def __enter__(self) -> "StopSignal":
         """Listen."""
@@ -41,9 +49,18 @@ class StopSignal:
     def is_asked(self) -> bool:
         """Whether this process is to stop."""
         is_orphan = self._launcher not in {None, os.getppid()}
-        return self._is_noted or is_orphan
+        return self._is_noted or self._is_late or is_orphan
 
     def _note(self, number: int, _: object) -> None:
         if self._is_noted and number == signal.SIGINT and self._launcher is None:
             raise KeyboardInterrupt
         self._is_noted = True
+
+
+def _has_ended(agent: str) -> bool:
+    """Tell whether a process has ended, where that can be known."""
+    process, _, namespace = agent.partition("@")
+    with suppress(OSError):  # there is no /proc
+        is_here = str(Path("/proc/self/ns/pid").readlink()) == namespace
+        return is_here and not Path("/proc", process).exists()
+    return False

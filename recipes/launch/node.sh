@@ -40,6 +40,9 @@ trap is_asked=1 INT
 # Only in the moment before it is said, a Ctrl-C is lost.
 start() {
     trap 'exit 130' INT
+    # A rank that still imports torch when its agent dies would not know that it lost it.
+    FASTSLOW_AGENT=$BASHPID@$(readlink /proc/self/ns/pid)
+    export FASTSLOW_AGENT
     exec torchrun \
         --nnodes "$NODES" \
         --nproc-per-node "${PROCESSES:-gpu}" \

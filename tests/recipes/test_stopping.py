@@ -86,3 +86,25 @@ def test_a_rank_stops_without_its_launcher(is_rank: bool) -> None:
         assert parent.stdout.readline() == "False\n"
         parent.kill()
         assert parent.stdout.readline() == f"{is_rank}\n"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_rank_may_have_lost_its_launcher_before_it_listened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    here = Path("/proc/self/ns/pid").readlink()
+
+    def is_asked(agent: str) -> bool:
+        monkeypatch.setenv("FASTSLOW_AGENT", agent)
+        return StopSignal().is_asked
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    assert is_asked(f"{ended.pid}@{here}")
+    assert not is_asked(f"{os.getppid()}@{here}")
+    assert not is_asked(f"{ended.pid}@pid:[1]")  # ranks in a container of their own
+    assert not is_asked(f"{ended.pid}@")
+    assert not is_asked("")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert not is_asked(f"{ended.pid}@{here}")
