@@ -21,6 +21,7 @@ from fastslow.qwen2_vl import FastSlowQwen2VL, step_cost
 from recipes.command_line import parse_command_line
 from recipes.config import SETTINGS_FILE, Config, refuse_other_settings
 from recipes.data import Data, plan_data
+from recipes.edge.checkpoint_folders import remove_leftovers
 from recipes.edge.checkpoint_saver import CheckpointSaver
 from recipes.edge.devices import find_device
 from recipes.edge.distributed import (
@@ -127,6 +128,7 @@ def prepare(config: Config, world: World) -> Run:
     broadcast_from_main(lambda: refuse_impossible(config, world), world)
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision(config.matmul_precision)
+    broadcast_from_main(lambda: remove_leftovers(config.output_dir), world)
     data = broadcast_from_main(lambda: plan_data(config, world), world)
     check_same_on_ranks(data.summary(), world)
     quarantine = Quarantine(

@@ -36,8 +36,7 @@ def good_checkpoint(output_dir: Path, world: World) -> tuple[Path | None, list[s
     """Find the newest checkpoint whose files are what was written.
 
     All ranks call this together. Newer ones, which are damaged, are renamed to
-    ``checkpoint-{step}.damaged``, so that the run can save these steps again. What an
-    interrupted run left half written or half removed goes.
+    ``checkpoint-{step}.damaged``, so that the run can save these steps again.
 
     Args:
         output_dir: Folder of a run; it need not exist.
@@ -50,7 +49,6 @@ def good_checkpoint(output_dir: Path, world: World) -> tuple[Path | None, list[s
     Raises:
         MainRankError: If there are checkpoints and all are damaged.
     """
-    broadcast_from_main(lambda: _remove_leftovers(output_dir), world)
     known = broadcast_from_main(lambda: list_checkpoints(output_dir), world)
     damages = dict[Path, str]()
     for folder in reversed(known):
@@ -83,6 +81,22 @@ def remove_old_checkpoints(output_dir: Path, *, keep: int) -> None:
         shutil.rmtree(removed, ignore_errors=True)
 
 
+def remove_leftovers(output_dir: Path) -> None:
+    """Remove what was half written or half removed when a run ended.
+
+    The main rank calls this before anything else is written: where the disk is full,
+    that may be what fills it.
+
+    Args:
+        output_dir: Folder of a run that no process is at; it need not exist.
+    """
+    for pattern in _HALF_WRITTEN:
+        for folder in output_dir.glob(pattern):
+            shutil.rmtree(folder)
+    for folder in output_dir.glob(".checkpoint-*.removed"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _refuse_damaged(output_dir: Path, damages: Mapping[Path, str]) -> None:
     """Refuse a folder in which every checkpoint is damaged."""
     if damages:
@@ -91,15 +105,6 @@ def _refuse_damaged(output_dir: Path, damages: Mapping[Path, str]) -> None:
             f"no checkpoint in {output_dir} is whole ({reasons}); remove them to begin "
             "anew"
         )
-
-
-def _remove_leftovers(output_dir: Path) -> None:
-    """Remove what was half written or half removed when a run ended."""
-    for pattern in _HALF_WRITTEN:
-        for folder in output_dir.glob(pattern):
-            shutil.rmtree(folder)
-    for folder in output_dir.glob(".checkpoint-*.removed"):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put_aside(damaged: Mapping[Path, str]) -> None:

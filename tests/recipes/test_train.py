@@ -566,6 +566,14 @@ def test_data_that_is_not_there(tmp_path: Path) -> None:
         train(tmp_path / "run", tmp_path / "none.json")
 
 
+def test_what_may_fill_the_disk_goes_before_anything_is_written(tmp_path: Path) -> None:
+    leftover = tmp_path / "run" / ".checkpoint-2.partial"
+    leftover.mkdir(parents=True)
+    with pytest.raises(SystemExit, match="nowhere"):
+        train(tmp_path / "run", tmp_path / "nowhere.json")
+    assert not leftover.exists()
+
+
 def test_questions_of_your_own_go_with_data_of_your_own(tmp_path: Path) -> None:
     message = "^error: eval_data_path is a.json but there is no data_path; clips that"
     with pytest.raises(SystemExit, match=message):
