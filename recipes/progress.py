@@ -1,7 +1,7 @@
 """How far a run has come: kept in its checkpoints, and taken up from the last one."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ def _refuse_other_run(state: dict[str, Any], folder: Path, run: Run) -> None:
         raise ValueError(
             f"the samples differ from those that {folder} was trained on, in names, "
             "texts, lengths or order; a run goes on with the data that it began with, "
-            "wherever they lie"
+            f"wherever they lie{_cannot_be_used(run.data.bad)}"
         )
     if state["rows_per_step"] % run.world.size:
         raise ValueError(
@@ -172,6 +172,16 @@ def _refuse_other_run(state: dict[str, Any], folder: Path, run: Run) -> None:
             f"max_steps is {run.config.max_steps} but the run has come to {folder}; it "
             "does not go back"
         )
+
+
+def _cannot_be_used(bad: Sequence[BadSample]) -> str:
+    """Say what may be why samples differ: a clip has gone, or broken, since."""
+    if not bad:
+        return ""
+    return (
+        f" ({len(bad)} cannot be used now, and quarantine.jsonl names all; the first "
+        f"is {bad[0].sample_id}: {bad[0].reason})"
+    )
 
 
 def state_beside_tensors(run: Run, progress: Progress) -> dict[str, Any]:

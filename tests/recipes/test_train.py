@@ -495,8 +495,13 @@ def test_a_run_goes_on_with_its_data(clips: Path, tmp_path: Path) -> None:
     for changed in (rows[:-1], rows[::-1], other):
         write_jsonl(data, changed)
         message = r"the samples differ from those that .*-1"
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(SystemExit, match=f"{message}.* wherever they lie$"):
             train(tmp_path / "run", data)
+    write_jsonl(data, rows)
+    (tmp_path / rows[0]["video"]).unlink()
+    gone = r"lie \(1 cannot be used now, .* is 00000: .* cannot be opened: No such file"
+    with pytest.raises(SystemExit, match=gone):
+        train(tmp_path / "run", data, max_bad_share=0.2)
 
 
 def test_data_may_move_while_a_run_lasts(clips: Path, tmp_path: Path) -> None:
