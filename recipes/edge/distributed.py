@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from recipes.edge.failures import shared_failures
@@ -97,6 +97,7 @@ def process_group() -> Iterator[World]:
     atexit.register(gc.collect)
     if "RANK" in os.environ:
         store, rank, size = next(rendezvous("env://"))
+        store = _of_this_start(store)
     else:
         store, rank, size = dist.HashStore(), 0, 1  # type: ignore[attr-defined]
     with shared_failures(store, rank) as tell:
@@ -119,6 +120,19 @@ def process_group() -> Iterator[World]:
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def _of_this_start(store: Store) -> Store:
+    """Keep the keys of this start of the ranks apart from those of the start before.
+
+    A ``torchrun`` that starts its ranks again keeps the store, so new ranks would find
+    there where the old ones listened, and their failure, with which they would end. All
+    ranks of one agent know how often that was. Several agents count for themselves, so
+    there each start needs a store of its own, see ``node.sh``.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return store
+    return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
 
 
 def speaks() -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from recipes.edge.distributed import process_group, sum_over_ranks
 
@@ -157,6 +158,26 @@ def make_folders(folder: Path) -> list[Path]:
         (second / name).symlink_to(first / name)
     (second / "blind" / "no_video").symlink_to(first / "no_video")
     return folders
+
+
+def test_ranks_that_start_again_do_not_end_with_the_failure_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The store is that of a torchrun, which keeps it when it starts ranks again."""
+    kept = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    for name, value in {
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(kept.port),
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "GROUP_WORLD_SIZE": "1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for start in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", start)
+        with pytest.raises(KeyError, match=f"clip-{start}"), process_group():
+            raise KeyError(f"clip-{start}")
 
 
 THE_END = "all ranks of the run end with it"
