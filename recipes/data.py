@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,23 @@ from recipes.edge.archives import ArchiveStore
 from recipes.edge.checkpoint_folders import list_checkpoints
 from recipes.edge.clips import make_clips
 from recipes.edge.conversations import BadSample
-from recipes.edge.data_files import list_subsets
+from recipes.edge.data_files import Subset, list_subsets, state_of
 from recipes.edge.distributed import World, processes_here
-from recipes.edge.index import Sample, SampleIndex, join_samples, write_index
+from recipes.edge.index import (
+    Sample,
+    SampleIndex,
+    digest_of,
+    join_samples,
+    write_index,
+)
+from recipes.edge.memos import keep, recall
 from recipes.edge.pretrained import digest_model, read_config, read_tokenizer
-from recipes.edge.sample_set import PlannedSamples, plan_samples
+from recipes.edge.sample_set import (
+    PlannedSamples,
+    found_out,
+    plan_samples,
+    planned_before,
+)
 from recipes.edge.samples import ClipSettings
 from recipes.edge.tiny import VOCABULARY, train_tokenizer
 from recipes.edge.weights import build_meta_model, find_weights
@@ -40,7 +52,6 @@ class Data:
         train: Samples to train on.
         held_out: Samples to ask afterwards.
         bad: Samples that cannot be used.
-        chance: Accuracy of always giving the most common answer of the training set.
     """
 
     checkpoint: Path | None
@@ -49,12 +60,15 @@ class Data:
     train: PlannedSamples
     held_out: PlannedSamples
     bad: list[BadSample]
-    chance: float
 
     def order(self) -> dict[str, str]:
         """Sum up which samples there are, in which order: the same for a whole run."""
         used = {"train": self.train, "held_out": self.held_out}
         return {name: samples.fingerprint for name, samples in used.items()}
+
+    def chance(self) -> float:
+        """Tell how often the most common answer of the training set is right."""
+        return most_common_share(self.train.samples(), self.held_out.samples())
 
     def summary(self) -> dict[str, Any]:
         """Count and sum up the samples, as this rank reads them from disk.
@@ -76,7 +90,12 @@ class Data:
 
 
 def plan_data(config: Config, world: World) -> Data:
-    """Find weights, samples and tokenizer, and plan every token."""
+    """Find weights, samples and tokenizer, and plan every token.
+
+    A run that goes on takes its samples as it read and planned them, as long as data
+    files, settings and code are the same. A clip that has gone since is a bad sample
+    when its turn comes, as it would have been had the run not ended.
+    """
     config.output_dir.mkdir(parents=True, exist_ok=True)
     name = config.model_name_or_path
     checkpoint = None if name is None else find_weights(name)
@@ -85,24 +104,20 @@ def plan_data(config: Config, world: World) -> Data:
     train_path, held_out_path = _data_paths(config)
     most, run = config.archives_on_disk or None, str(config.output_dir.resolve())
     store = ArchiveStore(CACHE, most=most, run=run)
-    index, bad = read_samples(
-        train_path, config.data_subsets, store, config.output_dir / "train.arrow"
-    )
-    held_out_index, held_out_bad = read_samples(
-        held_out_path, (), store, config.output_dir / "held_out.arrow"
-    )
-    folder = checkpoint or _make_tokenizer(config, index)
-    tokenizer = read_tokenizer(folder)
+    train_rows = _read("train", train_path, config.data_subsets, config, store)
+    held_out_rows = _read("held_out", held_out_path, (), config, store)
+    folder = checkpoint or _make_tokenizer(config, train_rows.index)
     family = Family() if checkpoint is None else family_of(read_config(checkpoint))
-    on_gpu = world.device.type == "cuda"
-    settings = clip_settings(config, family, pad_rows=on_gpu)
-    workers = processes_here(config.dataloader_num_workers)  # other ranks wait
-    plan = partial(plan_samples, num_workers=workers)
-    train, unplanned = plan(index, settings, tokenizer, store)
-    bad += unplanned
+    plan = partial(
+        _plan,
+        config=config,
+        settings=clip_settings(config, family, pad_rows=world.device.type == "cuda"),
+        tokenizer=folder,
+        store=store,
+    )
+    train, bad = plan(train_rows)
     refuse_empty(train_path, train, bad)
-    held_out, unplanned = plan(held_out_index, settings, tokenizer, store)
-    held_out_bad += unplanned
+    held_out, held_out_bad = plan(held_out_rows)
     if held_out_path is not None:
         refuse_empty(held_out_path, held_out, held_out_bad)
     return Data(
@@ -112,8 +127,60 @@ def plan_data(config: Config, world: World) -> Data:
         train=train,
         held_out=held_out,
         bad=bad + held_out_bad,
-        chance=most_common_share(train.samples(), held_out.samples()),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """What was read of a dataset: samples on disk, summed up, and bad rows."""
+
+    index: SampleIndex
+    digest: str
+    bad: list[BadSample]
+
+
+def _read(
+    name: str,
+    data_path: str | None,
+    parts: Sequence[str],
+    config: Config,
+    store: ArchiveStore,
+) -> _Rows:
+    """Read a dataset into a file of the run, or take what the run has read of it."""
+    file = config.output_dir / f"{name}.arrow"
+    subsets = dataset_of(data_path, parts)
+    memo, made_of = file.with_suffix(".read.json"), state_of(subsets)
+    known = recall(memo, made_of) if list_checkpoints(config.output_dir) else None
+    if known is not None and file.exists() and digest_of(file) == known["digest"]:
+        bad = [BadSample(**each) for each in known["bad"]]
+        return _Rows(index=SampleIndex(file), digest=known["digest"], bad=bad)
+    index, bad = read_samples(subsets, store, file)
+    digest = digest_of(file)
+    keep(memo, made_of, {"digest": digest, "bad": [asdict(each) for each in bad]})
+    return _Rows(index=index, digest=digest, bad=bad)
+
+
+def _plan(
+    rows: _Rows,
+    *,
+    config: Config,
+    settings: ClipSettings,
+    tokenizer: Path,
+    store: ArchiveStore,
+) -> tuple[PlannedSamples, list[BadSample]]:
+    """Plan samples, or take them as the run has planned them; name all bad ones."""
+    memo = rows.index.path.with_suffix(".planned.json")
+    made_of = (rows.digest, settings, digest_model(tokenizer), store.most is None)
+    known = recall(memo, made_of) if list_checkpoints(config.output_dir) else None
+    given = rows.index, settings, read_tokenizer(tokenizer), store
+    if known is not None:
+        bad = [BadSample(**each) for each in known["bad"]]
+        return planned_before(known["usable"], *given), rows.bad + bad
+    workers = processes_here(config.dataloader_num_workers)  # other ranks wait
+    planned, bad = plan_samples(*given, num_workers=workers)
+    found = {"usable": found_out(planned), "bad": [asdict(each) for each in bad]}
+    keep(memo, made_of, found)
+    return planned, rows.bad + bad
 
 
 def _data_paths(config: Config) -> tuple[str, str | None]:
@@ -125,14 +192,26 @@ def _data_paths(config: Config) -> tuple[str, str | None]:
     return str(clips / "train.jsonl"), str(clips / "held_out.jsonl")
 
 
-def read_samples(
-    data_path: str | None, parts: Sequence[str], store: ArchiveStore, path: Path
-) -> tuple[SampleIndex, list[BadSample]]:
-    """Read a dataset, and write its samples to a file that is mapped into memory.
+def dataset_of(data_path: str | None, parts: Sequence[str] = ()) -> list[Subset]:
+    """Find the files of a dataset, or of those of its parts that are taken.
 
     Args:
         data_path: The dataset; None for one without samples.
         parts: Which of its subsets are taken; none takes all.
+
+    Returns:
+        The subsets.
+    """
+    return [] if data_path is None else list_subsets(data_path, parts)
+
+
+def read_samples(
+    subsets: Sequence[Subset], store: ArchiveStore, path: Path
+) -> tuple[SampleIndex, list[BadSample]]:
+    """Read a dataset, and write its samples to a file that is mapped into memory.
+
+    Args:
+        subsets: Where its rows are; nowhere, for one without samples.
         store: Where archives are.
         path: File to write.
 
@@ -140,7 +219,6 @@ def read_samples(
         The samples, and the rows that cannot be used.
     """
     bad = list[BadSample]()
-    subsets = () if data_path is None else list_subsets(data_path, parts)
     return write_index(path, join_samples(subsets, store, bad.append)), bad
 
 

@@ -10,7 +10,13 @@ from transformers import PreTrainedTokenizerBase
 from fastslow import Span, TextSpan, count_tokens
 from fastslow.qwen2_vl import family_of, place_clip
 from recipes.config import Config
-from recipes.data import CACHE, clip_settings, read_samples, refuse_empty
+from recipes.data import (
+    CACHE,
+    clip_settings,
+    dataset_of,
+    read_samples,
+    refuse_empty,
+)
 from recipes.edge.archives import ArchiveStore
 from recipes.edge.conversations import BadSample
 from recipes.edge.devices import find_device
@@ -143,7 +149,8 @@ def plan_dataset(
         The samples that can be used, the others, and how text was counted.
     """
     store, path = ArchiveStore(CACHE), folder / "samples.arrow"
-    index, bad = read_samples(config.data_path, config.data_subsets, store, path)
+    subsets = dataset_of(config.data_path, config.data_subsets)
+    index, bad = read_samples(subsets, store, path)
     tokenizer, about = _tokenizer(config, index)
     workers = config.dataloader_num_workers
     planned, unplanned = plan_samples(

@@ -379,11 +379,12 @@ def ask_held_out(run: Run, log: RunLog) -> None:
         pin_memory=may_pin(config, world),
     )
     if asked:
-        found = {"accuracy": accuracy, "questions": asked, "chance": data.chance}
+        chance = broadcast_from_main(data.chance, world)
+        found = {"accuracy": accuracy, "questions": asked, "chance": chance}
         log.scalars(config.max_steps, found)
         log.message(
             f"held-out accuracy {accuracy:.3f} on {asked} questions, "
-            f"chance {data.chance:.3f} (always the most common answer)"
+            f"chance {chance:.3f} (always the most common answer)"
         )
 
 

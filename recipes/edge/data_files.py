@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
 
@@ -92,6 +93,31 @@ def list_subsets(data_path: str, patterns: Sequence[str] = ()) -> list[Subset]:
         for each in subsets
     ]
     return [each for each in chosen if each.files]
+
+
+def state_of(subsets: Iterable[Subset]) -> list[tuple[Any, ...]]:
+    """Tell what a dataset's own files are, without reading them.
+
+    Args:
+        subsets: Where the files are.
+
+    Returns:
+        Of each file on disk where it lies, its size and when it was changed; of a data
+        file on the hub the commit that it is of, of an archive there its address.
+    """
+    return [
+        (subset.name, str(fetch(file)) if file in subset.files else file, *_stat(file))
+        for subset in subsets
+        for file in (*subset.files, *subset.archives)
+    ]
+
+
+def _stat(file: str) -> tuple[int, ...]:
+    """Give size and last change of a file; nothing of one on the hub."""
+    if file.startswith(_HUB):
+        return ()
+    found = Path(file).stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def fetch(file: str, folder: Path | None = None) -> Path:

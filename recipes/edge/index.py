@@ -95,8 +95,13 @@ class SampleIndex:
 
     def digest(self) -> str:
         """Sum up all that the file says of its samples."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(self.path)
+
+
+def digest_of(path: Path) -> str:
+    """Sum up a file of samples."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_index(path: Path, samples: Iterable[Sample]) -> SampleIndex:

@@ -1,5 +1,6 @@
 """Where the numbers of a run come from: code, packages, settings, data and seed."""
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+import fastslow
 from recipes.edge.publishing import write_whole
 
 RECORD_FILE = "run.json"
@@ -54,6 +56,17 @@ def code_versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             versions[name] = None
     return versions
+
+
+def code_digest() -> str:
+    """Sum up the code of library and recipes as it lies on disk, committed or not."""
+    digest = hashlib.sha256()
+    for package in (Path(fastslow.__file__).parent, Path(__file__).parents[1]):
+        for file in sorted(package.rglob("*.py")):
+            name = str(file.relative_to(package)).encode()
+            digest.update(b"%d %s" % (len(name), name))
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def git_state(file: Path = Path(__file__)) -> dict[str, Any] | None:

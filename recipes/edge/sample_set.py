@@ -1,11 +1,11 @@
 """All samples of a run: which can be used, and how large they are."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
@@ -94,6 +94,52 @@ class PlannedSamples:
     def fingerprint(self) -> str:
         """Sum up which samples there are, in which order, wherever they lie."""
         return _digest((self.digests, self.lengths))
+
+
+_FOUND = (
+    "numbers",
+    "lengths",
+    "pairs",
+    "patches",
+    "digests",
+    "texts",
+    "groups",
+    "archives",
+)
+"""What of ``PlannedSamples`` takes long to find out."""
+
+
+def found_out(planned: PlannedSamples) -> dict[str, Any]:
+    """Give what planning found out, as JSON knows it."""
+    return {name: getattr(planned, name) for name in _FOUND}
+
+
+def planned_before(
+    found: Mapping[str, Any],
+    index: SampleIndex,
+    settings: ClipSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    store: ArchiveStore,
+) -> PlannedSamples:
+    """Give samples as ``plan_samples`` would, from what it once found out.
+
+    Args:
+        found: What ``found_out`` gave, lists for tuples.
+        index: All samples, as they were.
+        settings: How a clip becomes tokens, as it did.
+        tokenizer: The model's, as it was.
+        store: Where archives are.
+
+    Returns:
+        The samples that can be used.
+    """
+    known: dict[str, Any] = {
+        name: tuple(each) if isinstance(each, list) else each
+        for name, each in found.items()
+    }
+    return PlannedSamples(
+        index=index, settings=settings, tokenizer=tokenizer, store=store, **known
+    )
 
 
 def plan_samples(

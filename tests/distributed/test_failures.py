@@ -52,13 +52,13 @@ def other_settings(rank: int) -> None:
 
 def other_data(rank: int) -> None:
     """Rank 1 finds other samples in its output folder than the main rank wrote."""
-    from recipes.data import read_samples
+    from recipes.data import dataset_of, read_samples
     from recipes.edge.archives import ArchiveStore
 
     if rank == 1:
         store, file = ArchiveStore(Path("archives")), Path("other_data/train.arrow")
-        read_samples("fewer/train.jsonl", (), store, file)
-        read_samples(None, (), store, file.with_name("held_out.arrow"))
+        read_samples(dataset_of("fewer/train.jsonl"), store, file)
+        read_samples([], store, file.with_name("held_out.arrow"))
     train("other_data")
 
 

@@ -1,9 +1,13 @@
 """What a run is trained on and asked, or why it is refused."""
 
 import json
+import os
+import shutil
 import tracemalloc
-from collections.abc import Iterator
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +16,16 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
+import fastslow
+import recipes.data
+from recipes.config import Config
 from recipes.data import most_common_share, plan_data
 from recipes.edge.conversations import Turn
 from recipes.edge.distributed import process_group
 from recipes.edge.index import Sample
 from recipes.edge.meanwhile import say_how_many
+from recipes.edge.provenance import code_digest
+from recipes.edge.sample_set import found_out
 from recipes.qwen2vl_tiny import TINY
 
 ROW = {
@@ -164,7 +173,7 @@ def test_chance_is_of_the_questions_that_can_be_asked(tmp_path: Path) -> None:
     )
     with process_group() as world:
         data = plan_data(config, world)
-    assert (len(data.held_out), len(data.bad), data.chance) == (1, 1, 1)
+    assert (len(data.held_out), len(data.bad), data.chance()) == (1, 1, 1)
 
 
 def test_runs_keep_apart_what_they_unzipped(tmp_path: Path) -> None:
@@ -183,6 +192,147 @@ def test_runs_keep_apart_what_they_unzipped(tmp_path: Path) -> None:
     assert first == again
     assert first != second
     assert first["most"] == 3
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Begun":
+    """Plan the data of a run that has a checkpoint; one row of each kind is bad."""
+    long = [{"from": "human", "value": "Why? " * 500}, {"from": "gpt", "value": "No."}]
+    rows = [ROW, {}, {"id": "b", "conversations": long}, ROW | {"id": "c"}]
+    config = replace(
+        TINY,
+        data_path=write_rows(tmp_path / "train.json", rows),
+        output_dir=tmp_path / "run",
+    )
+    begun = Begun(config)
+    begun.plan()
+    (tmp_path / "run" / "checkpoint-1").mkdir()
+    for name in begun.work:
+
+        def count(*args: Any, done: Any, name: str = name, **rest: Any) -> Any:
+            begun.work[name] += 1
+            return done(*args, **rest)
+
+        done = getattr(recipes.data, name)
+        monkeypatch.setattr(recipes.data, name, partial(count, done=done))
+    return begun
+
+
+@dataclass
+class Begun:
+    """A run, and how often its data were read and planned since, of two parts."""
+
+    config: Config
+    work: Counter[str] = field(
+        default_factory=lambda: Counter(read_samples=0, plan_samples=0)
+    )
+
+    def plan(self, **changes: Any) -> tuple[Any, ...]:
+        """Plan its data; give what is known of them, but where they lie in memory."""
+        with process_group() as world:
+            data = plan_data(replace(self.config, **changes), world)
+        parts = [
+            (found_out(each), each.settings) for each in (data.train, data.held_out)
+        ]
+        return parts, data.summary(), data.bad, data.model
+
+    def worked(self) -> tuple[int, int]:
+        """Give and forget how many parts were read, and planned."""
+        found = self.work["read_samples"], self.work["plan_samples"]
+        self.work.clear()
+        return found
+
+
+def test_a_run_that_goes_on_knows_its_samples(begun: Begun) -> None:
+    again = begun.plan()
+    assert begun.worked() == (0, 0)
+    (begun.config.output_dir / "checkpoint-1").rmdir()
+    anew = begun.plan()  # a run that begins looks for itself
+    assert begun.worked() == (2, 2)
+    assert again == anew
+    assert [each.sample_id for each in again[2]] == ["train.json:2", "b"]
+
+
+def touch_data(config: Config) -> None:
+    os.utime(str(config.data_path), ns=(1, 1))
+
+
+def grow_data(config: Config) -> None:
+    path = Path(str(config.data_path))
+    state = path.stat()
+    path.write_text(path.read_text() + " ")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def lose(*names: str) -> Callable[[Config], object]:
+    return lambda config: [(config.output_dir / name).unlink() for name in names]
+
+
+def cut(name: str) -> Callable[[Config], object]:
+    return lambda config: os.truncate(config.output_dir / name, 20)
+
+
+def swap(config: Config) -> None:
+    shutil.copy(config.output_dir / "held_out.arrow", config.output_dir / "train.arrow")
+
+
+@pytest.mark.parametrize(
+    ("change", "work"),
+    [
+        (touch_data, (1, 0)),
+        (grow_data, (1, 0)),
+        (lose("train.arrow"), (1, 0)),
+        (cut("train.arrow"), (1, 0)),
+        (swap, (1, 0)),
+        (lose("train.read.json"), (1, 0)),
+        (cut("train.read.json"), (1, 0)),
+        (lose("train.planned.json"), (0, 1)),
+        (cut("held_out.planned.json"), (0, 1)),
+        (lose("train.read.json", "held_out.planned.json"), (1, 1)),
+    ],
+)
+def test_what_is_not_as_it_was_is_found_out_anew(
+    begun: Begun, change: Callable[[Config], object], work: tuple[int, int]
+) -> None:
+    before = begun.plan()
+    change(begun.config)
+    assert begun.plan() == before
+    assert begun.worked() == work
+    assert begun.plan() == before
+    assert begun.worked() == (0, 0)
+
+
+def test_other_rows_settings_and_code_are_found_out_anew(
+    begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = begun.plan()
+    write_rows(Path(str(begun.config.data_path)), [ROW])
+    fewer = begun.plan()
+    assert begun.worked() == (1, 1)
+    assert fewer[1]["train"]["samples"] == 1
+    assert before[1]["train"]["samples"] == 2
+    begun.plan(tokens_per_row=4_000)
+    assert begun.worked() == (0, 2)
+    monkeypatch.setattr("recipes.edge.memos.code_digest", lambda: "edited")
+    begun.plan(tokens_per_row=4_000)
+    assert begun.worked() == (2, 2)
+
+
+def test_code_is_summed_up_as_it_lies_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fastslow, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "__init__.py").write_text("1")
+    seen = {code_digest()}
+    (tmp_path / "__init__.py").write_text("2")
+    seen.add(code_digest())
+    (tmp_path / "__init__.py").rename(tmp_path / "a.py")
+    seen.add(code_digest())
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b.py").write_text("")
+    seen.add(code_digest())
+    (tmp_path / "notes.txt").write_text("")
+    assert len(seen | {code_digest()}) == 4
 
 
 def samples(*answers: str) -> Iterator[Sample]:

@@ -504,6 +504,21 @@ def test_a_run_goes_on_with_its_data(clips: Path, tmp_path: Path) -> None:
         train(tmp_path / "run", data, max_bad_share=0.2)
 
 
+def test_a_clip_that_goes_while_a_run_lasts_ends_no_run(
+    clips: Path, tmp_path: Path
+) -> None:
+    """Not even one that is started again in between."""
+    shutil.copytree(clips, tmp_path / "clips")
+    data, run = tmp_path / "clips" / "train.jsonl", tmp_path / "run"
+    train(run, data, max_steps=1, save_steps=1, max_bad_share=0.2)
+    gone = rows_of(clips)[0]
+    (data.parent / gone["video"]).unlink()
+    train(run, data, max_steps=8, save_steps=8, max_bad_share=0.2)
+    (sample_id,) = quarantined(run)
+    assert sample_id == gone["id"]
+    assert f"{sample_id} is left out: " in (run / "train.log").read_text()
+
+
 def test_data_may_move_while_a_run_lasts(clips: Path, tmp_path: Path) -> None:
     rows = rows_of(clips)
     files = dict[str, Path]()
