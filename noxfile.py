@@ -60,7 +60,7 @@ def combinations(session: nox.Session) -> None:
     """Train under any two settings together, and hold each run to a plain one."""
     session.install("-e", ".[dev]")
     file = "tests/distributed/test_combinations.py"
-    session.run("pytest", file, *session.posargs, env={"FASTSLOW_COMBINATIONS": "28"})
+    session.run("pytest", file, *session.posargs, env={"FASTSLOW_COMBINATIONS": "1"})
 
 
 PAGES = "docs/_build/html"
