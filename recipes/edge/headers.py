@@ -4,11 +4,11 @@ import dataclasses
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any, TypeVar
@@ -36,9 +36,6 @@ THREADS = 8
 
 FORMAT = 1
 """What is written of a member; another number where the words mean something else."""
-
-IN_A_TASK = 16
-"""Items that a thread takes; a ninth of reading a row was to hand it over alone."""
 
 AT_ONCE = 4096
 """Conversations that are held in memory while they are joined."""
@@ -121,15 +118,9 @@ def map_in_threads(
     Yields:
         What it gives for each.
     """
-
-    def apply(some: Sequence[_Item]) -> list[_Result]:
-        return list(map(function, some))
-
     with ThreadPoolExecutor(THREADS) as threads:
         while some := list(islice(items, AT_ONCE)):
-            starts = range(0, len(some), IN_A_TASK)
-            tasks = [some[start : start + IN_A_TASK] for start in starts]
-            yield from chain.from_iterable(threads.map(apply, tasks))
+            yield from threads.map(function, some)
 
 
 def ask_once(
