@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.constants import HF_HOME
+from transformers import PreTrainedTokenizerBase
 
 from fastslow.qwen2_vl import Family, family_of
 from recipes.config import Config
@@ -18,6 +19,7 @@ from recipes.edge.clips import make_clips
 from recipes.edge.conversations import BadSample
 from recipes.edge.data_files import Subset, list_subsets, state_of
 from recipes.edge.distributed import World, processes_here
+from recipes.edge.headers import reader
 from recipes.edge.index import (
     Sample,
     SampleIndex,
@@ -25,7 +27,7 @@ from recipes.edge.index import (
     join_samples,
     write_index,
 )
-from recipes.edge.memos import keep, recall
+from recipes.edge.memos import Memo
 from recipes.edge.pretrained import digest_model, read_config, read_tokenizer
 from recipes.edge.sample_set import (
     PlannedSamples,
@@ -104,15 +106,18 @@ def plan_data(config: Config, world: World) -> Data:
     train_path, held_out_path = _data_paths(config)
     most, run = config.archives_on_disk or None, str(config.output_dir.resolve())
     store = ArchiveStore(CACHE, most=most, run=run)
-    train_rows = _read("train", train_path, config.data_subsets, config, store)
+    parts = () if config.data_path is None else config.data_subsets
+    train_rows = _read("train", train_path, parts, config, store)
     held_out_rows = _read("held_out", held_out_path, (), config, store)
     folder = checkpoint or _make_tokenizer(config, train_rows.index)
+    model = digest_model(folder)
     family = Family() if checkpoint is None else family_of(read_config(checkpoint))
     plan = partial(
         _plan,
         config=config,
         settings=clip_settings(config, family, pad_rows=world.device.type == "cuda"),
-        tokenizer=folder,
+        tokenizer=read_tokenizer(folder),
+        model=model,
         store=store,
     )
     train, bad = plan(train_rows)
@@ -123,7 +128,7 @@ def plan_data(config: Config, world: World) -> Data:
     return Data(
         checkpoint=checkpoint,
         tokenizer=folder,
-        model=digest_model(folder),
+        model=model,
         train=train,
         held_out=held_out,
         bad=bad + held_out_bad,
@@ -149,14 +154,14 @@ def _read(
     """Read a dataset into a file of the run, or take what the run has read of it."""
     file = config.output_dir / f"{name}.arrow"
     subsets = dataset_of(data_path, parts)
-    memo, made_of = file.with_suffix(".read.json"), state_of(subsets)
-    known = recall(memo, made_of) if list_checkpoints(config.output_dir) else None
+    memo = Memo(file.with_suffix(".read.json"), (state_of(subsets), reader()))
+    known = _recall(memo, config)
     if known is not None and file.exists() and digest_of(file) == known["digest"]:
-        bad = [BadSample(**each) for each in known["bad"]]
-        return _Rows(index=SampleIndex(file), digest=known["digest"], bad=bad)
+        index, bad = SampleIndex(file), [BadSample(**each) for each in known["bad"]]
+        return _Rows(index=index, digest=known["digest"], bad=bad)
     index, bad = read_samples(subsets, store, file)
-    digest = digest_of(file)
-    keep(memo, made_of, {"digest": digest, "bad": [asdict(each) for each in bad]})
+    digest = index.digest()
+    memo.keep({"digest": digest, "bad": [asdict(each) for each in bad]})
     return _Rows(index=index, digest=digest, bad=bad)
 
 
@@ -165,22 +170,27 @@ def _plan(
     *,
     config: Config,
     settings: ClipSettings,
-    tokenizer: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    model: str,
     store: ArchiveStore,
 ) -> tuple[PlannedSamples, list[BadSample]]:
     """Plan samples, or take them as the run has planned them; name all bad ones."""
-    memo = rows.index.path.with_suffix(".planned.json")
-    made_of = (rows.digest, settings, digest_model(tokenizer), store.most is None)
-    known = recall(memo, made_of) if list_checkpoints(config.output_dir) else None
-    given = rows.index, settings, read_tokenizer(tokenizer), store
+    file = rows.index.path.with_suffix(".planned.json")
+    memo = Memo(file, (rows.digest, settings, model, store.most is None))
+    known = _recall(memo, config)
+    given = rows.index, settings, tokenizer, store
     if known is not None:
         bad = [BadSample(**each) for each in known["bad"]]
         return planned_before(known["usable"], *given), rows.bad + bad
     workers = processes_here(config.dataloader_num_workers)  # other ranks wait
     planned, bad = plan_samples(*given, num_workers=workers)
-    found = {"usable": found_out(planned), "bad": [asdict(each) for each in bad]}
-    keep(memo, made_of, found)
+    memo.keep({"usable": found_out(planned), "bad": [asdict(each) for each in bad]})
     return planned, rows.bad + bad
+
+
+def _recall(memo: Memo, config: Config) -> Any:
+    """Read what a run found out before it came to its last checkpoint, if it did."""
+    return memo.recall() if list_checkpoints(config.output_dir) else None
 
 
 def _data_paths(config: Config) -> tuple[str, str | None]:

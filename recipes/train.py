@@ -7,7 +7,6 @@ questions. A recipe is a preset of the settings that it takes.
 import sys
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -110,12 +109,10 @@ def main(config: Config) -> None:
             log.message("\n".join([*said, describe(run, progress)]))
             if config.output_hidden_states and not progress.step:
                 log.message(NO_HIDDEN_STATES)
-            with (
-                stop,
-                checkpoint_saver(run, log) as saver,
-                closing(row_stream(run, progress)) as batches,
-            ):
+            with stop, checkpoint_saver(run, log) as saver:
+                batches = row_stream(run, progress)
                 is_whole = train(run, progress, batches, log, stop, saver)
+                batches.close()  # no sooner: a failure does not wait for workers
             if is_whole:
                 finish(run, log)
     if not is_whole:

@@ -38,7 +38,7 @@ def unread_settings(config: Config) -> dict[str, str]:
 
 
 def without_effect(config: Config) -> list[str]:
-    """Say which settings were changed for nothing.
+    """Say which settings have values of their own that change nothing.
 
     Args:
         config: The settings of a run.

@@ -11,8 +11,8 @@ from recipes.edge.manifests import find_damage
 
 _FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
-_HALF_WRITTEN = (".checkpoint-*.partial", ".model-*.partial", ".clips-*")
-"""What a run leaves that is killed: checkpoints, exports, clips that it makes."""
+_HALF_WRITTEN = (".*.partial", ".clips-*")
+"""What a killed run leaves: checkpoints, exports, files, clips that it makes."""
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -84,15 +84,18 @@ def remove_old_checkpoints(output_dir: Path, *, keep: int) -> None:
 def remove_leftovers(output_dir: Path) -> None:
     """Remove what was half written or half removed when a run ended.
 
-    The main rank calls this before anything else is written: where the disk is full,
-    that may be what fills it.
+    The main rank calls this before its data are planned: where the disk is full, that
+    may be what fills it.
 
     Args:
         output_dir: Folder of a run that no process is at; it need not exist.
     """
     for pattern in _HALF_WRITTEN:
-        for folder in output_dir.glob(pattern):
-            shutil.rmtree(folder)
+        for path in output_dir.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     for folder in output_dir.glob(".checkpoint-*.removed"):
         shutil.rmtree(folder, ignore_errors=True)
 

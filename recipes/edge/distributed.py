@@ -127,8 +127,9 @@ def _of_this_start(store: Store) -> Store:
 
     A ``torchrun`` that starts its ranks again keeps the store, so new ranks would find
     there where the old ones listened, and their failure, with which they would end. All
-    ranks of one agent know how often that was. Several agents count for themselves, so
-    there each start needs a store of its own, see ``node.sh``.
+    ranks of one agent know how often that was. Several agents count for themselves, and
+    agents that come and go are not counted, so there each start needs a store of its
+    own, see ``node.sh``.
     """
     if os.environ.get("GROUP_WORLD_SIZE") != "1":
         return store

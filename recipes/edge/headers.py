@@ -50,7 +50,7 @@ class Clip:
         source: Its file, or the archive that it is in.
         name: Its name in the archive; empty for a file.
         offset: Its first byte in the archive.
-        size: Its bytes in the archive.
+        size: Its bytes; None for a file of which they are not known.
         info: What its header says.
     """
 
@@ -62,9 +62,21 @@ class Clip:
     info: VideoInfo
 
     def file(self, store: ArchiveStore) -> MediaFile:
-        """Give the bytes, fetching the archive if it is not there."""
+        """Give the bytes, fetching the archive if it is not there.
+
+        Raises:
+            VideoError: If a file has another size than when its header was read.
+        """
         if not self.name:
-            return MediaFile(path=Path(self.source))
+            file = Path(self.source)
+            if self.size is not None and file.is_file():
+                found = file.stat().st_size
+                if found != self.size:
+                    raise VideoError(
+                        f"{file} has {found:,} bytes but had {self.size:,} when its "
+                        "header was read"
+                    )
+            return MediaFile(path=file)
         path = store.open(self.source)
         return MediaFile(
             path=path,
@@ -94,7 +106,7 @@ def index_archive(archive: str, store: ArchiveStore) -> Iterator[Clip | BadSampl
         ArchiveError: If the archive is missing or broken.
         OSError: If the machine fails; nothing is written down then.
     """
-    path = store.cache_dir / f"{archive_digest(archive)}.{_reader()}.headers.jsonl"
+    path = store.cache_dir / f"{archive_digest(archive)}.{reader()}.headers.jsonl"
     if not path.exists():
         store.cache_dir.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock")):
@@ -176,7 +188,7 @@ def read_clip(row: dict[str, Any]) -> Clip:
     return Clip(**row | {"info": VideoInfo(**info | {"seconds": seconds})})
 
 
-def _reader() -> str:
+def reader() -> str:
     """Name what is written of members, and the decoders that it was read with."""
     fields = [field.name for field in dataclasses.fields(VideoInfo)]
     known = repr((FORMAT, fields, sorted(av.library_versions.items())))

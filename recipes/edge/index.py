@@ -120,7 +120,7 @@ def write_index(path: Path, samples: Iterable[Sample]) -> SampleIndex:
     )
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".partial")
+    unfinished = path.with_name(f".{path.name}.partial")
     text = Value("large_string")
     features = Features({"sample_id": text, "sample": text})
     with ArrowWriter(features=features, path=str(unfinished)) as writer:
@@ -267,8 +267,9 @@ def _probe(named: tuple[Path, str]) -> Clip | RowError | VideoError:
         file = find_beside(*named)
         info = probe_video(MediaFile(path=file))
     except (RowError, VideoError) as error:
-        return error
-    return Clip(kind="video", source=str(file), info=info)
+        return type(error)(str(error))  # without what led to it, which is larger
+    size = file.stat().st_size
+    return Clip(kind="video", source=str(file), size=size, info=info)
 
 
 def _size(found: Clip | RowError | VideoError) -> int:

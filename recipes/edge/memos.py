@@ -1,4 +1,4 @@
-"""What took minutes to find out, kept as long as it was made of the same."""
+"""What took minutes to find out, kept as long as it would be found again."""
 
 import hashlib
 import json
@@ -9,36 +9,34 @@ from recipes.edge.provenance import code_digest, code_versions
 from recipes.edge.publishing import write_whole
 
 
-def keep(file: Path, made_of: object, found: Any) -> None:
-    """Write down what was found.
+class Memo:
+    """A file of what was found out, with what it was made of.
+
+    Make one before the work: the code is summed up as it lies then.
 
     Args:
-        file: Where to; an existing file is replaced.
+        file: Where it is written.
         made_of: What it follows from, beside the code; its ``repr`` says all of it.
-        found: What JSON knows.
     """
-    write_whole(file, json.dumps({"made_of": _key(made_of), "found": found}))
 
+    def __init__(self, file: Path, made_of: object) -> None:
+        """Sum up what is given, and the code."""
+        made = repr((code_digest(), code_versions(), made_of))
+        self._file, self._key = file, hashlib.sha256(made.encode()).hexdigest()
 
-def recall(file: Path, made_of: object) -> Any:
-    """Read what was found before.
+    def keep(self, found: Any) -> None:
+        """Write down what was found, as far as JSON knows it."""
+        write_whole(self._file, json.dumps({"made_of": self._key, "found": found}))
 
-    Args:
-        file: Where it was written.
-        made_of: What it would follow from now.
+    def recall(self) -> Any:
+        """Read what was found before, lists for tuples.
 
-    Returns:
-        What ``keep`` wrote, lists for tuples; None if it was made of anything else or
-        by other code, or cannot be read.
-    """
-    try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        return kept["found"] if kept["made_of"] == _key(made_of) else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _key(made_of: object) -> str:
-    """Sum up what something was made of, and by which code."""
-    made = repr((code_digest(), code_versions(), made_of))
-    return hashlib.sha256(made.encode()).hexdigest()
+        Returns:
+            What ``keep`` wrote; None if that was made of anything else or by other
+            code, or cannot be read.
+        """
+        try:
+            kept = json.loads(self._file.read_text(encoding="utf-8"))
+            return kept["found"] if kept["made_of"] == self._key else None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None

@@ -372,6 +372,7 @@ def test_leftovers_are_removed(tmp_path: Path, world: World) -> None:
     assert not (saved / "__7_0.distcp").exists()
     for name in (".checkpoint-3.partial", ".model-1.partial", ".clips-k2x_ab/clips"):
         (tmp_path / name).mkdir(parents=True)
+    (tmp_path / ".train.arrow.partial").touch()
     remove_leftovers(tmp_path)
     remove_leftovers(tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == [saved]

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import pytest
 from torch.utils.data import DataLoader
 
@@ -24,6 +25,7 @@ from recipes.edge.conversations import Turn
 from recipes.edge.distributed import process_group
 from recipes.edge.index import Sample
 from recipes.edge.meanwhile import say_how_many
+from recipes.edge.memos import Memo
 from recipes.edge.provenance import code_digest
 from recipes.edge.sample_set import found_out
 from recipes.qwen2vl_tiny import TINY
@@ -316,6 +318,24 @@ def test_other_rows_settings_and_code_are_found_out_anew(
     monkeypatch.setattr("recipes.edge.memos.code_digest", lambda: "edited")
     begun.plan(tokens_per_row=4_000)
     assert begun.worked() == (2, 2)
+
+
+def test_other_decoders_read_anew(
+    begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(av, "library_versions", {"libavcodec": (1, 2, 3)})
+    begun.plan()
+    assert begun.worked() == (2, 0)
+
+
+def test_what_is_found_out_is_of_the_code_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memo = Memo(tmp_path / "memo.json", "a")
+    monkeypatch.setattr("recipes.edge.memos.code_digest", lambda: "edited meanwhile")
+    memo.keep([1])
+    assert memo.recall() == [1]
+    assert Memo(tmp_path / "memo.json", "a").recall() is None
 
 
 def test_code_is_summed_up_as_it_lies_on_disk(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.edge.stopping import StopSignal
+from recipes.edge.stopping import AGENT, StopSignal
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,9 +95,11 @@ def test_a_rank_may_have_lost_its_launcher_before_it_listened(
     with subprocess.Popen(["true"]) as ended:
         pass
     here = Path("/proc/self/ns/pid").readlink()
+    node = ROOT / "recipes" / "launch" / "node.sh"
+    assert f"export {AGENT}\n" in node.read_text()
 
     def is_asked(agent: str) -> bool:
-        monkeypatch.setenv("FASTSLOW_AGENT", agent)
+        monkeypatch.setenv(AGENT, agent)
         return StopSignal().is_asked
 
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -504,19 +505,23 @@ def test_a_run_goes_on_with_its_data(clips: Path, tmp_path: Path) -> None:
         train(tmp_path / "run", data, max_bad_share=0.2)
 
 
-def test_a_clip_that_goes_while_a_run_lasts_ends_no_run(
+def test_clips_that_change_while_a_run_lasts_end_no_run(
     clips: Path, tmp_path: Path
 ) -> None:
     """Not even one that is started again in between."""
     shutil.copytree(clips, tmp_path / "clips")
     data, run = tmp_path / "clips" / "train.jsonl", tmp_path / "run"
     train(run, data, max_steps=1, save_steps=1, max_bad_share=0.2)
-    gone = rows_of(clips)[0]
+    gone, other = rows_of(clips)[:2]
     (data.parent / gone["video"]).unlink()
-    train(run, data, max_steps=8, save_steps=8, max_bad_share=0.2)
-    (sample_id,) = quarantined(run)
-    assert sample_id == gone["id"]
-    assert f"{sample_id} is left out: " in (run / "train.log").read_text()
+    with (data.parent / other["video"]).open("ab") as file:
+        file.write(b"another")
+    train(run, data, max_steps=8, save_steps=8, max_bad_share=0.5)
+    reasons = quarantined(run)
+    assert reasons.keys() == {gone["id"], other["id"]}
+    assert reasons[gone["id"]].endswith("cannot be opened: No such file or directory")
+    assert reasons[other["id"]].endswith(" when its header was read")
+    assert f"{gone['id']} is left out: " in (run / "train.log").read_text()
 
 
 def test_data_may_move_while_a_run_lasts(clips: Path, tmp_path: Path) -> None:
@@ -692,6 +697,22 @@ def test_the_seed_draws_every_weight(clips: Path, tmp_path: Path) -> None:
     for name in drawn[0]:
         is_zero = ".lora_B." in name
         assert torch.equal(drawn[0][name], drawn[1][name]) == is_zero, name
+
+
+def test_a_rank_that_fails_does_not_wait_for_its_workers(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others would wait with it; a worker ends with its rank at the latest."""
+
+    def fail(*_: object) -> None:
+        raise KeyError("step")
+
+    monkeypatch.setattr("recipes.train.train_step", fail)
+    with pytest.raises(KeyError) as kept:  # it keeps the frames, as a traceback does
+        train(tmp_path, clips / "train.jsonl", dataloader_num_workers=1)
+    (worker,) = active_children()
+    worker.kill()
+    del kept
 
 
 def test_a_run_that_is_asked_to_stop_ends_with_143(
