@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
+from itertools import combinations, count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ import recipes.data
 from recipes.config import Config
 from recipes.data import most_common_share, plan_data
 from recipes.edge.conversations import Turn
+from recipes.edge.data_files import list_subsets, state_of
 from recipes.edge.distributed import process_group
 from recipes.edge.index import Sample
 from recipes.edge.meanwhile import say_how_many
@@ -315,9 +316,29 @@ def test_other_rows_settings_and_code_are_found_out_anew(
     assert before[1]["train"]["samples"] == 2
     begun.plan(tokens_per_row=4_000)
     assert begun.worked() == (0, 2)
-    monkeypatch.setattr("recipes.edge.memos.code_digest", lambda: "edited")
-    begun.plan(tokens_per_row=4_000)
-    assert begun.worked() == (2, 2)
+    begun.plan(tokens_per_row=4_000, archives_on_disk=3)
+    assert begun.worked() == (0, 2)
+    for name in ("code_digest", "code_versions"):
+        monkeypatch.setattr(f"recipes.edge.memos.{name}", lambda: "another")
+        begun.plan()
+        assert begun.worked() == (2, 2)
+    monkeypatch.setattr("recipes.data.digest_model", lambda _: "another")
+    begun.plan()
+    assert begun.worked() == (0, 2)
+
+
+def test_files_of_a_dataset_are_told_apart_without_reading_them(
+    tmp_path: Path,
+) -> None:
+    data, archive = tmp_path / "a.jsonl", tmp_path / "a.tar"
+    seen = []
+    for file in (data, archive):
+        file.touch()
+    for file in (data, archive, data, archive):
+        file.write_bytes(file.read_bytes() + b"\n")
+        seen.append(state_of(list_subsets(str(tmp_path))))
+    assert [name for _, name, *_ in seen[0]] == [str(data), str(archive)]
+    assert not any(one == other for one, other in combinations(seen, 2))
 
 
 def test_other_decoders_read_anew(

@@ -25,7 +25,7 @@ from recipes.edge.containers import (
 from recipes.edge.conversations import BadSample, Turn
 from recipes.edge.data_files import find_beside, list_subsets
 from recipes.edge.headers import Clip, ask_once, index_archive, map_in_threads
-from recipes.edge.index import Sample, join_samples, write_index
+from recipes.edge.index import Sample, _probe, join_samples, write_index
 from recipes.edge.media import MediaFile
 from recipes.edge.quarantine import as_lines
 from recipes.edge.video import VideoInfo, probe_video
@@ -401,6 +401,13 @@ def test_a_machine_that_fails_is_no_fault_of_a_row(
     monkeypatch.setattr("recipes.edge.index.probe_video", fail)
     with pytest.raises(OSError, match="Too many open files"):
         joined(tmp_path / "rows.json", tmp_path / "cache")
+
+
+def test_what_is_remembered_of_a_failure_is_its_words(tmp_path: Path) -> None:
+    """What led to it is ten times as large."""
+    found = _probe((tmp_path, "none.mp4"))
+    assert isinstance(found, VideoError)
+    assert found.__traceback__ is found.__cause__ is found.__context__ is None
 
 
 def test_threads_ask_once_and_forget_in_time() -> None:

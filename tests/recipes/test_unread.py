@@ -52,7 +52,7 @@ def test_no_preset_sets_anything_in_vain(preset: Config) -> None:
             {"loss_weight": 0, "next_frame_distance": "l1"},
             ["next_frame_distance is 'l1' but loss_weight is 0; it has no effect"],
         ),
-        ({"next_frame_distance": "l1"}, []),
+        ({"loss_weight": 0.01, "next_frame_distance": "l1"}, []),
         (
             {"parallel": {"lora_alpha": 32, "lora_dropout": 0.1}},
             [
