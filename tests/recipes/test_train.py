@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
@@ -28,11 +28,12 @@ from recipes.edge.clips import make_clips
 from recipes.edge.conversations import BadSample
 from recipes.edge.devices import this_device
 from recipes.edge.distributed import process_group
+from recipes.edge.loader import Row
 from recipes.edge.parallel import Parallel
 from recipes.edge.tiny import tiny_config
 from recipes.progress import moved_with_data
 from recipes.qwen2vl_tiny import TINY
-from recipes.train import build_model, main
+from recipes.train import build_model, main, row_stream
 from tests.recipes.broken import without_pixels
 
 ROOT = Path(__file__).parents[2]
@@ -697,6 +698,23 @@ def test_the_seed_draws_every_weight(clips: Path, tmp_path: Path) -> None:
     for name in drawn[0]:
         is_zero = ".lora_B." in name
         assert torch.equal(drawn[0][name], drawn[1][name]) == is_zero, name
+
+
+def test_workers_end_with_the_training_whoever_keeps_their_rows(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, left = list[Iterator[Row]](), list[Any]()
+
+    def keep(*args: Any) -> Any:
+        kept.append(rows := row_stream(*args))
+        return rows
+
+    monkeypatch.setattr("recipes.train.row_stream", keep)
+    finish = "recipes.train.finish"
+    monkeypatch.setattr(finish, lambda *_: left.append(active_children()))
+    train(tmp_path, clips / "train.jsonl", dataloader_num_workers=1)
+    assert len(kept) == 1
+    assert left == [[]]
 
 
 def test_a_rank_that_fails_does_not_wait_for_its_workers(
