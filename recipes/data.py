@@ -156,12 +156,13 @@ def _read(
     subsets = dataset_of(data_path, parts)
     memo = Memo(file.with_suffix(".read.json"), (state_of(subsets), reader()))
     known = _recall(memo, config)
-    if known is not None and file.exists() and digest_of(file) == known["digest"]:
-        index, bad = SampleIndex(file), [BadSample(**each) for each in known["bad"]]
-        return _Rows(index=index, digest=known["digest"], bad=bad)
+    if known is not None and file.exists():
+        digest, bad = known
+        if digest_of(file) == digest:
+            return _Rows(index=SampleIndex(file), digest=digest, bad=bad)
     index, bad = read_samples(subsets, store, file)
     digest = index.digest()
-    memo.keep({"digest": digest, "bad": [asdict(each) for each in bad]})
+    _keep(memo, digest, bad)
     return _Rows(index=index, digest=digest, bad=bad)
 
 
@@ -180,17 +181,25 @@ def _plan(
     known = _recall(memo, config)
     given = rows.index, settings, tokenizer, store
     if known is not None:
-        bad = [BadSample(**each) for each in known["bad"]]
-        return planned_before(known["usable"], *given), rows.bad + bad
+        usable, bad = known
+        return planned_before(usable, *given), rows.bad + bad
     workers = processes_here(config.dataloader_num_workers)  # other ranks wait
     planned, bad = plan_samples(*given, num_workers=workers)
-    memo.keep({"usable": found_out(planned), "bad": [asdict(each) for each in bad]})
+    _keep(memo, found_out(planned), bad)
     return planned, rows.bad + bad
 
 
-def _recall(memo: Memo, config: Config) -> Any:
-    """Read what a run found out before it came to its last checkpoint, if it did."""
-    return memo.recall() if list_checkpoints(config.output_dir) else None
+def _keep(memo: Memo, usable: Any, bad: Iterable[BadSample]) -> None:
+    """Write down what was found out of samples that can be used, and which cannot."""
+    memo.keep({"usable": usable, "bad": [asdict(each) for each in bad]})
+
+
+def _recall(memo: Memo, config: Config) -> tuple[Any, list[BadSample]] | None:
+    """Read what ``_keep`` wrote, where a run has a checkpoint to go on from."""
+    known = memo.recall() if list_checkpoints(config.output_dir) else None
+    if known is None:
+        return None
+    return known["usable"], [BadSample(**each) for each in known["bad"]]
 
 
 def _data_paths(config: Config) -> tuple[str, str | None]:

@@ -125,7 +125,7 @@ def write_index(path: Path, samples: Iterable[Sample]) -> SampleIndex:
     features = Features({"sample_id": text, "sample": text})
     with ArrowWriter(features=features, path=str(unfinished)) as writer:
         for sample in say_how_many(samples, "samples are read"):
-            row = json.dumps(sample, default=vars)  # asdict copies every time
+            row = json.dumps(sample, default=vars)  # asdict copies all times
             writer.write({"sample_id": sample.sample_id, "sample": row})
         writer.finalize()
     unfinished.replace(path)
