@@ -39,11 +39,11 @@ from recipes.config import (
     Config,
     refuse_other_settings,
 )
-from recipes.edge.ablation_figure import draw_ablation
-from recipes.edge.distributed import mistakes_in_words
-from recipes.edge.provenance import RECORD_FILE, read_starts
-from recipes.edge.settings import read_settings, write_settings
-from recipes.edge.values import by_dotted_name, check_bounds
+from recipes.edge.files.provenance import RECORD_FILE, read_starts
+from recipes.edge.files.settings import read_settings, write_settings
+from recipes.edge.files.values import by_dotted_name, check_bounds
+from recipes.edge.ranks.distributed import mistakes_in_words
+from recipes.edge.reports.ablation_figure import draw_ablation
 
 RECIPE = Path(__file__).with_name("qwen2vl_tiny.py")
 """What is started; a settings file names every setting, so any recipe would do."""

@@ -10,9 +10,9 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from recipes.config import NESTED, Config, with_settings
-from recipes.edge.metrics import read_metrics
-from recipes.edge.settings import check_known, check_mapping, settings_as_json
-from recipes.edge.values import by_dotted_name, convert, nearest
+from recipes.edge.files.settings import check_known, check_mapping, settings_as_json
+from recipes.edge.files.values import by_dotted_name, convert, nearest
+from recipes.edge.reports.metrics import read_metrics
 from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_7b import QWEN2VL_7B
 from recipes.qwen2vl_72b import QWEN2VL_72B

@@ -11,8 +11,8 @@ from pathlib import Path
 import tyro
 
 from recipes.config import ALIASES, Config, load_config, with_settings
-from recipes.edge.distributed import mistakes_in_words, speaks
-from recipes.edge.settings import setting_names
+from recipes.edge.files.settings import setting_names
+from recipes.edge.ranks.distributed import mistakes_in_words, speaks
 
 
 @dataclass(frozen=True, kw_only=True)

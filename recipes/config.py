@@ -10,8 +10,8 @@ from typing import Any
 from fastslow.grids import Mode
 from fastslow.layouts import Attention
 from fastslow.losses import Distance
-from recipes.edge.parallel import Parallel
-from recipes.edge.settings import (
+from recipes.edge.data.strategies import parse_strategy, strategy_text
+from recipes.edge.files.settings import (
     check_known,
     check_mapping,
     check_same_settings,
@@ -20,8 +20,8 @@ from recipes.edge.settings import (
     setting_names,
     settings_as_json,
 )
-from recipes.edge.strategies import parse_strategy, strategy_text
-from recipes.edge.values import check_bounds, convert
+from recipes.edge.files.values import check_bounds, convert
+from recipes.edge.training.parallel import Parallel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,31 +13,31 @@ from transformers import PreTrainedTokenizerBase
 
 from fastslow.qwen2_vl import Family, family_of
 from recipes.config import Config
-from recipes.edge.archives import ArchiveStore
-from recipes.edge.checkpoint_folders import list_checkpoints
-from recipes.edge.clips import make_clips
-from recipes.edge.conversations import BadSample
-from recipes.edge.data_files import Subset, list_subsets, state_of
-from recipes.edge.distributed import World, processes_here
-from recipes.edge.headers import reader
-from recipes.edge.index import (
+from recipes.edge.checkpoints.folders import list_checkpoints
+from recipes.edge.data.archives import ArchiveStore
+from recipes.edge.data.clips import make_clips
+from recipes.edge.data.conversations import BadSample
+from recipes.edge.data.data_files import Subset, list_subsets, state_of
+from recipes.edge.data.headers import reader
+from recipes.edge.data.index import (
     Sample,
     SampleIndex,
     digest_of,
     join_samples,
     write_index,
 )
-from recipes.edge.memos import Memo
-from recipes.edge.pretrained import digest_model, read_config, read_tokenizer
-from recipes.edge.sample_set import (
+from recipes.edge.data.sample_set import (
     PlannedSamples,
     found_out,
     plan_samples,
     planned_before,
 )
-from recipes.edge.samples import ClipSettings
-from recipes.edge.tiny import VOCABULARY, train_tokenizer
-from recipes.edge.weights import build_meta_model, find_weights
+from recipes.edge.data.samples import ClipSettings
+from recipes.edge.files.memos import Memo
+from recipes.edge.ranks.distributed import World, processes_here
+from recipes.edge.weights.loading import build_meta_model, find_weights
+from recipes.edge.weights.pretrained import digest_model, read_config, read_tokenizer
+from recipes.edge.weights.tiny import VOCABULARY, train_tokenizer
 
 CACHE = Path(HF_HOME) / "fastslow"
 """Where archives are unzipped and what is in them is written down, for all runs."""

@@ -26,11 +26,17 @@ from fastslow.qwen2_vl.chat import PLACEHOLDER
 from recipes.command_line import given_words
 from recipes.config import Config
 from recipes.data import CACHE, clip_settings, refuse_empty
-from recipes.edge.answers import answer_prompts, find_settings, load_model
-from recipes.edge.archives import ArchiveStore
-from recipes.edge.conversations import BadSample
-from recipes.edge.data_files import list_subsets
-from recipes.edge.distributed import (
+from recipes.edge.data.archives import ArchiveStore
+from recipes.edge.data.conversations import BadSample
+from recipes.edge.data.data_files import list_subsets
+from recipes.edge.data.index import Sample, join_samples, write_index
+from recipes.edge.data.sample_set import PlannedSamples, plan_samples
+from recipes.edge.evaluation.answers import answer_prompts, find_settings, load_model
+from recipes.edge.evaluation.scoring import score_answer, summarise_scores
+from recipes.edge.files.provenance import code_versions
+from recipes.edge.files.publishing import write_whole
+from recipes.edge.files.settings import settings_as_json
+from recipes.edge.ranks.distributed import (
     World,
     broadcast_from_main,
     gather_from_ranks,
@@ -38,14 +44,8 @@ from recipes.edge.distributed import (
     processes_here,
     refusals_in_words,
 )
-from recipes.edge.index import Sample, join_samples, write_index
-from recipes.edge.pretrained import read_tokenizer
-from recipes.edge.provenance import code_versions
-from recipes.edge.publishing import write_whole
-from recipes.edge.sample_set import PlannedSamples, plan_samples
-from recipes.edge.scoring import score_answer, summarise_scores
-from recipes.edge.settings import settings_as_json
-from recipes.edge.weights import build_meta_model, find_weights
+from recipes.edge.weights.loading import build_meta_model, find_weights
+from recipes.edge.weights.pretrained import read_tokenizer
 
 MOST_LINES = 5
 """Rows that could not be asked and are named in the table."""

@@ -25,13 +25,13 @@ from fastslow.qwen2_vl import family_of
 from recipes.command_line import given_words
 from recipes.config import Config, load_config
 from recipes.data import clip_settings
-from recipes.edge.conversations import BadSample
-from recipes.edge.distributed import mistakes_in_words
-from recipes.edge.published import model_config
-from recipes.edge.quarantine import as_lines
-from recipes.edge.sample_picture import draw_sample
-from recipes.edge.sample_set import PlannedSamples
-from recipes.edge.samples import PlannedSample
+from recipes.edge.data.conversations import BadSample
+from recipes.edge.data.quarantine import as_lines
+from recipes.edge.data.sample_picture import draw_sample
+from recipes.edge.data.sample_set import PlannedSamples
+from recipes.edge.data.samples import PlannedSample
+from recipes.edge.ranks.distributed import mistakes_in_words
+from recipes.edge.weights.published import model_config
 from recipes.preview import plan_dataset, refuse_dataset
 from recipes.qwen2vl_7b import QWEN2VL_7B
 

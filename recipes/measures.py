@@ -16,11 +16,11 @@ from fastslow import (
     direction_spread,
 )
 from fastslow.qwen2_vl import FastSlowOutput, step_flops
-from recipes.edge.conversations import BadSample
-from recipes.edge.devices import this_device
-from recipes.edge.distributed import World
-from recipes.edge.loader import Row, count_rows
-from recipes.edge.sample_set import PlannedSamples
+from recipes.edge.data.conversations import BadSample
+from recipes.edge.data.loader import Row, count_rows
+from recipes.edge.data.sample_set import PlannedSamples
+from recipes.edge.estimates.devices import this_device
+from recipes.edge.ranks.distributed import World
 from recipes.progress import Progress, Run
 from recipes.unread import without_effect
 
@@ -80,7 +80,8 @@ def describe(run: Run, progress: Progress) -> str:
         mfu = MFU.format(world.size, device)
     elif world.device.type == "cuda":
         gpu = torch.cuda.get_device_name(world.device)
-        mfu = f"no mfu: the peak of {gpu} is not listed in recipes/edge/devices.py\n"
+        listed = "recipes/edge/estimates/devices.py"
+        mfu = f"no mfu: the peak of {gpu} is not listed in {listed}\n"
     return (
         f"{whole:,} parameters, {trained:,} of them trained, on {world.size} ranks "
         f"({world.device.type})\n"

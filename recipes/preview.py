@@ -17,10 +17,14 @@ from recipes.data import (
     read_samples,
     refuse_empty,
 )
-from recipes.edge.archives import ArchiveStore
-from recipes.edge.conversations import BadSample
-from recipes.edge.devices import find_device
-from recipes.edge.dry_run import (
+from recipes.edge.data.archives import ArchiveStore
+from recipes.edge.data.conversations import BadSample
+from recipes.edge.data.index import SampleIndex
+from recipes.edge.data.quarantine import refuse_too_many
+from recipes.edge.data.sample_set import PlannedSamples, plan_samples
+from recipes.edge.data.samples import ClipSettings, schedule_clip
+from recipes.edge.estimates.devices import find_device
+from recipes.edge.estimates.dry_run import (
     Plan,
     Samples,
     at_hand,
@@ -30,13 +34,9 @@ from recipes.edge.dry_run import (
     most_changes,
     report,
 )
-from recipes.edge.index import SampleIndex
-from recipes.edge.pretrained import read_tokenizer
-from recipes.edge.published import model_config
-from recipes.edge.quarantine import refuse_too_many
-from recipes.edge.sample_set import PlannedSamples, plan_samples
-from recipes.edge.samples import ClipSettings, schedule_clip
-from recipes.edge.tiny import train_tokenizer
+from recipes.edge.weights.pretrained import read_tokenizer
+from recipes.edge.weights.published import model_config
+from recipes.edge.weights.tiny import train_tokenizer
 from recipes.unread import without_effect
 
 LEARNT_WORDS = 16_000

@@ -12,18 +12,18 @@ from fastslow import StreamState
 from fastslow.qwen2_vl import FastSlowQwen2VL
 from recipes.config import FREE_TO_CHANGE, Config
 from recipes.data import Data
-from recipes.edge.checkpoint import OtherModelError, load_checkpoint
-from recipes.edge.checkpoint_folders import good_checkpoint
-from recipes.edge.conversations import BadSample
-from recipes.edge.distributed import MainRankError, World, broadcast_from_main
-from recipes.edge.optimization import SkippedSteps
-from recipes.edge.quarantine import Quarantine
-from recipes.edge.settings import (
+from recipes.edge.checkpoints.checkpoint import OtherModelError, load_checkpoint
+from recipes.edge.checkpoints.folders import good_checkpoint
+from recipes.edge.data.conversations import BadSample
+from recipes.edge.data.quarantine import Quarantine
+from recipes.edge.files.settings import (
     changed_settings,
     check_same_settings,
     settings_as_json,
 )
-from recipes.edge.weights import load_pretrained
+from recipes.edge.ranks.distributed import MainRankError, World, broadcast_from_main
+from recipes.edge.training.optimization import SkippedSteps
+from recipes.edge.weights.loading import load_pretrained
 
 
 @dataclass(frozen=True, kw_only=True)

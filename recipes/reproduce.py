@@ -13,8 +13,8 @@ from pathlib import Path
 
 import tyro
 
-from recipes.edge.distributed import mistakes_in_words
-from recipes.edge.reproduction import differences
+from recipes.edge.ranks.distributed import mistakes_in_words
+from recipes.edge.reports.reproduction import differences
 
 SHOWN = 20
 """Differences that are named at most."""

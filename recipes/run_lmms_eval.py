@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
 
 MANIFEST = ModelManifest(
     model_id="fastslow",
-    simple_class_path="recipes.edge.lmms_eval_model.FastSlow",
+    simple_class_path="recipes.edge.evaluation.lmms_eval_model.FastSlow",
 )
 """How lmms-eval finds the model."""
 

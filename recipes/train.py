@@ -20,10 +20,16 @@ from fastslow.qwen2_vl import FastSlowQwen2VL, step_cost
 from recipes.command_line import parse_command_line
 from recipes.config import SETTINGS_FILE, Config, refuse_other_settings
 from recipes.data import Data, plan_data
-from recipes.edge.checkpoint_folders import remove_leftovers
-from recipes.edge.checkpoint_saver import CheckpointSaver
-from recipes.edge.devices import find_device
-from recipes.edge.distributed import (
+from recipes.edge.checkpoints.folders import remove_leftovers
+from recipes.edge.checkpoints.saver import CheckpointSaver
+from recipes.edge.data.held_out import held_out_accuracy
+from recipes.edge.data.loader import Dealing, PackedRows, Row, stream_rows
+from recipes.edge.data.quarantine import Quarantine
+from recipes.edge.estimates.devices import find_device
+from recipes.edge.files.output_lock import only_run
+from recipes.edge.files.provenance import code_versions, record_start
+from recipes.edge.files.settings import settings_as_json, write_settings
+from recipes.edge.ranks.distributed import (
     World,
     broadcast_from_main,
     check_same_on_ranks,
@@ -33,12 +39,10 @@ from recipes.edge.distributed import (
     speaks,
     sum_over_ranks,
 )
-from recipes.edge.export import export_pretrained
-from recipes.edge.held_out import held_out_accuracy
-from recipes.edge.loader import Dealing, PackedRows, Row, stream_rows
-from recipes.edge.lora import merge_adapters, reset_adapters
-from recipes.edge.metrics import RunLog
-from recipes.edge.optimization import (
+from recipes.edge.ranks.random_states import seed_generators
+from recipes.edge.ranks.stopping import STOPPED, StopSignal
+from recipes.edge.reports.metrics import RunLog
+from recipes.edge.training.optimization import (
     SkippedSteps,
     build_optimizer,
     clip_gradients,
@@ -46,16 +50,12 @@ from recipes.edge.optimization import (
     refuse_to_skip_on,
     warmup_cosine,
 )
-from recipes.edge.output_lock import only_run
-from recipes.edge.parallel import all_reduce_once, check_copies, parallelise
-from recipes.edge.profiling import peak_memory, profiled
-from recipes.edge.provenance import code_versions, record_start
-from recipes.edge.quarantine import Quarantine
-from recipes.edge.random_states import seed_generators
-from recipes.edge.settings import settings_as_json, write_settings
-from recipes.edge.stopping import STOPPED, StopSignal
-from recipes.edge.tiny import tiny_config
-from recipes.edge.weights import build_meta_model, materialize
+from recipes.edge.training.parallel import all_reduce_once, check_copies, parallelise
+from recipes.edge.training.profiling import peak_memory, profiled
+from recipes.edge.weights.export import export_pretrained
+from recipes.edge.weights.loading import build_meta_model, materialize
+from recipes.edge.weights.lora import merge_adapters, reset_adapters
+from recipes.edge.weights.tiny import tiny_config
 from recipes.measures import (
     TERMS,
     by_rank,

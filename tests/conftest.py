@@ -176,7 +176,7 @@ def preloaded(start_preloaded: Callable[..., Preloaded]) -> Preloaded:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """This process alone, whatever started it, as a ``World`` of one rank."""
-    from recipes.edge.distributed import process_group
+    from recipes.edge.ranks.distributed import process_group
 
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)

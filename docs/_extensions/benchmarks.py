@@ -19,7 +19,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from recipes.ablation import markdown_table
-from recipes.edge.ablation_figure import draw_ablation
+from recipes.edge.reports.ablation_figure import draw_ablation
 
 DRAWN = "_drawn"
 """Where figures are written, beside the sources of the pages; git ignores it."""

@@ -15,15 +15,15 @@ from fastslow.qwen2_vl import (
     plan_row,
 )
 from recipes.data import clip_settings
-from recipes.edge.answers import find_end_tokens, find_settings
-from recipes.edge.conversations import Turn
-from recipes.edge.distributed import mistakes_in_words
-from recipes.edge.headers import Clip
-from recipes.edge.index import Sample
-from recipes.edge.media import MediaFile
-from recipes.edge.samples import plan_sample
-from recipes.edge.video import decode_frames, probe_video
-from recipes.edge.weights import find_weights
+from recipes.edge.data.conversations import Turn
+from recipes.edge.data.headers import Clip
+from recipes.edge.data.index import Sample
+from recipes.edge.data.samples import plan_sample
+from recipes.edge.evaluation.answers import find_end_tokens, find_settings
+from recipes.edge.media.media_file import MediaFile
+from recipes.edge.media.video import decode_frames, probe_video
+from recipes.edge.ranks.distributed import mistakes_in_words
+from recipes.edge.weights.loading import find_weights
 
 
 def answer(model_name: str, name: Path, question: str, settings: Path | None) -> str:

@@ -54,16 +54,16 @@ from fastslow.qwen2_vl import (
 )
 from recipes.config import Config
 from recipes.data import plan_data
-from recipes.edge.clips import make_clips
-from recipes.edge.devices import this_device
-from recipes.edge.distributed import World, process_group
-from recipes.edge.loader import count_rows
-from recipes.edge.optimization import SkippedSteps
-from recipes.edge.parallel import Parallel, parallelise
-from recipes.edge.published import model_config
-from recipes.edge.quarantine import Quarantine
-from recipes.edge.tiny import tiny_config
-from recipes.edge.weights import materialize, meta_model
+from recipes.edge.data.clips import make_clips
+from recipes.edge.data.loader import count_rows
+from recipes.edge.data.quarantine import Quarantine
+from recipes.edge.estimates.devices import this_device
+from recipes.edge.ranks.distributed import World, process_group
+from recipes.edge.training.optimization import SkippedSteps
+from recipes.edge.training.parallel import Parallel, parallelise
+from recipes.edge.weights.loading import materialize, meta_model
+from recipes.edge.weights.published import model_config
+from recipes.edge.weights.tiny import tiny_config
 from recipes.progress import Progress, Run
 from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_tiny import TINY

@@ -29,17 +29,21 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from recipes.edge.checkpoint import load_checkpoint, take_snapshot, write_snapshot
-from recipes.edge.checkpoint_folders import (
+from recipes.edge.checkpoints.checkpoint import (
+    load_checkpoint,
+    take_snapshot,
+    write_snapshot,
+)
+from recipes.edge.checkpoints.folders import (
     good_checkpoint,
     list_checkpoints,
     remove_leftovers,
     remove_old_checkpoints,
 )
-from recipes.edge.checkpoint_saver import CheckpointSaver
-from recipes.edge.distributed import MainRankError, World, process_group
-from recipes.edge.manifests import share_of
-from recipes.edge.random_states import seed_generators
+from recipes.edge.checkpoints.saver import CheckpointSaver
+from recipes.edge.files.manifests import share_of
+from recipes.edge.ranks.distributed import MainRankError, World, process_group
+from recipes.edge.ranks.random_states import seed_generators
 
 STATE = {"position": 7, "buffer": [[3, 0.1], []], "settings": {"name": "tiny"}}
 

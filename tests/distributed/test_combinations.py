@@ -24,10 +24,10 @@ import yaml
 from transformers import AutoModelForImageTextToText
 
 from fastslow.qwen2_vl import VIDEO_TOKEN
-from recipes.edge.clips import make_clips
-from recipes.edge.metrics import CLOCKED
-from recipes.edge.reproduction import differences
-from recipes.edge.tiny import tiny_config, train_tokenizer
+from recipes.edge.data.clips import make_clips
+from recipes.edge.reports.metrics import CLOCKED
+from recipes.edge.reports.reproduction import differences
+from recipes.edge.weights.tiny import tiny_config, train_tokenizer
 from tests.media import write_picture
 from tests.small_models import family_config
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from recipes.edge.distributed import (
+from recipes.edge.ranks.distributed import (
     World,
     broadcast_from_main,
     gather_from_ranks,

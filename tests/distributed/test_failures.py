@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from recipes.edge.distributed import process_group, sum_over_ranks
+from recipes.edge.ranks.distributed import process_group, sum_over_ranks
 
 SOON = 200
 """Seconds in which all cases have to end; one collective alone would wait for 1,800."""
@@ -53,7 +53,7 @@ def other_settings(rank: int) -> None:
 def other_data(rank: int) -> None:
     """Rank 1 finds other samples in its output folder than the main rank wrote."""
     from recipes.data import dataset_of, read_samples
-    from recipes.edge.archives import ArchiveStore
+    from recipes.edge.data.archives import ArchiveStore
 
     if rank == 1:
         store, file = ArchiveStore(Path("archives")), Path("other_data/train.arrow")
@@ -71,7 +71,7 @@ def no_video(rank: int) -> None:
 
 def while_loading(rank: int) -> None:
     """The second row of rank 1 cannot be read, for a reason that nobody foresaw."""
-    from recipes.edge.loader import PackedRows, Row
+    from recipes.edge.data.loader import PackedRows, Row
 
     read, rows = PackedRows.__getitem__, list[Row]()
 
@@ -88,7 +88,7 @@ def while_loading(rank: int) -> None:
 
 def a_slow_disk(rank: int) -> None:
     """Every row of rank 1 takes longer to read than a step, and more memory."""
-    from recipes.edge.loader import PackedRows, Row
+    from recipes.edge.data.loader import PackedRows, Row
 
     read = PackedRows.__getitem__
     assert len(b"1" * (rank * LARGE)) == rank * LARGE
@@ -145,7 +145,7 @@ def free_ports(count: int) -> list[int]:
 
 def make_folders(folder: Path) -> list[Path]:
     """Give each rank a working folder; only other data are the second's own."""
-    from recipes.edge.clips import make_clips
+    from recipes.edge.data.clips import make_clips
 
     first, second = folders = [folder / f"rank-{rank}" for rank in range(2)]
     for size, place in ((8, first / "clips"), (6, second / "fewer")):

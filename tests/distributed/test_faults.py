@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recipes.edge.clips import make_clips
-from recipes.edge.metrics import CLOCKED
+from recipes.edge.data.clips import make_clips
+from recipes.edge.reports.metrics import CLOCKED
 
 RECIPE = "recipes/qwen2vl_tiny.py"
 INSTANTS = int(os.environ.get("FASTSLOW_FAULTS", "3"))

@@ -18,10 +18,10 @@ from torch.nn.functional import one_hot
 
 from fastslow import TextSpan
 from fastslow.qwen2_vl import VisionGeometry, blank_clip, plan_row
-from recipes.edge.conversations import BadSample
-from recipes.edge.distributed import process_group
-from recipes.edge.held_out import held_out_accuracy
-from recipes.edge.loader import Row
+from recipes.edge.data.conversations import BadSample
+from recipes.edge.data.held_out import held_out_accuracy
+from recipes.edge.data.loader import Row
+from recipes.edge.ranks.distributed import process_group
 
 WORDS = 10
 BAD = BadSample(sample_id="2", source="rows.jsonl:3", reason="it is broken")

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import pytest
 
-from recipes.edge.clips import make_clips
+from recipes.edge.data.clips import make_clips
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 240

@@ -41,16 +41,16 @@ from fastslow.qwen2_vl import (
     place_clip,
     plan_row,
 )
-from recipes.edge.distributed import World, process_group
-from recipes.edge.memory import estimate_memory, shard_bytes
-from recipes.edge.parallel import (
+from recipes.edge.estimates.memory import estimate_memory, shard_bytes
+from recipes.edge.ranks.distributed import World, process_group
+from recipes.edge.training.parallel import (
     Parallel,
     all_reduce_once,
     choose_trained,
     parallelise,
 )
-from recipes.edge.tiny import tiny_config
-from recipes.edge.weights import materialize, meta_model
+from recipes.edge.weights.loading import materialize, meta_model
+from recipes.edge.weights.tiny import tiny_config
 
 CASES = {
     "frozen tower": Parallel(),

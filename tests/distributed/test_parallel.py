@@ -28,16 +28,19 @@ from fastslow import (
     schedule_from_strides,
 )
 from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, plan_row
-from recipes.edge.checkpoint import load_checkpoint, take_snapshot, write_snapshot
-from recipes.edge.distributed import World, gather_from_ranks, process_group
-from recipes.edge.lora import merge_adapters, reset_adapters
-from recipes.edge.optimization import (
+from recipes.edge.checkpoints.checkpoint import (
+    load_checkpoint,
+    take_snapshot,
+    write_snapshot,
+)
+from recipes.edge.ranks.distributed import World, gather_from_ranks, process_group
+from recipes.edge.training.optimization import (
     SkippedSteps,
     clip_gradients,
     count_skipped,
     refuse_to_skip_on,
 )
-from recipes.edge.parallel import (
+from recipes.edge.training.parallel import (
     Parallel,
     all_reduce_once,
     checkpoint_activations,
@@ -47,7 +50,8 @@ from recipes.edge.parallel import (
     shard,
     sharding_mesh,
 )
-from recipes.edge.shards import local_part
+from recipes.edge.weights.lora import merge_adapters, reset_adapters
+from recipes.edge.weights.shards import local_part
 from tests.small_models import small_config
 
 VIDEO_TOKEN_ID = 9
@@ -332,7 +336,7 @@ def merge(folder: Path, world: World) -> dict[str, Any]:
     with torch.no_grad():
         before = losses(model, 0)
         with pytest.MonkeyPatch.context() as patch, NothingIsSentFrom(model):
-            patch.setattr("recipes.edge.lora.on_mesh", torch.clone)
+            patch.setattr("recipes.edge.weights.lora.on_mesh", torch.clone)
             merge_adapters(model)
         after = losses(model, 0)
     return {

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from recipes.edge.clips import make_clips
-from recipes.edge.metrics import CLOCKED
+from recipes.edge.data.clips import make_clips
+from recipes.edge.reports.metrics import CLOCKED
 
 
 def train(preloaded: Any, folder: Path, data: Path, *flags: str) -> None:

@@ -18,16 +18,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastslow import StreamState
 from recipes.config import Config
 from recipes.data import plan_data
-from recipes.edge.clips import make_clips
-from recipes.edge.distributed import (
+from recipes.edge.data.clips import make_clips
+from recipes.edge.data.loader import PackedRows, count_rows
+from recipes.edge.data.quarantine import Quarantine
+from recipes.edge.ranks.distributed import (
     World,
     broadcast_from_main,
     process_group,
     sum_over_ranks,
 )
-from recipes.edge.loader import PackedRows, count_rows
-from recipes.edge.optimization import SkippedSteps
-from recipes.edge.quarantine import Quarantine
+from recipes.edge.training.optimization import SkippedSteps
 from recipes.progress import Run
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import build_model, train_step

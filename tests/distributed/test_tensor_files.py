@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from recipes.edge.distributed import World, group_of_hosts
-from recipes.edge.tensor_files import read_tensors, write_tensors
+from recipes.edge.checkpoints.tensor_files import read_tensors, write_tensors
+from recipes.edge.ranks.distributed import World, group_of_hosts
 
 
 def test_tensors_are_spoken_of_over_the_group_of_the_world(

@@ -27,9 +27,9 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from fastslow import TextSpan, VideoSpan, repeat_strides
 from fastslow.qwen2_vl import FastSlowQwen2VL, plan_row
-from recipes.edge.distributed import World, process_group
-from recipes.edge.export import HEAD_FILE, export_pretrained
-from recipes.edge.weights import build_meta_model, load_pretrained, materialize
+from recipes.edge.ranks.distributed import World, process_group
+from recipes.edge.weights.export import HEAD_FILE, export_pretrained
+from recipes.edge.weights.loading import build_meta_model, load_pretrained, materialize
 
 ROOT = Path(__file__).parents[2]
 VIDEO_TOKEN = 9

@@ -24,7 +24,7 @@ from fastslow import (
     to_device,
     visible_intervals,
 )
-from recipes.edge.parallel import EXPENSIVE
+from recipes.edge.training.parallel import EXPENSIVE
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),

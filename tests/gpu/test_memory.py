@@ -8,11 +8,11 @@ import torch
 
 from fastslow import TextSpan, VideoSpan, build_schedule, next_frame_loss, to_device
 from fastslow.qwen2_vl import plan_row
-from recipes.edge.distributed import process_group
-from recipes.edge.memory import estimate_memory
-from recipes.edge.parallel import Parallel, parallelise
-from recipes.edge.published import model_config
-from recipes.edge.weights import materialize, meta_model
+from recipes.edge.estimates.memory import estimate_memory
+from recipes.edge.ranks.distributed import process_group
+from recipes.edge.training.parallel import Parallel, parallelise
+from recipes.edge.weights.loading import materialize, meta_model
+from recipes.edge.weights.published import model_config
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),

@@ -31,11 +31,15 @@ from fastslow.qwen2_vl import (
     plan_tower,
 )
 from fastslow.qwen2_vl.tower import attend_within_frames
-from recipes.edge.checkpoint import load_checkpoint, take_snapshot, write_snapshot
-from recipes.edge.distributed import process_group
-from recipes.edge.optimization import clip_gradients
-from recipes.edge.parallel import Parallel, parallelise
-from recipes.edge.tiny import tiny_config
+from recipes.edge.checkpoints.checkpoint import (
+    load_checkpoint,
+    take_snapshot,
+    write_snapshot,
+)
+from recipes.edge.ranks.distributed import process_group
+from recipes.edge.training.optimization import clip_gradients
+from recipes.edge.training.parallel import Parallel, parallelise
+from recipes.edge.weights.tiny import tiny_config
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.edge.clips import make_clips
+from recipes.edge.data.clips import make_clips
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

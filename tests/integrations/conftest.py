@@ -10,8 +10,8 @@ import torch
 from transformers import Qwen2VLForConditionalGeneration
 
 from fastslow.qwen2_vl import VIDEO_TOKEN
-from recipes.edge.clips import make_clips
-from recipes.edge.tiny import tiny_config, train_tokenizer
+from recipes.edge.data.clips import make_clips
+from recipes.edge.weights.tiny import tiny_config, train_tokenizer
 from tests.small_models import family_config
 
 QUESTION = "Which colour is it?"

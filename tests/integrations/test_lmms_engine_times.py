@@ -26,13 +26,13 @@ with warnings.catch_warnings():
     from fastslow.integrations.lmms_engine.datasets import spread_clip
 
 from fastslow.qwen2_vl import VIDEO_TOKEN
-from recipes.edge.clips import make_clips
-from recipes.edge.conversations import Turn
-from recipes.edge.headers import Clip
-from recipes.edge.index import Sample
-from recipes.edge.media import MediaFile
-from recipes.edge.samples import ClipSettings, plan_sample
-from recipes.edge.video import probe_video, sample_frame_indices
+from recipes.edge.data.clips import make_clips
+from recipes.edge.data.conversations import Turn
+from recipes.edge.data.headers import Clip
+from recipes.edge.data.index import Sample
+from recipes.edge.data.samples import ClipSettings, plan_sample
+from recipes.edge.media.media_file import MediaFile
+from recipes.edge.media.video import probe_video, sample_frame_indices
 
 Settings = dict[str, Any]
 QUESTION, ANSWER = "Which colour is it?", "red red"

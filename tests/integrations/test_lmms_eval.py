@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastslow.qwen2_vl import Family
-from recipes.edge.clips import make_clips
+from recipes.edge.data.clips import make_clips
 from tests.recipes.broken import without_pixels
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
@@ -143,7 +143,7 @@ def show(shown: Any) -> list[Any]:
 
 @pytest.fixture
 def model(trained: Path) -> Any:
-    from recipes.edge.lmms_eval_model import FastSlow
+    from recipes.edge.evaluation.lmms_eval_model import FastSlow
 
     return FastSlow(pretrained=str(trained / "run" / "model-60"), device="cpu")
 
@@ -195,7 +195,7 @@ def test_nothing_that_can_be_asked_is_no_error(model: Any, said: list[str]) -> N
 
 
 def test_no_argument_is_ignored(trained: Path) -> None:
-    from recipes.edge.lmms_eval_model import FastSlow
+    from recipes.edge.evaluation.lmms_eval_model import FastSlow
 
     checkpoint = str(trained / "run" / "model-60")
     with pytest.raises(ValueError, match=r"^model_args has fps; it takes pretrained,"):
@@ -213,7 +213,7 @@ def test_no_argument_is_ignored(trained: Path) -> None:
     ],
 )
 def test_only_greedy_answers_are_given(settings: dict[str, Any]) -> None:
-    from recipes.edge.lmms_eval_model import _how
+    from recipes.edge.evaluation.lmms_eval_model import _how
 
     with pytest.raises(ValueError) as error:
         _how(settings)
@@ -238,7 +238,7 @@ def test_only_greedy_answers_are_given(settings: dict[str, Any]) -> None:
 def test_how_a_task_wants_its_answers(
     settings: dict[str, Any], how: tuple[int, tuple[str, ...]]
 ) -> None:
-    from recipes.edge.lmms_eval_model import _how
+    from recipes.edge.evaluation.lmms_eval_model import _how
 
     assert _how(settings) == how
 
@@ -271,7 +271,7 @@ def test_what_is_not_obeyed_and_what_is_broken_is_logged(
 def test_every_process_takes_a_gpu_of_its_own(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from recipes.edge import lmms_eval_model
+    from recipes.edge.evaluation import lmms_eval_model
 
     taken = list[torch.device]()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -1,4 +1,4 @@
-"""What each room of the library may import, and what importing it brings along."""
+"""What each room may import, and what importing the library brings along."""
 
 import ast
 import subprocess
@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from recipes import edge
+
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "fastslow").rglob("*.py"))
+EDGE_FILES = sorted((ROOT / "recipes" / "edge").glob("*/*.py"))
 
 LIBRARIES = {"einops", "jaxtyping", "torch"}
 EFFECTS = {
@@ -134,6 +137,28 @@ BESIDES = {
 """What a room may import beside rooms, LIBRARIES and the standard library."""
 
 
+EDGE = {
+    "ranks": set(),
+    "media": set(),
+    "files": {"ranks"},
+    "data": {"files", "media", "ranks"},
+    "weights": {"files", "ranks"},
+    "training": {"files", "ranks", "weights"},
+    "checkpoints": {"files", "ranks"},
+    "estimates": {"data", "files", "training", "weights"},
+    "reports": {"checkpoints", "files", "ranks"},
+    "evaluation": {"data", "files", "media", "ranks", "weights"},
+}
+"""Every room of ``recipes.edge``, and the rooms beside itself that it may import."""
+
+ABOVE_EDGE = {
+    "estimates": {"recipes.config"},
+    "reports": {"recipes.config", "recipes.health"},
+    "evaluation": {"recipes.config", "recipes.data"},
+}
+"""What a room of ``recipes.edge`` may import of the recipes themselves."""
+
+
 def forbidden_imports(module: str, source: str) -> list[str]:
     """Name the imports of a module that its room does not allow.
 
@@ -179,6 +204,15 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{parent}.{alias.name}" for alias in node.names)
 
 
+def forbidden_at_the_edge(module: str, source: str) -> list[str]:
+    """Name the imports of a module of ``recipes.edge`` that its room does not allow."""
+    room = module.split(".")[2]
+    rooms = {f"recipes.edge.{name}" for name in EDGE[room] | {room}}
+    allowed = rooms | ABOVE_EDGE.get(room, set())
+    names = _imports(ast.parse(source))
+    return [n for n in names if _is_in(n, {"recipes"}) and not _is_in(n, allowed)]
+
+
 def _module_of(file: Path) -> str:
     parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
@@ -201,7 +235,11 @@ def test_every_module_keeps_to_its_room(file: Path) -> None:
         ("fastslow.losses", "import os.path", "os.path"),
         ("fastslow.losses", "if True:\n    from time import time", "time.time"),
         ("fastslow.losses", "from torch import distributed", "torch.distributed"),
-        ("fastslow.losses", "from recipes.edge import video", "recipes.edge.video"),
+        (
+            "fastslow.losses",
+            "from recipes.edge.media import video",
+            "recipes.edge.media.video",
+        ),
         ("fastslow.losses", "import importlib.metadata", "importlib.metadata"),
         ("fastslow.plotting", "import matplotlib.pyplot", "matplotlib.pyplot"),
         ("fastslow.testing.reference", "import hypothesis", "hypothesis"),
@@ -242,6 +280,35 @@ def test_a_good_import_passes(module: str, source: str) -> None:
 
 def test_every_room_is_there() -> None:
     assert {_room_of(_module_of(file)) for file in FILES} == ROOMS.keys()
+
+
+@pytest.mark.parametrize("file", EDGE_FILES, ids=_module_of)
+def test_every_module_at_the_edge_keeps_to_its_room(file: Path) -> None:
+    assert forbidden_at_the_edge(_module_of(file), file.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "forbidden"),
+    [
+        ("from recipes.edge.files.values import f", []),
+        ("from recipes.edge.data.loader import f", ["recipes.edge.data.loader.f"]),
+        ("def f():\n    import recipes.edge.data", ["recipes.edge.data"]),
+        ("from recipes.config import Config", ["recipes.config.Config"]),
+        ("from recipes import train", ["recipes.train"]),
+        ("import os, transformers", []),
+    ],
+)
+def test_a_bad_import_at_the_edge_is_found(source: str, forbidden: list[str]) -> None:
+    assert forbidden_at_the_edge("recipes.edge.weights.names", source) == forbidden
+
+
+def test_every_room_at_the_edge_is_there() -> None:
+    assert {file.parent.name for file in EDGE_FILES} == EDGE.keys()
+    told = [line.split()[0] for line in (edge.__doc__ or "").splitlines()[4:] if line]
+    assert told == list(EDGE)
+    for room, allowed in EDGE.items():  # each stands below those that it imports
+        order = list(EDGE)
+        assert all(order.index(other) < order.index(room) for other in allowed)
 
 
 OPTIONAL = {

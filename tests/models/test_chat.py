@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fastslow import Span, TextSpan, VideoSpan, schedule_from_strides
 from fastslow.qwen2_vl import VIDEO_TOKEN, PlacedClip, encode_conversation
-from recipes.edge.tiny import train_tokenizer
+from recipes.edge.weights.tiny import train_tokenizer
 
 CLIP = VideoSpan(grid=(2, 3), schedule=schedule_from_strides((1, 2)))
 PLACED = PlacedClip(span=CLIP, opening="<|vision_start|>")

@@ -8,19 +8,19 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from recipes.edge.distributed import process_group
-from recipes.edge.export import export_pretrained
-from recipes.edge.weight_names import (
-    HEAD_PREFIX,
-    named_weights,
-    names_in_files,
-    names_in_model,
-)
-from recipes.edge.weights import (
+from recipes.edge.ranks.distributed import process_group
+from recipes.edge.weights.export import export_pretrained
+from recipes.edge.weights.loading import (
     build_meta_model,
     load_pretrained,
     materialize,
     meta_model,
+)
+from recipes.edge.weights.names import (
+    HEAD_PREFIX,
+    named_weights,
+    names_in_files,
+    names_in_model,
 )
 
 

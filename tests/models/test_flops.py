@@ -21,8 +21,8 @@ from fastslow import (
 )
 from fastslow.accounting import attention_flops
 from fastslow.qwen2_vl import FastSlowQwen2VL, RowPlan, step_cost, step_flops
-from recipes.edge.distributed import process_group
-from recipes.edge.lora import add_adapters
+from recipes.edge.ranks.distributed import process_group
+from recipes.edge.weights.lora import add_adapters
 
 SAMPLE = (
     TextSpan(token_ids=(1, 2), trained=False),

@@ -42,8 +42,8 @@ from fastslow.qwen2_vl import (
 )
 from fastslow.qwen2_vl.model import Backbone
 from fastslow.testing import strategies as fst
-from recipes.edge.tiny import train_tokenizer
-from recipes.edge.video import sample_frame_indices
+from recipes.edge.media.video import sample_frame_indices
+from recipes.edge.weights.tiny import train_tokenizer
 from tests.models.samples import assert_near
 
 VIDEO_TOKEN_ID = 9

@@ -541,7 +541,7 @@ def test_what_a_model_cannot_take_is_refused() -> None:
 
         from peft import LoraConfig, LoraModel
         from fastslow.qwen2_vl import *
-        from recipes.edge.tiny import tiny_config
+        from recipes.edge.weights.tiny import tiny_config
         from transformers import Qwen2VLForConditionalGeneration
 
         def refused(call, *given):

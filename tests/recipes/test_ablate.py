@@ -34,9 +34,9 @@ from recipes.ablation import (
     summarise,
 )
 from recipes.config import Config, load_config
-from recipes.edge.ablation_figure import draw_ablation
-from recipes.edge.clips import make_clips
-from recipes.edge.settings import read_settings
+from recipes.edge.data.clips import make_clips
+from recipes.edge.files.settings import read_settings
+from recipes.edge.reports.ablation_figure import draw_ablation
 from recipes.qwen2vl_tiny import TINY
 
 ROOT = Path(__file__).parents[2]

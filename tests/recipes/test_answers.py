@@ -19,20 +19,20 @@ from fastslow import TextSpan
 from fastslow.qwen2_vl import FastSlowQwen2VL, generate_answers
 from fastslow.testing import strategies as fst
 from recipes.config import Config
-from recipes.edge import answers
-from recipes.edge.answers import (
+from recipes.edge.data.archives import ArchiveStore
+from recipes.edge.data.conversations import Turn
+from recipes.edge.data.index import Sample, write_index
+from recipes.edge.data.sample_set import PlannedSamples, plan_samples
+from recipes.edge.evaluation import answers
+from recipes.edge.evaluation.answers import (
     answer_prompts,
     find_end_tokens,
     find_settings,
     load_model,
     pack_prompts,
 )
-from recipes.edge.archives import ArchiveStore
-from recipes.edge.conversations import Turn
-from recipes.edge.index import Sample, write_index
-from recipes.edge.pretrained import read_tokenizer
-from recipes.edge.sample_set import PlannedSamples, plan_samples
-from recipes.edge.tiny import (
+from recipes.edge.weights.pretrained import read_tokenizer
+from recipes.edge.weights.tiny import (
     SPECIAL_TOKENS,
     tiny_config,
     train_tokenizer,

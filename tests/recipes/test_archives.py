@@ -17,15 +17,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.edge.archives import (
+from recipes.edge.data.archives import (
     ArchiveError,
     ArchiveStore,
     list_members,
     match_members,
 )
-from recipes.edge.clips import write_clip
-from recipes.edge.media import MediaFile
-from recipes.edge.video import decode_frames, probe_video
+from recipes.edge.data.clips import write_clip
+from recipes.edge.media.media_file import MediaFile
+from recipes.edge.media.video import decode_frames, probe_video
 
 MODES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz"}
 
@@ -130,7 +130,7 @@ def test_processes_share_a_cache(tmp_path: Path) -> None:
     archive = pack(tmp_path / "clips.tar.gz", {"a": bytes(10_000_000)})
     code = (
         "import sys; from pathlib import Path; "
-        "from recipes.edge.archives import ArchiveStore; "
+        "from recipes.edge.data.archives import ArchiveStore; "
         "print(ArchiveStore(Path(sys.argv[1])).open(sys.argv[2]).stat().st_ino)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "cache"), str(archive)]
@@ -313,7 +313,7 @@ def test_a_header_that_lies_ends_the_archive(tmp_path: Path, name: str) -> None:
 def test_a_bomb_is_not_unzipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recipes.edge.archives.UNZIPPED_BYTES", 2**20)
+    monkeypatch.setattr("recipes.edge.data.archives.UNZIPPED_BYTES", 2**20)
     store = ArchiveStore(tmp_path / "cache")
     archive = pack(tmp_path / "clips.tar.gz", {"a": bytes(10_000_000)})
     with pytest.raises(ArchiveError, match=r"it would have more than 1,048,576 bytes"):

@@ -10,14 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from recipes.edge import clips
-from recipes.edge.archives import ArchiveStore
-from recipes.edge.clips import COLOURS, DIRECTIONS, make_clips, render_clip, write_clip
-from recipes.edge.conversations import BadSample
-from recipes.edge.data_files import list_subsets
-from recipes.edge.index import join_samples
-from recipes.edge.media import MediaFile
-from recipes.edge.video import VideoInfo, decode_frames, probe_video
+from recipes.edge.data import clips
+from recipes.edge.data.archives import ArchiveStore
+from recipes.edge.data.clips import (
+    COLOURS,
+    DIRECTIONS,
+    make_clips,
+    render_clip,
+    write_clip,
+)
+from recipes.edge.data.conversations import BadSample
+from recipes.edge.data.data_files import list_subsets
+from recipes.edge.data.index import join_samples
+from recipes.edge.media.media_file import MediaFile
+from recipes.edge.media.video import VideoInfo, decode_frames, probe_video
 
 BACKGROUND = torch.tensor([16, 16, 20])
 

@@ -17,9 +17,11 @@ import torch
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from recipes.edge.archives import ArchiveStore, list_members
-from recipes.edge.clips import write_clip
-from recipes.edge.containers import (
+from recipes.edge.data.archives import ArchiveStore, list_members
+from recipes.edge.data.clips import write_clip
+from recipes.edge.data.conversations import BadSample
+from recipes.edge.data.headers import Clip, index_archive
+from recipes.edge.media.containers import (
     FAILING,
     DoubtfulError,
     VideoError,
@@ -27,13 +29,11 @@ from recipes.edge.containers import (
     open_video,
     read_packets,
 )
-from recipes.edge.conversations import BadSample
-from recipes.edge.headers import Clip, index_archive
-from recipes.edge.media import MediaFile
-from recipes.edge.video import decode_frames, probe_video
+from recipes.edge.media.media_file import MediaFile
+from recipes.edge.media.video import decode_frames, probe_video
 from tests.recipes.test_archives import pack
 
-OPEN = "recipes.edge.containers.av.open"
+OPEN = "recipes.edge.media.containers.av.open"
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_a_machine_that_fails_while_a_clip_is_decoded(
 ) -> None:
     packets = [BrokenPacket(number), BrokenPacket(number)]
     monkeypatch.setattr(
-        f"recipes.edge.{module}.read_packets", lambda *_, **__: iter(packets)
+        f"recipes.edge.media.{module}.read_packets", lambda *_, **__: iter(packets)
     )
     kind = OSError if number == errno.EMFILE else DoubtfulError
     with pytest.raises(kind, match=os.strerror(number)) as found:
@@ -168,7 +168,7 @@ def test_a_machine_that_fails_while_a_clip_is_wound_back(
             broken.format, broken.seek.side_effect = container.format, fail_with(number)
             yield broken, stream
 
-    monkeypatch.setattr("recipes.edge.video.open_video", open_broken)
+    monkeypatch.setattr("recipes.edge.media.video.open_video", open_broken)
     with pytest.raises(DoubtfulError, match=rf"clip\.mp4 {said}$"):
         probe_video(MediaFile(path=clip))
 
@@ -280,8 +280,8 @@ def test_an_archive_on_a_failing_machine_is_not_a_broken_one(
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    monkeypatch.setattr("recipes.edge.archives.tarfile.open", fail)
-    monkeypatch.setattr("recipes.edge.archives.gzip.open", fail)
+    monkeypatch.setattr("recipes.edge.data.archives.tarfile.open", fail)
+    monkeypatch.setattr("recipes.edge.data.archives.gzip.open", fail)
     with pytest.raises(OSError, match="Stale file handle"):
         list(list_members(archive, plain))
     plain.unlink()

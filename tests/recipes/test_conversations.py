@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.edge.conversations import (
+from recipes.edge.data.conversations import (
     BadSample,
     Conversation,
     Media,
@@ -18,7 +18,7 @@ from recipes.edge.conversations import (
     parse_row,
     row_id,
 )
-from recipes.edge.data_files import list_subsets, read_rows
+from recipes.edge.data.data_files import list_subsets, read_rows
 
 VIDEO = Media(kind="video", name="v/a.mp4")
 HUMAN = {"from": "human", "value": "What is it?"}

@@ -21,14 +21,14 @@ import fastslow
 import recipes.data
 from recipes.config import Config
 from recipes.data import most_common_share, plan_data
-from recipes.edge.conversations import Turn
-from recipes.edge.data_files import list_subsets, state_of
-from recipes.edge.distributed import process_group
-from recipes.edge.index import Sample
-from recipes.edge.meanwhile import say_how_many
-from recipes.edge.memos import Memo
-from recipes.edge.provenance import code_digest
-from recipes.edge.sample_set import found_out
+from recipes.edge.data.conversations import Turn
+from recipes.edge.data.data_files import list_subsets, state_of
+from recipes.edge.data.index import Sample
+from recipes.edge.data.meanwhile import say_how_many
+from recipes.edge.data.sample_set import found_out
+from recipes.edge.files.memos import Memo
+from recipes.edge.files.provenance import code_digest
+from recipes.edge.ranks.distributed import process_group
 from recipes.qwen2vl_tiny import TINY
 
 ROW = {
@@ -89,7 +89,7 @@ def test_what_takes_minutes_is_told(
 ) -> None:
     seconds = count(step=0.125)  # an item takes that long
     clock = SimpleNamespace(monotonic=lambda: next(seconds))
-    monkeypatch.setattr("recipes.edge.meanwhile.time", clock)
+    monkeypatch.setattr("recipes.edge.data.meanwhile.time", clock)
     assert list(say_how_many(range(900), "are read")) == list(range(900))
     assert capsys.readouterr() == ("", "480 are read\n")
     data = write_rows(tmp_path / "train.json", [ROW] * 2)
@@ -115,8 +115,8 @@ def test_the_processes_of_all_ranks_of_a_machine_plan(
         started.append(num_workers)
         return DataLoader(*args, num_workers=0, **settings)
 
-    monkeypatch.setattr("recipes.edge.sample_set.DataLoader", load)
-    monkeypatch.setattr("recipes.edge.sample_set.FEW", 4)
+    monkeypatch.setattr("recipes.edge.data.sample_set.DataLoader", load)
+    monkeypatch.setattr("recipes.edge.data.sample_set.FEW", 4)
     config = replace(
         TINY, data_path=rows, output_dir=tmp_path / "run", dataloader_num_workers=3
     )
@@ -319,7 +319,7 @@ def test_other_rows_settings_and_code_are_found_out_anew(
     begun.plan(tokens_per_row=4_000, archives_on_disk=3)
     assert begun.worked() == (0, 2)
     for name in ("code_digest", "code_versions"):
-        monkeypatch.setattr(f"recipes.edge.memos.{name}", lambda: "another")
+        monkeypatch.setattr(f"recipes.edge.files.memos.{name}", lambda: "another")
         begun.plan()
         assert begun.worked() == (2, 2)
     monkeypatch.setattr("recipes.data.digest_model", lambda _: "another")
@@ -353,7 +353,9 @@ def test_what_is_found_out_is_of_the_code_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memo = Memo(tmp_path / "memo.json", "a")
-    monkeypatch.setattr("recipes.edge.memos.code_digest", lambda: "edited meanwhile")
+    monkeypatch.setattr(
+        "recipes.edge.files.memos.code_digest", lambda: "edited meanwhile"
+    )
     memo.keep([1])
     assert memo.recall() == [1]
     assert Memo(tmp_path / "memo.json", "a").recall() is None

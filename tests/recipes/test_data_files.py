@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants
 
-from recipes.edge.conversations import RowError
-from recipes.edge.data_files import fetch, find_beside, list_subsets, read_rows
+from recipes.edge.data.conversations import RowError
+from recipes.edge.data.data_files import fetch, find_beside, list_subsets, read_rows
 
 PUBLISHED = (
     ".gitattributes",
@@ -138,7 +138,7 @@ def test_a_file_on_the_hub_comes_into_the_folder_that_is_asked_for(
         assert (repository, repo_type) == ("a/b", "dataset")
         return str((local_dir or Path("cache")) / path)
 
-    monkeypatch.setattr("recipes.edge.data_files.hf_hub_download", download)
+    monkeypatch.setattr("recipes.edge.data.data_files.hf_hub_download", download)
     file = "hf://datasets/a/b/c/rows.json"
     assert fetch(file) == Path("cache/c/rows.json")
     assert fetch(file, tmp_path) == tmp_path / "c" / "rows.json"
@@ -157,7 +157,7 @@ def test_a_file_that_is_missing_is_not_asked_for_on_the_hub(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("recipes.edge.data_files._on_hub", None)
+    monkeypatch.setattr("recipes.edge.data.data_files._on_hub", None)
     with pytest.raises(FileNotFoundError, match=f"^{name} does not exist; data are"):
         list_subsets(name)
 

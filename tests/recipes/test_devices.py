@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recipes.edge.devices import DEVICES, Device, find_device, this_device
+from recipes.edge.estimates.devices import DEVICES, Device, find_device, this_device
 
 
 def test_every_device_is_found_by_its_name() -> None:

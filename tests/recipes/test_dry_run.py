@@ -29,9 +29,9 @@ from fastslow import (
 from fastslow.qwen2_vl import Family, plan_row, step_flops
 from recipes.command_line import parse_command_line
 from recipes.config import Config
-from recipes.edge.clips import make_clips
-from recipes.edge.devices import find_device
-from recipes.edge.dry_run import (
+from recipes.edge.data.clips import make_clips
+from recipes.edge.estimates.devices import find_device
+from recipes.edge.estimates.dry_run import (
     Plan,
     Samples,
     at_hand,
@@ -41,11 +41,11 @@ from recipes.edge.dry_run import (
     most_changes,
     report,
 )
-from recipes.edge.memory import estimate_memory
-from recipes.edge.parallel import Parallel, choose_trained
-from recipes.edge.published import model_config
-from recipes.edge.tiny import train_tokenizer
-from recipes.edge.weights import meta_model
+from recipes.edge.estimates.memory import estimate_memory
+from recipes.edge.training.parallel import Parallel, choose_trained
+from recipes.edge.weights.loading import meta_model
+from recipes.edge.weights.published import model_config
+from recipes.edge.weights.tiny import train_tokenizer
 from recipes.preview import preview
 from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_7b import QWEN2VL_7B
@@ -519,7 +519,7 @@ def test_a_dry_run_names_a_broken_archive(
 def test_a_dry_run_lays_out_the_samples_that_it_looks_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("recipes.edge.dry_run.MOST_ROWS", 5)
+    monkeypatch.setattr("recipes.edge.estimates.dry_run.MOST_ROWS", 5)
     asked, whole = list[int](), given([SAMPLE] * 1000)
 
     def lay_out(number: int) -> Sequence[Span]:

@@ -14,9 +14,13 @@ import pytest
 
 from fastslow.qwen2_vl.chat import PLACEHOLDER
 from recipes import evaluate as recipe
-from recipes.edge.clips import make_clips
-from recipes.edge.provenance import code_versions
-from recipes.edge.scoring import chosen_letter, score_answer, summarise_scores
+from recipes.edge.data.clips import make_clips
+from recipes.edge.evaluation.scoring import (
+    chosen_letter,
+    score_answer,
+    summarise_scores,
+)
+from recipes.edge.files.provenance import code_versions
 from tests.recipes.broken import without_pixels
 
 Evaluate = Callable[[Path, int], tuple[dict[str, Any], str]]

@@ -10,11 +10,11 @@ import av
 import numpy as np
 import pytest
 
-from recipes.edge.containers import VideoError
-from recipes.edge.headers import Clip
-from recipes.edge.media import MediaFile
-from recipes.edge.samples import choose_frames
-from recipes.edge.video import decode_frames, probe_video
+from recipes.edge.data.headers import Clip
+from recipes.edge.data.samples import choose_frames
+from recipes.edge.media.containers import VideoError
+from recipes.edge.media.media_file import MediaFile
+from recipes.edge.media.video import decode_frames, probe_video
 from tests.recipes.test_loader import SETTINGS
 from tests.recipes.test_video import cut_by_edit_list
 

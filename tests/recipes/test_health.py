@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.config import FREE_TO_CHANGE, Config
-from recipes.edge.clips import make_clips
-from recipes.edge.distributed import process_group
-from recipes.edge.metrics import RunLog
-from recipes.edge.settings import setting_names
+from recipes.edge.data.clips import make_clips
+from recipes.edge.files.settings import setting_names
+from recipes.edge.ranks.distributed import process_group
+from recipes.edge.reports.metrics import RunLog
 from recipes.health import (
     RAMP_STEPS,
     REPEAT,

@@ -14,21 +14,21 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.edge.archives import ArchiveStore
-from recipes.edge.clips import write_clip
-from recipes.edge.containers import (
+from recipes.edge.data.archives import ArchiveStore
+from recipes.edge.data.clips import write_clip
+from recipes.edge.data.conversations import BadSample, Turn
+from recipes.edge.data.data_files import find_beside, list_subsets
+from recipes.edge.data.headers import Clip, ask_once, index_archive, map_in_threads
+from recipes.edge.data.index import Sample, _probe, join_samples, write_index
+from recipes.edge.data.quarantine import as_lines
+from recipes.edge.media.containers import (
     DoubtfulError,
     VideoError,
     open_video,
     read_packets,
 )
-from recipes.edge.conversations import BadSample, Turn
-from recipes.edge.data_files import find_beside, list_subsets
-from recipes.edge.headers import Clip, ask_once, index_archive, map_in_threads
-from recipes.edge.index import Sample, _probe, join_samples, write_index
-from recipes.edge.media import MediaFile
-from recipes.edge.quarantine import as_lines
-from recipes.edge.video import VideoInfo, probe_video
+from recipes.edge.media.media_file import MediaFile
+from recipes.edge.media.video import VideoInfo, probe_video
 from tests.recipes.test_archives import pack
 
 ASKED = {"from": "human", "value": "<image>\nWhat?"}
@@ -174,8 +174,8 @@ def test_an_archive_that_is_let_go_is_listed_again(
             raise VideoError(f"{file} cannot be opened: No such file or directory")
         return probe_video(file)
 
-    monkeypatch.setattr("recipes.edge.headers.probe_video", probe)
-    monkeypatch.setattr("recipes.edge.headers.THREADS", 1)
+    monkeypatch.setattr("recipes.edge.data.headers.probe_video", probe)
+    monkeypatch.setattr("recipes.edge.data.headers.THREADS", 1)
     assert list(index_archive(archive, store)) == expected
     assert len(probed) > 2
 
@@ -186,8 +186,8 @@ def test_a_clip_that_took_too_long_is_tried_again(
     archive = str(dataset / "1_2_m_youtube" / "videos.tar")
     store = ArchiveStore(tmp_path / "cache")
     with monkeypatch.context() as slow:
-        slow.setattr("recipes.edge.containers.CLIP_SECONDS", 0.0)
-        slow.setattr("recipes.edge.headers.probe_video", read_packets_of)
+        slow.setattr("recipes.edge.media.containers.CLIP_SECONDS", 0.0)
+        slow.setattr("recipes.edge.data.headers.probe_video", read_packets_of)
         late, _ = index_archive(archive, store)
     assert isinstance(late, BadSample)
     assert late.reason == f"{archive}:y/1.mp4 takes longer than 0 s to read"
@@ -220,9 +220,9 @@ def test_an_archive_that_is_let_go_while_a_doubtful_clip_is_tried_again(
                 store.open(archive)
 
     with monkeypatch.context() as slow:
-        slow.setattr("recipes.edge.headers.probe_video", doubt)
+        slow.setattr("recipes.edge.data.headers.probe_video", doubt)
         assert {type(each) for each in index_archive(archive, store)} == {BadSample}
-    monkeypatch.setattr("recipes.edge.headers.probe_video", probe)
+    monkeypatch.setattr("recipes.edge.data.headers.probe_video", probe)
     assert list(index_archive(archive, store)) == expected
     assert len(probed) == len(expected) + 1
 
@@ -238,14 +238,14 @@ def test_other_decoders_read_headers_anew(
     def decode(_: MediaFile) -> VideoInfo:
         return VideoInfo(num_frames=2, fps=1.0, height=3, width=4)
 
-    monkeypatch.setattr("recipes.edge.headers.probe_video", decode)
+    monkeypatch.setattr("recipes.edge.data.headers.probe_video", decode)
     assert list(index_archive(archive, store))[1] == refused
     newer = {"libavcodec": (99, 0, 0)}
     with monkeypatch.context() as installed:
-        installed.setattr("recipes.edge.headers.av.library_versions", newer)
+        installed.setattr("recipes.edge.data.headers.av.library_versions", newer)
         assert isinstance(list(index_archive(archive, store))[1], Clip)
     with monkeypatch.context() as changed:
-        changed.setattr("recipes.edge.headers.FORMAT", 0)
+        changed.setattr("recipes.edge.data.headers.FORMAT", 0)
         assert isinstance(list(index_archive(archive, store))[1], Clip)
     assert list(index_archive(archive, store))[1] == refused
 
@@ -263,8 +263,8 @@ def test_processes_index_an_archive_together(tmp_path: Path) -> None:
     archive = pack(tmp_path / "clips.tar", dict.fromkeys(names, b"no video"))
     code = (
         "import sys; from pathlib import Path; "
-        "from recipes.edge.archives import ArchiveStore; "
-        "from recipes.edge.headers import index_archive; "
+        "from recipes.edge.data.archives import ArchiveStore; "
+        "from recipes.edge.data.headers import index_archive; "
         "store = ArchiveStore(Path(sys.argv[1])); "
         "print('ready', flush=True); input(); "
         "print(*(each.sample_id for each in index_archive(sys.argv[2], store)))"
@@ -357,7 +357,7 @@ def test_rows_about_one_file_share_its_header(
         probed.append(file.path.name)
         return probe_video(file)
 
-    monkeypatch.setattr("recipes.edge.index.probe_video", probe)
+    monkeypatch.setattr("recipes.edge.data.index.probe_video", probe)
     samples, bad = joined(tmp_path / "rows.json", tmp_path / "cache")
     assert (len(samples), len(bad)) == (100, 100)
     assert {each.clips[0].info.num_frames for each in samples} == {3}
@@ -380,7 +380,7 @@ def test_rows_about_one_file_share_where_it_lies(
         looked.append(name)
         return find_beside(folder, name)
 
-    monkeypatch.setattr("recipes.edge.index.find_beside", look)
+    monkeypatch.setattr("recipes.edge.data.index.find_beside", look)
     samples, bad = joined(folder / "rows.json", tmp_path / "cache")
     assert {each.clips[0].source for each in samples} == {str(folder / "4.mp4")}
     assert (len(samples), len(bad)) == (100, 100)
@@ -398,7 +398,7 @@ def test_a_machine_that_fails_is_no_fault_of_a_row(
     def fail(_: MediaFile) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr("recipes.edge.index.probe_video", fail)
+    monkeypatch.setattr("recipes.edge.data.index.probe_video", fail)
     with pytest.raises(OSError, match="Too many open files"):
         joined(tmp_path / "rows.json", tmp_path / "cache")
 
@@ -460,11 +460,11 @@ def test_a_file_is_read_once_though_its_rows_lie_in_several(
         probed.append(file.path.name)
         return dataclasses.replace(probe_video(file), seconds=(0.0,) * 32)
 
-    monkeypatch.setattr("recipes.edge.index.probe_video", probe)
-    monkeypatch.setattr("recipes.edge.headers.AT_ONCE", 8)
+    monkeypatch.setattr("recipes.edge.data.index.probe_video", probe)
+    monkeypatch.setattr("recipes.edge.data.headers.AT_ONCE", 8)
     samples, _ = joined(tmp_path, tmp_path / "cache")
     assert (len(samples), len(probed)) == (120, 40)
-    monkeypatch.setattr("recipes.edge.index.REMEMBERED", 60)  # of 3 for each
+    monkeypatch.setattr("recipes.edge.data.index.REMEMBERED", 60)  # of 3 for each
     again, _ = joined(tmp_path, tmp_path / "cache")
     assert again == samples
     assert len(probed) == 40 + 120

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.edge.clips import make_clips
+from recipes.edge.data.clips import make_clips
 from recipes.inspect_data import MOST_LINES, main
 from tests.recipes.broken import without_pixels
 

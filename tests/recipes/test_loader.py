@@ -20,13 +20,13 @@ from fastslow import CostModel, StreamState, TextSpan, visible_pairs
 from fastslow.layouts import Attention
 from fastslow.qwen2_vl import VIDEO_TOKEN, Family, VisionGeometry
 from fastslow.testing import reference
-from recipes.edge.archives import ArchiveStore
-from recipes.edge.clips import write_clip
-from recipes.edge.conversations import Turn
-from recipes.edge.headers import Clip
-from recipes.edge.held_out import pack_questions
-from recipes.edge.index import Sample, write_index
-from recipes.edge.loader import (
+from recipes.edge.data.archives import ArchiveStore
+from recipes.edge.data.clips import write_clip
+from recipes.edge.data.conversations import Turn
+from recipes.edge.data.headers import Clip
+from recipes.edge.data.held_out import pack_questions
+from recipes.edge.data.index import Sample, write_index
+from recipes.edge.data.loader import (
     Dealing,
     PackedRows,
     Row,
@@ -34,16 +34,16 @@ from recipes.edge.loader import (
     read_rows,
     stream_rows,
 )
-from recipes.edge.media import MediaFile
-from recipes.edge.sample_set import PlannedSamples, plan_samples
-from recipes.edge.samples import (
+from recipes.edge.data.sample_set import PlannedSamples, plan_samples
+from recipes.edge.data.samples import (
     ClipSettings,
     choose_frames,
     plan_sample,
     time_instruction,
 )
-from recipes.edge.tiny import SPECIAL_TOKENS, train_tokenizer
-from recipes.edge.video import VideoInfo, probe_video, sample_frame_indices
+from recipes.edge.media.media_file import MediaFile
+from recipes.edge.media.video import VideoInfo, probe_video, sample_frame_indices
+from recipes.edge.weights.tiny import SPECIAL_TOKENS, train_tokenizer
 from tests.media import write_picture
 from tests.plan_tensors import assert_equal, tensors
 from tests.recipes.broken import without_pixels
@@ -163,8 +163,8 @@ def test_planning_reads_no_pixel(planned: PlannedSamples) -> None:
 def test_processes_plan_the_same(
     planned: PlannedSamples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recipes.edge.sample_set.FEW", 0)
-    monkeypatch.setattr("recipes.edge.sample_set.AT_ONCE", 2)
+    monkeypatch.setattr("recipes.edge.data.sample_set.FEW", 0)
+    monkeypatch.setattr("recipes.edge.data.sample_set.AT_ONCE", 2)
     settings = replace(SETTINGS, capacity=min(planned.lengths[1:]))
     alone, bad = plan_samples(planned.index, settings, TOKENIZER, STORE)
     assert 0 < len(alone) < len(planned)
@@ -662,7 +662,7 @@ def test_options_reach_torch(
         asked.append(pin_memory)
         return []
 
-    monkeypatch.setattr("recipes.edge.loader.DataLoader", load)
+    monkeypatch.setattr("recipes.edge.data.loader.DataLoader", load)
     rows = rows_of(planned)
     stream = stream_rows(
         rows, StreamState(), dealing(), num_workers=0, pin_memory=pinned

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from recipes.edge.devices import find_device
-from recipes.edge.distributed import process_group
+from recipes.edge.estimates.devices import find_device
+from recipes.edge.ranks.distributed import process_group
 from recipes.measures import by_rank, of_all_ranks, throughput
 
 

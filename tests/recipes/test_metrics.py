@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recipes.edge.distributed import World
-from recipes.edge.metrics import RunLog
+from recipes.edge.ranks.distributed import World
+from recipes.edge.reports.metrics import RunLog
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d ")
 

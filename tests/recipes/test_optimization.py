@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from recipes.edge.distributed import World, process_group
-from recipes.edge.optimization import (
+from recipes.edge.ranks.distributed import World, process_group
+from recipes.edge.training.optimization import (
     SkippedSteps,
     build_optimizer,
     clip_gradients,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.edge import output_lock
-from recipes.edge.distributed import World
-from recipes.edge.output_lock import LOCK, only_run
+from recipes.edge.files import output_lock
+from recipes.edge.files.output_lock import LOCK, only_run
+from recipes.edge.ranks.distributed import World
 
 HOLD = """
 import fcntl, sys, time

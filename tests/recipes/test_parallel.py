@@ -40,10 +40,13 @@ from fastslow.qwen2_vl import (
     plan_row,
     plan_tower,
 )
-from recipes.edge.checkpoint import load_checkpoint, take_snapshot, write_snapshot
-from recipes.edge.distributed import World
-from recipes.edge.lora import checkpoint_name, merge_adapters, reset_adapters
-from recipes.edge.parallel import (
+from recipes.edge.checkpoints.checkpoint import (
+    load_checkpoint,
+    take_snapshot,
+    write_snapshot,
+)
+from recipes.edge.ranks.distributed import World
+from recipes.edge.training.parallel import (
     Parallel,
     checkpoint_activations,
     choose_trained,
@@ -52,6 +55,7 @@ from recipes.edge.parallel import (
     shard,
     sharding_mesh,
 )
+from recipes.edge.weights.lora import checkpoint_name, merge_adapters, reset_adapters
 from tests.small_models import small_config
 
 VIDEO_TOKEN_ID = 9

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoTokenizer
 
 from recipes.config import Config
-from recipes.edge.answers import load_model
-from recipes.edge.pretrained import read_config, read_tokenizer
-from recipes.edge.weights import build_meta_model
+from recipes.edge.evaluation.answers import load_model
+from recipes.edge.weights.loading import build_meta_model
+from recipes.edge.weights.pretrained import read_config, read_tokenizer
 from tests.recipes.fuzz.models import seed
 
 CPU = torch.device("cpu")

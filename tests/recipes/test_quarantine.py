@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.edge.conversations import BadSample
-from recipes.edge.distributed import process_group
-from recipes.edge.quarantine import Quarantine
+from recipes.edge.data.conversations import BadSample
+from recipes.edge.data.quarantine import Quarantine
+from recipes.edge.ranks.distributed import process_group
 
 
 def bad(sample_id: str) -> BadSample:

@@ -6,12 +6,12 @@ import pytest
 
 from fastslow import TextSpan
 from fastslow.qwen2_vl import Family
-from recipes.edge.conversations import Turn
-from recipes.edge.headers import Clip
-from recipes.edge.index import Sample
-from recipes.edge.samples import ClipSettings, PlannedSample, plan_sample
-from recipes.edge.tiny import train_tokenizer
-from recipes.edge.video import VideoInfo
+from recipes.edge.data.conversations import Turn
+from recipes.edge.data.headers import Clip
+from recipes.edge.data.index import Sample
+from recipes.edge.data.samples import ClipSettings, PlannedSample, plan_sample
+from recipes.edge.media.video import VideoInfo
+from recipes.edge.weights.tiny import train_tokenizer
 
 SETTINGS = ClipSettings(
     family=Family(tokens_per_second=2),

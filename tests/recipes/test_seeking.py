@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from recipes.edge.containers import DoubtfulError, VideoError, open_video
-from recipes.edge.media import MediaFile
-from recipes.edge.seeking import OddError, are_far_apart, seek_frames
-from recipes.edge.video import decode_frames, probe_video, sample_frame_indices
+from recipes.edge.media.containers import DoubtfulError, VideoError, open_video
+from recipes.edge.media.media_file import MediaFile
+from recipes.edge.media.seeking import OddError, are_far_apart, seek_frames
+from recipes.edge.media.video import decode_frames, probe_video, sample_frame_indices
 from tests.recipes.test_frame_times import (
     FPS,
     OPEN,
@@ -343,10 +343,10 @@ def test_a_clip_has_one_time_for_all(
     clock = itertools.count()  # ticks once a packet
     ticking = SimpleNamespace(monotonic=lambda: next(clock))
     for module in ("containers", "video"):
-        monkeypatch.setattr(f"recipes.edge.{module}.time", ticking)
-    monkeypatch.setattr("recipes.edge.containers.CLIP_SECONDS", 2 * FRAMES + 10)
+        monkeypatch.setattr(f"recipes.edge.media.{module}.time", ticking)
+    monkeypatch.setattr("recipes.edge.media.containers.CLIP_SECONDS", 2 * FRAMES + 10)
     assert len(decode_frames(file, [0, 120])) == 2
-    monkeypatch.setattr("recipes.edge.containers.CLIP_SECONDS", 2 * FRAMES - 20)
+    monkeypatch.setattr("recipes.edge.media.containers.CLIP_SECONDS", 2 * FRAMES - 20)
     with pytest.raises(
         DoubtfulError, match=r"clip\.mp4 takes longer than 240 s to read$"
     ):

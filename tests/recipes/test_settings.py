@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from recipes.command_line import parse_command_line
 from recipes.config import ALIASES, METHOD, Config, load_config, with_settings
-from recipes.edge.parallel import Parallel
-from recipes.edge.settings import (
+from recipes.edge.files.settings import (
     check_same_settings,
     fill_settings,
     read_settings,
     settings_as_json,
     write_settings,
 )
+from recipes.edge.training.parallel import Parallel
 from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_7b import QWEN2VL_7B
 from recipes.qwen2vl_72b import QWEN2VL_72B

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from recipes.edge.stopping import AGENT, StopSignal
+from recipes.edge.ranks.stopping import AGENT, StopSignal
 
 ROOT = Path(__file__).parents[2]
 
 PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
 CHILD = """
 import os, time
-from recipes.edge.stopping import StopSignal
+from recipes.edge.ranks.stopping import StopSignal
 stop, parent = StopSignal(), os.getppid()
 print(stop.is_asked, flush=True)
 while os.getppid() == parent:
@@ -57,7 +57,7 @@ def test_a_second_ctrl_c_ends_what_has_no_launcher(
 def test_a_forked_process_goes_on() -> None:
     script = """
 import os, signal
-from recipes.edge.stopping import StopSignal
+from recipes.edge.ranks.stopping import StopSignal
 with StopSignal() as stop:
     child = os.fork()
     if not child:

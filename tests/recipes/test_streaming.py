@@ -14,14 +14,14 @@ import pytest
 from torch import Tensor
 
 from fastslow import StreamState, stream_order
-from recipes.edge.archives import ArchiveStore
-from recipes.edge.conversations import BadSample
-from recipes.edge.data_files import list_subsets
-from recipes.edge.index import join_samples, write_index
-from recipes.edge.loader import PackedRows, stream_rows
-from recipes.edge.media import MediaFile
-from recipes.edge.sample_set import PlannedSamples, plan_samples
-from recipes.edge.video import decode_frames
+from recipes.edge.data.archives import ArchiveStore
+from recipes.edge.data.conversations import BadSample
+from recipes.edge.data.data_files import list_subsets
+from recipes.edge.data.index import join_samples, write_index
+from recipes.edge.data.loader import PackedRows, stream_rows
+from recipes.edge.data.sample_set import PlannedSamples, plan_samples
+from recipes.edge.media.media_file import MediaFile
+from recipes.edge.media.video import decode_frames
 from tests.recipes.test_archives import pack
 from tests.recipes.test_index import clip_bytes, row, write_rows
 from tests.recipes.test_loader import SETTINGS, TOKENIZER, dealing
@@ -135,7 +135,7 @@ def test_an_archive_that_is_let_go_while_it_is_read_is_read_again(
             if comes_again:  # and a third one wants the archive
                 samples.store.open(file.archive)
 
-    monkeypatch.setattr("recipes.edge.loader.decode_frames", decode)
+    monkeypatch.setattr("recipes.edge.data.loader.decode_frames", decode)
     row = PackedRows(samples)[(0,), StreamState()]
     assert (row.bad, len(row.sample_ids), len(tries)) == ((), 1, 2)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 
 from fastslow.qwen2_vl import VIDEO_TOKEN
-from recipes.edge.tiny import (
+from recipes.edge.weights.tiny import (
     SPECIAL_TOKENS,
     tiny_config,
     train_tokenizer,

@@ -23,14 +23,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from recipes.config import load_config
 from recipes.data import plan_data
-from recipes.edge.checkpoint import read_state
-from recipes.edge.clips import make_clips
-from recipes.edge.conversations import BadSample
-from recipes.edge.devices import this_device
-from recipes.edge.distributed import process_group
-from recipes.edge.loader import Row
-from recipes.edge.parallel import Parallel
-from recipes.edge.tiny import tiny_config
+from recipes.edge.checkpoints.checkpoint import read_state
+from recipes.edge.data.clips import make_clips
+from recipes.edge.data.conversations import BadSample
+from recipes.edge.data.loader import Row
+from recipes.edge.estimates.devices import this_device
+from recipes.edge.ranks.distributed import process_group
+from recipes.edge.training.parallel import Parallel
+from recipes.edge.weights.tiny import tiny_config
 from recipes.progress import moved_with_data
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import build_model, main, row_stream

@@ -8,8 +8,8 @@ import pytest
 
 from recipes.config import Config, with_settings
 from recipes.data import plan_data
-from recipes.edge.clips import make_clips
-from recipes.edge.distributed import process_group
+from recipes.edge.data.clips import make_clips
+from recipes.edge.ranks.distributed import process_group
 from recipes.preview import preview
 from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_7b import QWEN2VL_7B

@@ -19,10 +19,10 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from recipes.edge.containers import DoubtfulError, VideoError
-from recipes.edge.media import MediaFile
-from recipes.edge.orientation import Orientation
-from recipes.edge.video import (
+from recipes.edge.media.containers import DoubtfulError, VideoError
+from recipes.edge.media.media_file import MediaFile
+from recipes.edge.media.orientation import Orientation
+from recipes.edge.media.video import (
     VideoInfo,
     decode_frames,
     probe_video,
@@ -330,7 +330,7 @@ def test_a_frame_that_memory_does_not_hold(
     frame = MagicMock(spec=av.VideoFrame, height=HEIGHT, width=WIDTH)
     frame.to_ndarray.side_effect = error
     frames = iter([frame])
-    monkeypatch.setattr("recipes.edge.video._frames_in_order", lambda *_: frames)
+    monkeypatch.setattr("recipes.edge.media.video._frames_in_order", lambda *_: frames)
     with pytest.raises(DoubtfulError, match=rf"clip\.mp4 {said}"):
         decode_frames(MediaFile(path=video), [5])
 
@@ -344,7 +344,7 @@ def test_no_frame_is_held_twice(video: Path, monkeypatch: pytest.MonkeyPatch) ->
         most.append(sum(each() is not None for each in made))
         return pixels
 
-    monkeypatch.setattr("recipes.edge.video._as_rgb", watch)
+    monkeypatch.setattr("recipes.edge.media.video._as_rgb", watch)
     assert len(decode_frames(MediaFile(path=video), range(FRAMES))) == FRAMES
     assert len(most) == FRAMES
     assert max(most) <= 3
@@ -354,7 +354,9 @@ def test_frames_that_are_turned_one_by_one_are_refused(
     video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turned = (Orientation(turns=turns) for turns in (0, 0, 1))
-    monkeypatch.setattr("recipes.edge.video.orientation_of", lambda *_: next(turned))
+    monkeypatch.setattr(
+        "recipes.edge.media.video.orientation_of", lambda *_: next(turned)
+    )
     said = r"clip\.mp4 has frames that are turned, and some that are not$"
     with pytest.raises(VideoError, match=said):
         decode_frames(MediaFile(path=video), [0, 5, 7])
@@ -510,14 +512,14 @@ def test_even_times_follow_from_the_rate(video: Path) -> None:
 def test_a_frame_of_more_pixels_is_refused(
     video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recipes.edge.video.MOST_PIXELS", HEIGHT * WIDTH - 1)
+    monkeypatch.setattr("recipes.edge.media.video.MOST_PIXELS", HEIGHT * WIDTH - 1)
     said = r"states a frame size of 48 x 64; a frame may have 3,071 pixels$"
     with pytest.raises(VideoError, match=said):
         probe_video(MediaFile(path=video))
 
 
 def test_a_slow_clip_is_stopped(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.edge.containers.CLIP_SECONDS", 0.0)
+    monkeypatch.setattr("recipes.edge.media.containers.CLIP_SECONDS", 0.0)
     said = r"takes longer than 0 s to read$"
     with pytest.raises(VideoError, match=said):
         decode_frames(MediaFile(path=video), [5])
@@ -526,7 +528,7 @@ def test_a_slow_clip_is_stopped(video: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_clip_that_does_not_end_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recipes.edge.containers.CLIP_SECONDS", 1.0)
+    monkeypatch.setattr("recipes.edge.media.containers.CLIP_SECONDS", 1.0)
     path = tmp_path / "endless.mkv"
     write_video(path, container="matroska")
     os.truncate(path, 2**40)  # all but its beginning are holes

@@ -27,15 +27,15 @@ from transformers import (
 )
 
 from fastslow.qwen2_vl import FastSlowQwen2VL
-from recipes.edge.distributed import World
-from recipes.edge.export import HEAD_FILE, export_pretrained
-from recipes.edge.tiny import train_tokenizer
-from recipes.edge.weights import (
+from recipes.edge.ranks.distributed import World
+from recipes.edge.weights.export import HEAD_FILE, export_pretrained
+from recipes.edge.weights.loading import (
     build_meta_model,
     find_weights,
     load_pretrained,
     materialize,
 )
+from recipes.edge.weights.tiny import train_tokenizer
 from tests.small_models import small_config
 
 ROOT = Path(__file__).parents[2]
@@ -164,7 +164,7 @@ def test_a_name_is_found_in_the_hubs_cache(
         shutil.copyfile(file, cached / "blobs" / str(number))
         (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
     program = (
-        "from recipes.edge.weights import find_weights\n"
+        "from recipes.edge.weights.loading import find_weights\n"
         "print(find_weights('lab/clips'))\n"
         "try: find_weights('lab/absent')\n"
         "except OSError: print('absent')\n"

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
-from recipes.edge.tiny import (
+from recipes.edge.weights.tiny import (
     tiny_config,
     train_tokenizer,
 )

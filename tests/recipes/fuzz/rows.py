@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.edge.tiny import SPECIAL_TOKENS
+from recipes.edge.weights.tiny import SPECIAL_TOKENS
 from tests.recipes.fuzz.cases import (
     ANSWERED,
     ASKED,

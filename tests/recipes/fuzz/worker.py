@@ -20,26 +20,26 @@ import torch
 from fastslow import StreamState
 from fastslow.qwen2_vl import Family, VisionGeometry
 from recipes.config import Config, load_config
-from recipes.edge import containers
-from recipes.edge.answers import load_model
-from recipes.edge.archives import ArchiveStore
-from recipes.edge.conversations import BadSample
-from recipes.edge.data_files import list_subsets
-from recipes.edge.distributed import process_group
-from recipes.edge.index import join_samples, write_index
-from recipes.edge.loader import PackedRows
-from recipes.edge.pretrained import read_tokenizer
-from recipes.edge.quarantine import Quarantine
-from recipes.edge.sample_set import plan_samples
-from recipes.edge.samples import ClipSettings
-from recipes.edge.settings import write_settings
-from recipes.edge.tiny import train_tokenizer
-from recipes.edge.weights import (
+from recipes.edge.data.archives import ArchiveStore
+from recipes.edge.data.conversations import BadSample
+from recipes.edge.data.data_files import list_subsets
+from recipes.edge.data.index import join_samples, write_index
+from recipes.edge.data.loader import PackedRows
+from recipes.edge.data.quarantine import Quarantine
+from recipes.edge.data.sample_set import plan_samples
+from recipes.edge.data.samples import ClipSettings
+from recipes.edge.evaluation.answers import load_model
+from recipes.edge.files.settings import write_settings
+from recipes.edge.media import containers
+from recipes.edge.ranks.distributed import process_group
+from recipes.edge.weights.loading import (
     build_meta_model,
     find_weights,
     load_pretrained,
     materialize,
 )
+from recipes.edge.weights.pretrained import read_tokenizer
+from recipes.edge.weights.tiny import train_tokenizer
 from tests.recipes.fuzz.cases import Case
 from tests.recipes.fuzz.corpus import all_cases
 

@@ -1,0 +1,1 @@
+"""Data: from users' rows and clips to packed rows of samples."""

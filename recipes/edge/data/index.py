@@ -1,0 +1,290 @@
+"""Samples on disk: conversations joined to the headers of what they show."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from recipes.edge.data.archives import ArchiveStore, match_members
+from recipes.edge.data.conversations import (
+    BadSample,
+    Conversation,
+    Media,
+    RowError,
+    Turn,
+    parse_row,
+    row_id,
+)
+from recipes.edge.data.data_files import Subset, fetch, find_beside, read_rows
+from recipes.edge.data.headers import (
+    Clip,
+    ask_once,
+    index_archive,
+    map_in_threads,
+    read_clip,
+)
+from recipes.edge.data.meanwhile import say_how_many
+from recipes.edge.media.containers import VideoError
+from recipes.edge.media.media_file import MediaFile
+from recipes.edge.media.video import probe_video
+
+REMEMBERED = 2**18
+"""Headers of files that are remembered, most of a kilobyte each; one with the times of
+its frames counts as more. Captions, questions and choices about a clip lie in files of
+their own, so that its rows are up to a million apart."""
+
+TIMES_OF_ONE = 16
+"""Times of frames that count as one more header."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A conversation about clips that are there.
+
+    Attributes:
+        sample_id: The row's id.
+        source: The file and the row.
+        category: What kind of question it is, if the row says.
+        turns: What is said; the user's texts hold a placeholder for each clip.
+        clips: What is shown, in order.
+    """
+
+    sample_id: str
+    source: str
+    category: str = ""
+    turns: tuple[Turn, ...]
+    clips: tuple[Clip, ...] = ()
+
+
+class SampleIndex:
+    """Samples in a file that is mapped into memory; only what is asked for is read.
+
+    Args:
+        path: A file that ``write_index`` wrote.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Map the file."""
+        from datasets import (  # type: ignore[import-untyped]  # noqa: PLC0415
+            Dataset,
+        )
+
+        self.path = path
+        self._table: Any = Dataset.from_file(str(path))
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return len(self._table)
+
+    def __getitem__(self, number: int) -> Sample:
+        """Read a sample."""
+        return _from_json(self._table[number]["sample"])
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Read all samples in order."""
+        return (self[number] for number in range(len(self)))
+
+    def sample_ids(self) -> list[str]:
+        """Give the ids of all samples, in order."""
+        return list(self._table["sample_id"])
+
+    def digest(self) -> str:
+        """Sum up all that the file says of its samples."""
+        return digest_of(self.path)
+
+
+def digest_of(path: Path) -> str:
+    """Sum up a file of samples."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_index(path: Path, samples: Iterable[Sample]) -> SampleIndex:
+    """Write samples one by one.
+
+    Args:
+        path: File to write; an existing one is replaced.
+        samples: The samples.
+
+    Returns:
+        The same samples, on disk.
+    """
+    from datasets import Features, Value  # noqa: PLC0415
+    from datasets.arrow_writer import (  # type: ignore[import-untyped]  # noqa: PLC0415
+        ArrowWriter,
+    )
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.partial")
+    text = Value("large_string")
+    features = Features({"sample_id": text, "sample": text})
+    with ArrowWriter(features=features, path=str(unfinished)) as writer:
+        for sample in say_how_many(samples, "samples are read"):
+            row = json.dumps(sample, default=vars)  # asdict copies all times
+            writer.write({"sample_id": sample.sample_id, "sample": row})
+        writer.finalize()
+    unfinished.replace(path)
+    return SampleIndex(path)
+
+
+def join_samples(
+    subsets: Sequence[Subset],
+    store: ArchiveStore,
+    report_bad: Callable[[BadSample], None],
+) -> Iterator[Sample]:
+    """Read the rows of a dataset, and the headers of the clips that they name.
+
+    A clip is a file, named relative to the data file, or else a member of an archive
+    beside it. Archives are gone through once, see ``index_archive``, unless all clips
+    are files; rows are joined some thousands at a time, and rows about one file share
+    its header as long as it is remembered.
+
+    Args:
+        subsets: Where the rows are.
+        store: Where archives are.
+        report_bad: Takes the rows that cannot be used.
+
+    Yields:
+        The others, in the order of the files.
+
+    Raises:
+        ValueError: If a data file is broken as a whole.
+    """
+    probe = ask_once(_probe, REMEMBERED, _size)
+    for subset in subsets:
+        members = _members_of(subset, store)
+        for address in subset.files:
+            file = fetch(address)
+            find = partial(_find, folder=file.parent, members=members, probe=probe)
+            join = partial(_join, find=find)
+            for found in map_in_threads(join, _conversations(file)):
+                if isinstance(found, Sample):
+                    yield found
+                else:
+                    report_bad(found)
+
+
+Members = dict[str, Clip | BadSample]
+
+_Probe = Callable[[tuple[Path, str]], Clip | RowError | VideoError]
+
+
+def _members_of(subset: Subset, store: ArchiveStore) -> Members:
+    """Find in a subset's archives what its rows name, where that is no file."""
+    if not subset.archives:
+        return {}
+    wanted = {
+        media.name: file.parent
+        for file in map(fetch, subset.files)
+        for _, conversation in _conversations(file)
+        if isinstance(conversation, Conversation)
+        for media in conversation.media
+    }
+    missing = {name for name, folder in wanted.items() if _is_missing(folder, name)}
+    if not missing:
+        return {}
+    found = match_members(wanted, _entries(subset, store))
+    return {name: entry for name, entry in found.items() if name in missing}
+
+
+def _is_missing(folder: Path, name: str) -> bool:
+    """Tell whether a name is of no file; what no file can be called is a bad row."""
+    with suppress(RowError, OSError):
+        return not find_beside(folder, name).is_file()
+    return False
+
+
+def _entries(subset: Subset, store: ArchiveStore) -> Iterator[tuple[str, Any]]:
+    """Yield the name of every member of a subset's archives, and what it is."""
+    for archive in subset.archives:
+        for entry in index_archive(archive, store):
+            yield (entry.name if isinstance(entry, Clip) else entry.sample_id), entry
+
+
+def _conversations(file: Path) -> Iterator[tuple[str, Conversation | BadSample]]:
+    """Read the rows of a file, each with its source."""
+    for number, row in read_rows(file):
+        source, default = f"{file}:{number}", f"{file.name}:{number}"
+        try:
+            yield source, parse_row(row, default)
+        except RowError as error:
+            sample_id = _id_or(row, default)
+            bad = BadSample(sample_id=sample_id, source=source, reason=str(error))
+            yield source, bad
+
+
+def _id_or(row: object, default: str) -> str:
+    """Give the id of a row that cannot be used; the default where the id is why."""
+    with suppress(RowError):
+        return row_id(row, default)
+    return default
+
+
+def _join(
+    read: tuple[str, Conversation | BadSample], find: Callable[[Media], Clip]
+) -> Sample | BadSample:
+    """Join a conversation to the headers of its clips."""
+    source, conversation = read
+    if isinstance(conversation, BadSample):
+        return conversation
+    try:
+        clips = [find(media) for media in conversation.media]
+    except (RowError, VideoError) as error:
+        return BadSample(
+            sample_id=conversation.sample_id, source=source, reason=str(error)
+        )
+    return Sample(
+        sample_id=conversation.sample_id,
+        source=source,
+        category=conversation.category,
+        turns=conversation.turns,
+        clips=tuple(clips),
+    )
+
+
+def _find(media: Media, folder: Path, members: Members, probe: _Probe) -> Clip:
+    """Give the clip that a row names, with its header."""
+    entry = members.get(media.name) or probe((folder, media.name))
+    if isinstance(entry, RowError | VideoError):
+        raise type(entry)(str(entry))  # a new one: raised again, one grows
+    if isinstance(entry, BadSample):
+        raise VideoError(entry.reason)
+    return dataclasses.replace(entry, kind=media.kind)
+
+
+def _probe(named: tuple[Path, str]) -> Clip | RowError | VideoError:
+    """Look for a file in a folder, and give it with its header, or why it has none.
+
+    To find out where links lead takes a look at every folder on the way, which adds up
+    over a million rows: rows about one file share that too.
+    """
+    try:
+        file = find_beside(*named)
+        info = probe_video(MediaFile(path=file))
+    except (RowError, VideoError) as error:
+        return type(error)(str(error))  # without what led to it, which is larger
+    size = file.stat().st_size
+    return Clip(kind="video", source=str(file), size=size, info=info)
+
+
+def _size(found: Clip | RowError | VideoError) -> int:
+    """Tell how many headers one takes the room of."""
+    times = found.info.seconds if isinstance(found, Clip) else ()
+    return 1 + len(times) // TIMES_OF_ONE
+
+
+def _from_json(text: str) -> Sample:
+    """Read a sample."""
+    row = json.loads(text)
+    return Sample(
+        **row
+        | {
+            "turns": tuple(Turn(**turn) for turn in row["turns"]),
+            "clips": tuple(read_clip(clip) for clip in row["clips"]),
+        }
+    )

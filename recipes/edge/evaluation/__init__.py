@@ -1,0 +1,1 @@
+"""Questions to a trained model, and the scores of its answers."""

@@ -1,0 +1,1 @@
+"""Videos and pictures: opened without harm, probed, sought in and decoded."""
