@@ -104,6 +104,9 @@ class Config:
     """Steps in a row that may be skipped because their gradients are not finite."""
     max_steps: int = 1000
     """Optimizer steps of the whole run."""
+    eval_steps: int = 0
+    """Steps from one asking of all held-out questions to the next; they are asked after
+    the last step in any case. 0 asks them then alone."""
     save_steps: int = 200
     """Steps from one checkpoint to the next; the last step is always saved."""
     save_total_limit: int = 3
@@ -206,6 +209,7 @@ BOUNDS = {
     "max_grad_norm": (0, math.inf),
     "max_skipped_steps": (0, math.inf),
     "max_steps": (1, math.inf),
+    "eval_steps": (0, math.inf),
     "save_steps": (1, math.inf),
     "save_total_limit": (1, math.inf),
     "max_bad_share": (0, 1),
@@ -228,6 +232,7 @@ FREE_TO_CHANGE = frozenset(
         "max_skipped_steps",
         "max_bad_share",
         "max_steps",
+        "eval_steps",
         "save_steps",
         "save_total_limit",
         "async_save",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from math import prod
 
@@ -14,8 +15,10 @@ from fastslow import (
     copy_skill,
     describe_schedule,
     direction_spread,
+    next_frame_loss,
 )
 from fastslow.qwen2_vl import FastSlowOutput, step_flops
+from recipes.config import Config
 from recipes.edge.data.conversations import BadSample
 from recipes.edge.data.loader import Row, count_rows
 from recipes.edge.data.sample_set import PlannedSamples
@@ -31,7 +34,7 @@ TERMS = (
     "prediction_spread",
     "target_spread",
 )
-"""What is summed over the rows of a step; the first alone without next-frame loss."""
+"""What is summed over rows; the first alone without next-frame loss."""
 
 MFU = """\
 mfu is FLOPs / (seconds x {0} ranks x {1.bf16_flops:.4g}, the bf16 peak of {1.name})
@@ -136,11 +139,25 @@ def count_flops(run: Run, rows: list[Row]) -> int:
     return sum(step_flops(run.model, row.plan).total for row in rows)
 
 
-def spreads(output: FastSlowOutput) -> list[Tensor]:
-    """Tell how far predictions and targets spread, times the tokens that they are."""
+def summed_terms(config: Config) -> tuple[str, ...]:
+    """Name what ``measure_terms`` gives."""
+    return TERMS if config.loss_weight else TERMS[:1]
+
+
+def measure_terms(output: FastSlowOutput, config: Config) -> list[Tensor]:
+    """Give what is summed over rows: losses, and how far their sides spread.
+
+    A spread is times the tokens that it is of.
+    """
+    if not config.loss_weight:
+        return [output.language_loss]
+    measure = partial(next_frame_loss, distance=config.next_frame_distance)
+    ahead, _ = measure(output.predictions, output.targets)
+    copying, _ = measure(output.copies, output.targets)
     tokens = len(output.predictions)
     both = (output.predictions, output.targets.values)
-    return [tokens * direction_spread(features) for features in both]
+    spreads = [tokens * direction_spread(features) for features in both]
+    return [output.language_loss, ahead, copying, *spreads]
 
 
 def mean_losses(

@@ -1,28 +1,27 @@
 """The training loop of all recipes, from settings to weights.
 
-``main`` is the whole run: plan, build, shard, train, save, export, and ask the held-out
-questions. A recipe is a preset of the settings that it takes.
+``main`` is the whole run: plan, build, shard, train, save, ask the held-out questions,
+and export. A recipe is a preset of the settings that it takes.
 """
 
 import sys
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import Qwen2VLForConditionalGeneration
 
-from fastslow import next_frame_loss, to_device
+from fastslow import to_device
 from fastslow.qwen2_vl import FastSlowQwen2VL, step_cost
 from recipes.command_line import parse_command_line
 from recipes.config import SETTINGS_FILE, Config, refuse_other_settings
 from recipes.data import Data, plan_data
 from recipes.edge.checkpoints.folders import remove_leftovers
 from recipes.edge.checkpoints.saver import CheckpointSaver
-from recipes.edge.data.held_out import held_out_accuracy
+from recipes.edge.data.held_out import ask_questions
 from recipes.edge.data.loader import Dealing, PackedRows, Row, stream_rows
 from recipes.edge.data.quarantine import Quarantine
 from recipes.edge.estimates.devices import find_device
@@ -57,16 +56,16 @@ from recipes.edge.weights.loading import build_meta_model, materialize
 from recipes.edge.weights.lora import merge_adapters, reset_adapters
 from recipes.edge.weights.tiny import tiny_config
 from recipes.measures import (
-    TERMS,
     by_rank,
     count_flops,
     count_step,
     describe,
     describe_bad,
     mean_losses,
+    measure_terms,
     of_all_ranks,
     passes,
-    spreads,
+    summed_terms,
     throughput,
 )
 from recipes.preview import preview
@@ -93,7 +92,7 @@ def run_recipe(preset: Config) -> None:
 
 
 def main(config: Config) -> None:
-    """Plan, build, shard, train, save, export, and ask the held-out questions."""
+    """Plan, build, shard, train, save, ask the held-out questions, and export."""
     stop = StopSignal()
     with process_group() as world, only_run(config.output_dir, world):
         with refusals_in_words():
@@ -220,6 +219,8 @@ def train(
         progress = replace(progress, step=step, stream=stream, skipped=skipped)
         is_last = step == config.max_steps
         saver.poll()
+        if config.eval_steps and step % config.eval_steps == 0 and not is_last:
+            ask_held_out(run, step, log)
         if counts["stop"] or is_last or step % config.save_steps == 0:
             log.sync()
             saver.save(
@@ -292,22 +293,19 @@ def train_step(
     """
     config, model, world = run.config, run.model, run.world
     model.train()
-    terms = TERMS if config.loss_weight else TERMS[:1]
+    terms = summed_terms(config)
     sums = torch.zeros(len(terms), dtype=torch.float64, device=world.device)
     labels, pairs = max(counts["labels"], 1), max(counts["pairs"], 1)
-    measure = partial(next_frame_loss, distance=config.next_frame_distance)
     for row in rows:
         all_reduce_once(model, config.parallel, is_last=row is rows[-1])
         plan = to_device(row.plan, world.device)
         output = model(row.patches.to(world.device, non_blocking=True), plan)
-        losses, loss = [output.language_loss], output.language_loss / labels
+        measured = measure_terms(output, config)
+        loss = measured[0] / labels
         if config.loss_weight:
-            ahead, _ = measure(output.predictions, output.targets)
-            copying, _ = measure(output.copies, output.targets)
-            losses += [ahead, copying, *spreads(output)]
-            loss = loss + config.loss_weight * ahead / pairs
+            loss = loss + config.loss_weight * measured[1] / pairs
         (loss * world.size).backward()  # FSDP divides gradients by the number of ranks
-        sums += torch.stack(losses).detach()
+        sums += torch.stack(measured).detach()
     flops = count_flops(run, rows)  # while a GPU is at the last backward pass
     norm = clip_gradients(model, config.max_grad_norm, world)
     skipped = count_skipped(norm, skipped)
@@ -352,7 +350,7 @@ def finish(run: Run, log: RunLog) -> None:
     if not broadcast_from_main(
         lambda: log.has_evaluation(run.config.max_steps), run.world
     ):
-        ask_held_out(run, log)
+        ask_held_out(run, run.config.max_steps, log)
     merge_adapters(run.model)
     export_pretrained(
         folder,
@@ -364,25 +362,31 @@ def finish(run: Run, log: RunLog) -> None:
     log.message(f"weights for transformers in {folder}")
 
 
-def ask_held_out(run: Run, log: RunLog) -> None:
-    """Ask every held-out question, and record how many answers are right."""
+def ask_held_out(run: Run, step: int, log: RunLog) -> None:
+    """Ask every held-out question after a step; record losses and right answers."""
     config, data, world = run.config, run.data, run.world
-    accuracy, asked = held_out_accuracy(
+    sums = ask_questions(
         run.model,
         PackedRows(data.held_out),
         world,
         run.quarantine.share,
+        terms=summed_terms(config),
+        measure=lambda output: measure_terms(output, config),
         num_workers=config.dataloader_num_workers,
         pin_memory=may_pin(config, world),
     )
-    if asked:
-        chance = broadcast_from_main(data.chance, world)
-        found = {"accuracy": accuracy, "questions": asked, "chance": chance}
-        log.scalars(config.max_steps, found)
-        log.message(
-            f"held-out accuracy {accuracy:.3f} on {asked} questions, "
-            f"chance {chance:.3f} (always the most common answer)"
-        )
+    if not sums["asked"]:
+        return
+    losses = mean_losses(sums, sums["labels"], sums["pairs"], weight=config.loss_weight)
+    questions, accuracy = int(sums["asked"]), sums["right"] / sums["asked"]
+    chance = broadcast_from_main(data.chance, world)
+    found = {"accuracy": accuracy, "questions": questions, "chance": chance}
+    log.scalars(step, found | losses)
+    log.message(
+        f"after step {step}: held-out loss {losses['loss']:.4f}, "
+        f"held-out accuracy {accuracy:.3f} on {questions} questions, "
+        f"chance {chance:.3f} (always the most common answer)"
+    )
 
 
 def keep_record(run: Run, progress: Progress) -> None:

@@ -34,6 +34,8 @@ def unread_settings(config: Config) -> dict[str, str]:
         groups["parallel.lora_rank is 0"] = names
     if config.data_path is None:
         groups["there is no data_path"] = {"data_subsets", "archives_on_disk"}
+    elif config.eval_data_path is None:
+        groups["there is no eval_data_path"] = {"eval_steps"}
     return {name: reason for reason, names in groups.items() for name in names}
 
 

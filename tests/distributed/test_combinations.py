@@ -33,7 +33,7 @@ from tests.small_models import family_config
 
 RECIPE = "recipes/qwen2vl_tiny.py"
 RUNS = 28
-TAKEN = range(RUNS) if "FASTSLOW_COMBINATIONS" in os.environ else (3,)
+TAKEN = range(RUNS) if "FASTSLOW_COMBINATIONS" in os.environ else (18,)
 """Of the runs by number, else one without a compiler and without dropout."""
 
 STEPS = 4
@@ -70,6 +70,7 @@ VALUES: Mapping[str, tuple[Any, ...]] = {
     "next_frame_distance": ("cosine", "l1", "mse+cosine"),
     "gradient_accumulation_steps": (1, 2),
     "max_grad_norm": (1.0, 0.0),
+    "eval_steps": (0, 1),
     "dataloader_num_workers": (0, 2),
     "async_save": (False, True),
     "parallel.compute": ("float32", "bfloat16"),
@@ -83,6 +84,7 @@ VALUES: Mapping[str, tuple[Any, ...]] = {
 }
 
 PLAIN: Settings = {
+    "eval_steps": 0,
     "dataloader_num_workers": 0,
     "async_save": False,
     "parallel.compute": "float32",
@@ -252,9 +254,9 @@ class Runs:
         code = self.preloaded.wait(process, seconds=DEADLINE)
         assert code == 0, f"{settings}\n{log.read_text()}"
 
-    def metrics(self, name: str) -> list[dict[str, Any]]:
+    def metrics(self, name: str, event: str | None = None) -> list[dict[str, Any]]:
         lines = read_rows(self.output / name / "metrics.jsonl")
-        return [line for line in lines if "loss" in line]
+        return [line for line in lines if line.get("event") == event]
 
     def _nested(self, name: str, settings: Settings) -> dict[str, Any]:
         """Write settings as a file of them does."""
@@ -295,11 +297,17 @@ def test_settings_go_together(
     runs.complete("plain", rows_of_one(settings), ranks=1)
     found, expected = runs.metrics("straight"), runs.metrics("plain")
     assert len(found) == len(expected) == STEPS
+    asked = runs.metrics("straight", "evaluation")
+    assert len(asked) == (STEPS if settings["eval_steps"] else 1)
+    found, expected = (
+        [*found, asked[-1]],
+        [*expected, *runs.metrics("plain", "evaluation")],
+    )
     rounding = 2e-3 if settings["parallel.compute"] == "float32" else 0.08
     for one, other in zip(found, expected, strict=True):
         assert one.keys() - CLOCKED == other.keys() - CLOCKED
-        for name in ("tokens_per_clip", "fill", "epoch"):
-            assert one[name] == other[name], name
+        for name in ("tokens_per_clip", "fill", "epoch", "questions", "chance"):
+            assert one.get(name) == other.get(name), name
         if settings["parallel.lora_dropout"]:
             continue  # each rank draws its own
         for name, times in NUMBERS.items():

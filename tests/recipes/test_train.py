@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
@@ -35,6 +35,7 @@ from recipes.progress import moved_with_data
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import build_model, main, row_stream
 from tests.recipes.broken import without_pixels
+from tests.recipes.runs import metrics, read_jsonl, train, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,34 +48,12 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows_of(clips: Path) -> list[dict[str, Any]]:
-    lines = (clips / "train.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def write_jsonl(file: Path, rows: Sequence[object]) -> Path:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
-def train(output_dir: Path, data_path: Path, **changes: Any) -> None:
-    settings: dict[str, Any] = {
-        "max_steps": 2,
-        "save_steps": 2,
-        "tokens_per_row": 300,
-        "warmup_steps": 1,
-        **changes,
-    }
-    main(replace(TINY, output_dir=output_dir, data_path=str(data_path), **settings))
-
-
-def metrics(output_dir: Path) -> list[dict[str, Any]]:
-    lines = (output_dir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return read_jsonl(clips / "train.jsonl")
 
 
 def quarantined(output_dir: Path) -> dict[str, str]:
-    lines = (output_dir / "quarantine.jsonl").read_text().splitlines()
-    return {row["sample_id"]: row["reason"] for row in map(json.loads, lines)}
+    rows = read_jsonl(output_dir / "quarantine.jsonl")
+    return {row["sample_id"]: row["reason"] for row in rows}
 
 
 def test_subsets_are_chosen_of_what_is_trained_on_alone(tmp_path: Path) -> None:

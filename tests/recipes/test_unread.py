@@ -62,6 +62,11 @@ def test_no_preset_sets_anything_in_vain(preset: Config) -> None:
         ),
         ({"parallel": {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.1}}, []),
         ({"data_subsets": ["a"], "archives_on_disk": 4}, []),
+        (
+            {"eval_steps": 5},
+            ["eval_steps is 5 but there is no eval_data_path; it has no effect"],
+        ),
+        ({"eval_steps": 5, "eval_data_path": "b.jsonl"}, []),
     ],
 )
 def test_what_is_changed_in_vain(changes: dict[str, Any], said: list[str]) -> None:
@@ -88,6 +93,7 @@ def test_clips_that_a_recipe_makes_have_no_parts(
 def test_only_what_differs_is_spoken_of_and_all_is_known() -> None:
     unread = unread_settings(config(loss_weight=0))
     assert unread == {
+        "eval_steps": "there is no eval_data_path",
         "next_frame_distance": "loss_weight is 0",
         "parallel.lora_alpha": "parallel.lora_rank is 0",
         "parallel.lora_dropout": "parallel.lora_rank is 0",
