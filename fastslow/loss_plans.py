@@ -79,9 +79,14 @@ def plan_next_frame(
 
     - ``source_grid``: the windows of the frame that predicts, exact for any strides;
     - ``common_grid``: along each side the coarser of its windows and those of the
-      pooled frame that begins next; predictions are averaged over the cells that their
-      windows hold;
-    - ``frame_mean``: a single vector, the mean over the frame.
+      pooled frame that begins next, its own where none begins there. Each of the finer
+      windows has to lie in one of the coarser ones, and in no other;
+    - ``frame_mean``: a single vector, the mean over all its windows.
+
+    Where windows are joined, each counts as many times as it holds cells, of the grid
+    on which the frame is encoded, in predictions, targets and copies alike. Only the
+    frame's own windows are joined: cells of tokens that it drops, and those beyond a
+    ``floor`` edge, are in no target.
 
     Args:
         layout: The packed row.
@@ -256,16 +261,16 @@ def _side_groups(own: Bounds, after: Bounds, pairing: Pairing) -> Tensor:
     """Number what the windows of one side are compared on."""
     if pairing == "frame_mean":
         return torch.zeros(len(own), dtype=torch.long, device="cpu")
-    if pairing == "source_grid":
+    if pairing == "source_grid" or own == after:
         return torch.arange(len(own), device="cpu")
     coarse = _coarser(own, after)
-    return integers([_holder(window, coarse) for window in own])
+    return integers([_holders(window, coarse)[0] for window in own])
 
 
 def _coarser(own: Bounds, after: Bounds) -> Bounds:
-    """Choose those windows of one side that the others lie in."""
+    """Choose those windows of one side in which the others lie, each in one of them."""
     for coarse, fine in ((after, own), (own, after)):
-        if all(_holder(window, coarse) >= 0 for window in fine):
+        if all(len(_holders(window, coarse)) == 1 for window in fine):
             return coarse
     raise ValueError(
         f"windows {own} and {after} do not nest; pairing 'source_grid' and "
@@ -273,16 +278,13 @@ def _coarser(own: Bounds, after: Bounds) -> Bounds:
     )
 
 
-def _holder(window: tuple[int, int], windows: Bounds) -> int:
-    """Find the first window that holds another, -1 if none does."""
-    return next(
-        (
-            number
-            for number, (start, stop) in enumerate(windows)
-            if start <= window[0] and window[1] <= stop
-        ),
-        -1,
-    )
+def _holders(window: tuple[int, int], windows: Bounds) -> list[int]:
+    """Find the windows that hold another."""
+    return [
+        number
+        for number, (start, stop) in enumerate(windows)
+        if start <= window[0] and window[1] <= stop
+    ]
 
 
 def _join_windows(plan: PoolPlan, groups: Tensor, cu_groups: Tensor) -> PoolPlan:

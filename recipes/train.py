@@ -204,9 +204,7 @@ def train(
             count_step(run, rows, waited) | {"stop": stop.is_asked}, run.world
         )
         if counts["bad_samples"]:
-            found = run.quarantine.share(bad for row in rows for bad in row.bad)
-            if found:
-                log.message(describe_bad(found))
+            name_bad(run, rows, log)
         with profiled(config.output_dir, run.world, wanted=step == config.profile_step):
             losses, flops, skipped = train_step(
                 run, step, rows, counts, progress.skipped
@@ -235,6 +233,13 @@ def train(
             return False
     saver.wait()
     return True
+
+
+def name_bad(run: Run, rows: list[Row], log: RunLog) -> None:
+    """Tell all ranks which samples of a step could not be used; log new ones."""
+    found = run.quarantine.share(bad for row in rows for bad in row.bad)
+    if found:
+        log.message(describe_bad(found))
 
 
 def row_stream(run: Run, progress: Progress) -> Generator[Row, None, None]:

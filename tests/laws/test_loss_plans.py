@@ -35,6 +35,7 @@ from fastslow import (
     plan_next_frame,
     pool_tokens,
     repeat_strides,
+    schedule_from_grids,
     schedule_from_strides,
     select_frames,
 )
@@ -46,6 +47,11 @@ from fastslow.testing import strategies as fst
 
 def plain_clip(grid: Grid, *strides: int) -> VideoSpan:
     return VideoSpan(grid=grid, schedule=schedule_from_strides(strides))
+
+
+def gridded_clip(width: int, *counts: int) -> VideoSpan:
+    schedule = schedule_from_grids([(1, count) for count in counts])
+    return VideoSpan(grid=(1, width), schedule=schedule)
 
 
 STREAMS = [select_frames(repeat_strides(5, (1,)), [0, 2, 3]), repeat_strides(5, (2,))]
@@ -279,14 +285,31 @@ def test_a_common_grid_is_that_of_the_first_frame_that_begins_next() -> None:
     assert windows(plan.targets) == [[4, 5, 6, 7]]
 
 
-def test_windows_of_a_common_grid_must_nest() -> None:
-    layout = lay([[plain_clip((5, 5), 2, 3)]])
+@pytest.mark.parametrize(
+    ("clip", "own", "after"),
+    [
+        (plain_clip((5, 5), 2, 3), "((0, 2), (2, 4), (4, 5))", "((0, 3), (3, 5))"),
+        # The second window lies in both of the others.
+        (gridded_clip(3, 3, 2), "((0, 1), (1, 2), (2, 3))", "((0, 2), (1, 3))"),
+        (gridded_clip(3, 2, 3), "((0, 2), (1, 3))", "((0, 1), (1, 2), (2, 3))"),
+    ],
+)
+def test_windows_of_a_common_grid_must_nest(
+    clip: VideoSpan, own: str, after: str
+) -> None:
     with pytest.raises(ValueError) as error:
-        plan_next_frame(layout, pairing="common_grid")
+        plan_next_frame(lay([[clip]]), pairing="common_grid")
     assert str(error.value) == (
-        "windows ((0, 2), (2, 4), (4, 5)) and ((0, 3), (3, 5)) do not nest; pairing "
-        "'source_grid' and 'frame_mean' take any"
+        f"windows {own} and {after} do not nest; pairing 'source_grid' and "
+        "'frame_mean' take any"
     )
+
+
+def test_windows_that_hold_others_are_a_common_grid_with_themselves() -> None:
+    layout = lay([[gridded_clip(2, 3, 3)]])  # windows (0, 1), (0, 2), (1, 2)
+    plan = plan_next_frame(layout, pairing="common_grid")
+    assert windows(plan.predictions) == [[0], [1], [2]]
+    assert windows(plan.targets) == [[2], [2, 3], [3]]
 
 
 def test_an_unknown_pairing_is_named() -> None:
