@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import av
+import numpy as np
 import pytest
 import torch
 from av.container import InputContainer
@@ -89,6 +90,21 @@ def test_packets_that_are_left_are_closed(clip: Path) -> None:
         assert list(kept.packets) == []
     with open_video(file) as (container, _):
         assert len(list(container.demux())) == 6
+
+
+def test_a_title_may_be_in_any_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as output:
+        output.metadata["title"] = "cafe by night"
+        stream = output.add_stream("libx264", rate=4)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        grey = np.zeros((48, 64, 3), dtype=np.uint8)
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(grey, "rgb24")))
+        output.mux(stream.encode())
+    content = path.read_bytes()
+    assert content.count(b"cafe by night") == 1
+    path.write_bytes(content.replace(b"cafe", "caf\u00e9".encode("latin-1")))
+    assert probe_video(MediaFile(path=path)).num_frames == 1
 
 
 @pytest.mark.parametrize("number", sorted(FAILING - {errno.EIO, errno.ENOMEM}))

@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import cast
+from typing import Any, cast
 
 import av
 from av.container import InputContainer
@@ -33,6 +33,11 @@ FORMATS = (
     *("tiff_pipe", "image2"),
 )
 """Formats that hold their own frames. A playlist would have other files opened."""
+
+WORDS: dict[str, Any] = (
+    {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+)
+"""Lets a title be in any encoding. PyAV 19 does so unasked, and takes no such word."""
 
 FAILING = {
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
@@ -75,8 +80,8 @@ def open_video(file: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]:
             file.address(),
             "r",
             options=options,
-            metadata_errors="replace",
             timeout=CLIP_SECONDS,
+            **WORDS,
         )
     except av.ArgumentError as error:
         raise VideoError(f"{file} is in no format that is read here") from error
