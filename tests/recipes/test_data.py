@@ -111,7 +111,9 @@ def test_the_processes_of_all_ranks_of_a_machine_plan(
     rows = write_rows(tmp_path / "train.json", [ROW] * 5)
     started = list[int]()
 
-    def load(*args: Any, num_workers: int, **settings: Any) -> Any:
+    def load(
+        *args: Any, num_workers: int, multiprocessing_context: object, **settings: Any
+    ) -> Any:
         started.append(num_workers)
         return DataLoader(*args, num_workers=0, **settings)
 

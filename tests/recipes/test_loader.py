@@ -1,8 +1,10 @@
 """From samples to rows: planned without pixels, dealt without gaps."""
 
+import os
 import resource
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate, islice
 from multiprocessing import active_children, get_context
@@ -43,6 +45,7 @@ from recipes.edge.data.samples import (
 )
 from recipes.edge.media.media_file import MediaFile
 from recipes.edge.media.video import VideoInfo, probe_video, sample_frame_indices
+from recipes.edge.ranks.stopping import STOPPING
 from recipes.edge.weights.tiny import SPECIAL_TOKENS, train_tokenizer
 from tests.media import write_picture
 from tests.plan_tensors import assert_equal, tensors
@@ -617,6 +620,35 @@ def test_rows_that_are_closed_end_their_workers(planned: PlannedSamples) -> None
     assert len(workers) == 2
     rows.close()
     assert not any(worker.is_alive() for worker in workers)
+
+
+def descendants() -> set[int]:
+    """Find the processes that this one has started, and those that they have."""
+    parents = dict[int, int]()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            said = status.read_text().rpartition(")")[2].split()
+            parents[int(status.parent.name)] = int(said[1])
+    found = {os.getpid()}
+    while more := {one for one in parents if parents[one] in found} - found:
+        found |= more
+    return found - {os.getpid()}
+
+
+def test_workers_go_on_when_all_processes_of_a_rank_are_asked_to_stop(
+    planned: PlannedSamples,
+) -> None:
+    """A scheduler signals them all, and the rank needs rows to save."""
+    before = descendants()
+    rows = stream_rows(rows_of(planned), StreamState(), dealing(), num_workers=2)
+    next(rows)
+    workers, started = active_children(), descendants() - before
+    for process in started:
+        for number in STOPPING:
+            os.kill(process, number)
+    assert len(list(islice(rows, 9))) == 9
+    assert all(worker.is_alive() for worker in workers)
+    rows.close()
 
 
 def test_a_process_ends_though_it_keeps_rows(planned: PlannedSamples) -> None:

@@ -33,7 +33,7 @@ from fastslow.qwen2_vl import (
 )
 from recipes.edge.data.archives import ArchiveError, read_media
 from recipes.edge.data.conversations import BadSample
-from recipes.edge.data.sample_set import PlannedSamples, unusable
+from recipes.edge.data.sample_set import PlannedSamples, start_method, unusable
 from recipes.edge.data.samples import (
     ClipSettings,
     PlannedClip,
@@ -222,6 +222,7 @@ def read_rows(
         sampler=bins,
         num_workers=num_workers,
         worker_init_fn=_outlive_signals,
+        multiprocessing_context=start_method(num_workers),
         pin_memory=pin_memory,
         generator=torch.Generator(),
     )

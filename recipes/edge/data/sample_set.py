@@ -1,6 +1,7 @@
 """All samples of a run: which can be used, and how large they are."""
 
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -169,6 +170,7 @@ def plan_samples(
         batch_size=AT_ONCE,
         collate_fn=list,
         num_workers=workers,
+        multiprocessing_context=start_method(workers),
     )
     entries = say_how_many(
         chain.from_iterable(found), f"of {len(index):,} samples are planned"
@@ -197,6 +199,22 @@ def plan_samples(
         store=store,
     )
     return usable, bad
+
+
+def start_method(num_workers: int) -> str | None:
+    """Say how the workers of a loader of samples are started.
+
+    On Linux they are forked, as Python itself does until 3.13. So they are there at
+    once, share what is known of the samples instead of copying it, and are this
+    process's own: what Python 3.14 puts between dies of a signal to stop.
+
+    Args:
+        num_workers: How many there are.
+
+    Returns:
+        The name of the method; None for Python's own choice, or without workers.
+    """
+    return "fork" if num_workers and sys.platform == "linux" else None
 
 
 class _Size(NamedTuple):
