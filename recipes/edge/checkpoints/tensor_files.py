@@ -116,13 +116,26 @@ class _FolderThatStays(filesystem.FileSystem):
     ) -> Iterator[io.IOBase]:
         """Open a file; where the system refuses a write, say what it said."""
         try:
-            with super().create_stream(path, mode) as stream:
+            with _Stream(io.FileIO(path, mode)) as stream:
                 yield stream
         except RuntimeError as error:  # torch's archive, on the way out
             reason: BaseException | None = error
             while reason is not None and not isinstance(reason, OSError):
                 reason = reason.__context__
             raise reason or error from None
+
+
+class _Stream(io.BufferedWriter):
+    """A file that may be flushed once it is closed.
+
+    Where a write is refused, what torch put around the file goes later than the file,
+    and flushes it then; from Python 3.13 on that is an error that is printed.
+    """
+
+    def flush(self) -> None:
+        """Write what is not written yet."""
+        if not self.closed:
+            super().flush()
 
 
 class _Reader(filesystem.FileSystemReader):
