@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.stream import Disposition
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -204,11 +205,11 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
     with av.open(str(path), "w") as output:
         cover = output.add_stream("mjpeg", rate=1)
         cover.height, cover.width, cover.pix_fmt = HEIGHT, WIDTH, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = Disposition.attached_pic
         output.mux(cover.encode(av.VideoFrame(WIDTH, HEIGHT, "yuvj420p")))
         output.mux(cover.encode())
     with av.open(str(path)) as check:
-        assert check.streams.video[0].disposition == cover.disposition
+        assert check.streams.video[0].disposition == Disposition.attached_pic
     with pytest.raises(VideoError, match=r"song\.mp4 has no video stream"):
         probe_video(MediaFile(path=path))
 
