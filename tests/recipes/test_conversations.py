@@ -393,7 +393,7 @@ def test_cut_parquet(tmp_path: Path) -> None:
         (b'[{"id": 1},\n{"id"]', "line 2 column 6"),
         (b"", "line 1 column 1"),
         (b'["\xff"]', "position 2"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 100_000, "decoding a JSON array"),
     ],
 )
 def test_broken_json(tmp_path: Path, data: bytes, message: str) -> None:
