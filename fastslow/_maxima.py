@@ -32,7 +32,7 @@ def window_maxima(tokens: Tensor, plan: PoolPlan) -> Tensor:
     transforms = torch._C._are_functorch_transforms_active
     if torch.is_grad_enabled() and (tokens.requires_grad or transforms()):
         maxima: Tensor
-        maxima, _ = _Maxima.apply(tokens, plan)  # type: ignore[no-untyped-call]
+        maxima, _ = _Maxima.apply(tokens, plan)
         return maxima
     windows = _windows(plan)
     found = [_best(rows) for rows in _pieces(tokens, windows)]
@@ -72,9 +72,7 @@ class _Maxima(torch.autograd.Function):
         grad, _ = grads
         if grad is None:
             return None, None
-        back: Tensor = _Routes.apply(  # type: ignore[no-untyped-call]
-            grad, winners, ctx.plan, True
-        )
+        back: Tensor = _Routes.apply(grad, winners, ctx.plan, True)
         return back, None
 
     @staticmethod
@@ -83,7 +81,7 @@ class _Maxima(torch.autograd.Function):
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         """Take a batch as so many more channels."""
         rows = tokens.movedim(in_dims[0], 1)
-        both = _Maxima.apply(rows.flatten(1), plan)  # type: ignore[no-untyped-call]
+        both = _Maxima.apply(rows.flatten(1), plan)
         maxima, winners = (each.unflatten(1, rows.shape[1:]) for each in both)
         return (maxima, winners), (1, 1)
 
@@ -112,9 +110,7 @@ class _Routes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (winners,), (grad,) = ctx.saved_tensors, grads
-        back: Tensor = _Routes.apply(  # type: ignore[no-untyped-call]
-            grad, winners, ctx.plan, not ctx.is_transposed
-        )
+        back: Tensor = _Routes.apply(grad, winners, ctx.plan, not ctx.is_transposed)
         return back, None, None, None
 
     @staticmethod
@@ -133,9 +129,7 @@ class _Routes(torch.autograd.Function):
             else each.movedim(dim, 1)
             for each, dim in zip((rows, winners), in_dims[:2], strict=True)
         )
-        found = _Routes.apply(  # type: ignore[no-untyped-call]
-            rows.flatten(1), winners.flatten(1), plan, is_transposed
-        )
+        found = _Routes.apply(rows.flatten(1), winners.flatten(1), plan, is_transposed)
         return found.unflatten(1, rows.shape[1:]), 1
 
 

@@ -93,9 +93,7 @@ def interval_attention(
     tile = positive("tile", tile)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     plan = _plan_tiles(intervals, tile)
-    output: Tensor = _IntervalAttention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, plan, scale
-    )
+    output: Tensor = _IntervalAttention.apply(query, key, value, plan, scale)
     return output
 
 

@@ -96,9 +96,7 @@ def labelled_cross_entropy(
             logits, targets, reduction="sum", ignore_index=_NO_TARGET
         )
     else:
-        total = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            labelled, weight, targets, chunks
-        )
+        total = _ChunkedCrossEntropy.apply(labelled, weight, targets, chunks)
     return total, len(labelled)
 
 

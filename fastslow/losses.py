@@ -137,7 +137,7 @@ def next_frame_loss(
     if torch.compiler.is_compiling():
         total = _weighted_sum(predictions, goal, factors, distance, normalize_targets)
     else:
-        total = _SummedDistance.apply(  # type: ignore[no-untyped-call]
+        total = _SummedDistance.apply(
             predictions, goal, factors, distance, normalize_targets
         )
     return total, count

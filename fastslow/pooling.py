@@ -68,7 +68,7 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
         values = window_maxima(tokens, plan)
     else:
         check_dtype("tokens", tokens, "floats")
-        values = _WindowSum.apply(tokens, plan, False)  # type: ignore[no-untyped-call]
+        values = _WindowSum.apply(tokens, plan, False)
     return Ragged(values=values, cu_seqlens=plan.cu_seqlens)
 
 
@@ -158,9 +158,7 @@ class _WindowSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
-        back: Tensor = _WindowSum.apply(  # type: ignore[no-untyped-call]
-            grad, ctx.plan, not ctx.is_transposed
-        )
+        back: Tensor = _WindowSum.apply(grad, ctx.plan, not ctx.is_transposed)
         return back, None, None
 
     @staticmethod
@@ -169,7 +167,5 @@ class _WindowSum(torch.autograd.Function):
     ) -> tuple[Tensor, int]:
         """Sum a batch as so many more channels."""
         rows = rows.movedim(in_dims[0], 1)
-        sums = _WindowSum.apply(  # type: ignore[no-untyped-call]
-            rows.flatten(1), plan, is_transposed
-        )
+        sums = _WindowSum.apply(rows.flatten(1), plan, is_transposed)
         return sums.unflatten(1, rows.shape[1:]), 1

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
+from typing import Any, cast
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
@@ -46,7 +47,7 @@ def shared_failures(store: Store, rank: int) -> Iterator[Callable[[Exception], N
         RuntimeError: In place of an error that another rank's failure came before.
     """
     board = PrefixStore("failures", store)
-    of_thread = store.clone()  # type: ignore[attr-defined]
+    of_thread = cast(Any, store).clone()  # typed from torch 2.14 on
     looking = PrefixStore("failures", of_thread)
     left = Event()
     watcher = Thread(target=_watch, args=(looking, left), daemon=True)
