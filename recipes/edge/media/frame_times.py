@@ -16,6 +16,10 @@ from recipes.edge.media.media_file import MediaFile
 MOST_FRAMES = 2**22
 """Frames of a clip at most, two days at 24 a second."""
 
+EXACT_SECONDS = 0.02
+"""How far times may be off that a rate tells: containers round times, to 10 ms at most.
+Half a frame is less where there are more than 25 a second, and is the limit there."""
+
 
 class _Shown(NamedTuple):
     """What is known of a packet: when it is shown, and whether decoding starts here."""
@@ -81,10 +85,11 @@ def uneven(seconds: Sequence[float], fps: float) -> tuple[float, ...]:
         fps: Average frame rate.
 
     Returns:
-        The times; nothing where frames come evenly.
+        The times; nothing where the rate tells all of them, by ``EXACT_SECONDS``.
     """
     off = max((abs(t - i / fps) for i, t in enumerate(seconds)), default=0.0)
-    return tuple(round(each, 9) for each in seconds) if off > 0.5 / fps else ()
+    is_even = off <= min(0.5 / fps, EXACT_SECONDS)
+    return () if is_even else tuple(round(each, 9) for each in seconds)
 
 
 def _from_first(seconds: list[float]) -> list[float]:
