@@ -61,12 +61,12 @@ def next_frame_loss(
     Args:
         predictions: Predicted features, pooled by ``NextFramePlan.predictions``.
         targets: Features pooled by ``NextFramePlan.targets``, ragged by frame.
-        distance: ``cosine`` is 1 - cos; ``mse``, ``l1`` and ``smooth_l1`` are means
-            over the channels; ``mse+cosine`` adds the two.
+        distance: ``cosine`` is 1 - cos; ``mse``, ``l1`` and ``smooth_l1``, which is
+            quadratic up to 1, are means over the channels; ``mse+cosine`` adds the two.
         reduction: ``frame`` weighs every frame alike, ``token`` gives a slow frame the
             weight of its many tokens, ``video`` weighs every video alike.
         normalize_targets: Whether each target is first brought to mean 0 and variance
-            1 over its channels.
+            1 over its channels, as ``layer_norm`` does: it adds 1e-5 to the variance.
         weights: Weight of each token, at least 0, such as ``change_weights`` gives; 1
             by default.
         cu_videos: Cumulative number of frames of each video, as in ``NextFramePlan``;

@@ -85,7 +85,8 @@ def plan_pooling(
     """Plan the pooling of clips that each have their own grid and schedule.
 
     Cells are numbered through all frames of all clips in raster order, each frame on
-    the grid that it is encoded on. A window reads the cells that reach into it.
+    the grid that it is encoded on. A window reads the cells that reach into it, those
+    of a smaller grid whole.
     Computed on the host from shapes alone. A pooled token is, by mode:
 
     - ``average``: the mean of its window's cells, those that an edge window holds; a

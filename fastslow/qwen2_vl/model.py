@@ -76,8 +76,9 @@ class FastSlowQwen2VL(nn.Module):
     Attributes:
         backbone: transformers' own model; its language model attends under the
             layout's mask.
-        next_frame_head: From the language model's last hidden states to the tower's
-            features.
+        next_frame_head: From the language model's last hidden states, token by token,
+            to the tower's features: two linear layers with a GELU between them, the
+            first as wide as the language model.
         target_tower: The frozen copy, see ``train_tower``; None while the tower itself
             is the target.
         predicts_next_frame: Whether the head is computed, see ``drop_next_frame``.
