@@ -63,6 +63,14 @@ def combinations(session: nox.Session) -> None:
     session.run("pytest", file, *session.posargs, env={"FASTSLOW_COMBINATIONS": "1"})
 
 
+@nox.session
+def steps(session: nox.Session) -> None:
+    """Take 200 steps under settings drawn at random, and hold each to one in loops."""
+    session.install("-e", ".[dev]")
+    file = "tests/oracles/test_whole_step.py"
+    session.run("pytest", file, *session.posargs, env={"FASTSLOW_STEPS": "200"})
+
+
 PAGES = "docs/_build/html"
 
 

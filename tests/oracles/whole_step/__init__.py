@@ -1,0 +1,1 @@
+"""A training step once more, in loops: from the row of a data file to its gradients."""
