@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Data:
         tokenizer: Folder of the tokenizer: that of the checkpoint, or the run's own.
         model: Digits of configuration and tokenizer, see ``digest_model``.
         train: Samples to train on.
-        held_out: Samples to ask afterwards.
+        held_out: Samples to ask, in between and at the end.
         bad: Samples that cannot be used.
     """
 
@@ -68,8 +68,9 @@ class Data:
         used = {"train": self.train, "held_out": self.held_out}
         return {name: samples.fingerprint for name, samples in used.items()}
 
+    @cached_property
     def chance(self) -> float:
-        """Tell how often the most common answer of the training set is right."""
+        """How often the most common answer of the training set is right."""
         return most_common_share(self.train.samples(), self.held_out.samples())
 
     def summary(self) -> dict[str, Any]:

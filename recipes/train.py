@@ -4,9 +4,10 @@
 and export. A recipe is a preset of the settings that it takes.
 """
 
+import math
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 
@@ -21,10 +22,11 @@ from recipes.config import SETTINGS_FILE, Config, refuse_other_settings
 from recipes.data import Data, plan_data
 from recipes.edge.checkpoints.folders import remove_leftovers
 from recipes.edge.checkpoints.saver import CheckpointSaver
-from recipes.edge.data.held_out import ask_questions
+from recipes.edge.data.conversations import BadSample
 from recipes.edge.data.loader import Dealing, PackedRows, Row, stream_rows
 from recipes.edge.data.quarantine import Quarantine
 from recipes.edge.estimates.devices import find_device
+from recipes.edge.evaluation.held_out import ask_questions
 from recipes.edge.files.output_lock import only_run
 from recipes.edge.files.provenance import code_versions, record_start
 from recipes.edge.files.settings import settings_as_json, write_settings
@@ -197,6 +199,8 @@ def train(
     config = run.config
     rows_per_rank = progress.rows_per_step // run.world.size
     for step in range(progress.step + 1, config.max_steps + 1):
+        if config.eval_steps and step > 1 and (step - 1) % config.eval_steps == 0:
+            ask_held_out(run, step - 1, log)  # once what it is asked of is safe
         started = time.perf_counter()
         rows = list(islice(batches, rows_per_rank))
         waited = time.perf_counter() - started
@@ -204,7 +208,7 @@ def train(
             count_step(run, rows, waited) | {"stop": stop.is_asked}, run.world
         )
         if counts["bad_samples"]:
-            name_bad(run, rows, log)
+            name_bad(run, (bad for row in rows for bad in row.bad), log)
         with profiled(config.output_dir, run.world, wanted=step == config.profile_step):
             losses, flops, skipped = train_step(
                 run, step, rows, counts, progress.skipped
@@ -217,8 +221,6 @@ def train(
         progress = replace(progress, step=step, stream=stream, skipped=skipped)
         is_last = step == config.max_steps
         saver.poll()
-        if config.eval_steps and step % config.eval_steps == 0 and not is_last:
-            ask_held_out(run, step, log)
         if counts["stop"] or is_last or step % config.save_steps == 0:
             log.sync()
             saver.save(
@@ -235,9 +237,9 @@ def train(
     return True
 
 
-def name_bad(run: Run, rows: list[Row], log: RunLog) -> None:
-    """Tell all ranks which samples of a step could not be used; log new ones."""
-    found = run.quarantine.share(bad for row in rows for bad in row.bad)
+def name_bad(run: Run, bad: Iterable[BadSample], log: RunLog) -> None:
+    """Tell all ranks which samples of this one could not be used; log new ones."""
+    found = run.quarantine.share(bad)
     if found:
         log.message(describe_bad(found))
 
@@ -352,10 +354,7 @@ def finish(run: Run, log: RunLog) -> None:
     if broadcast_from_main(folder.exists, run.world):
         log.message(f"{folder} was there before and is left as it is")
         return
-    if not broadcast_from_main(
-        lambda: log.has_evaluation(run.config.max_steps), run.world
-    ):
-        ask_held_out(run, run.config.max_steps, log)
+    ask_held_out(run, run.config.max_steps, log)
     merge_adapters(run.model)
     export_pretrained(
         folder,
@@ -368,23 +367,29 @@ def finish(run: Run, log: RunLog) -> None:
 
 
 def ask_held_out(run: Run, step: int, log: RunLog) -> None:
-    """Ask every held-out question after a step; record losses and right answers."""
+    """Ask every held-out question after a step, unless that is recorded.
+
+    Losses and right answers are.
+    """
     config, data, world = run.config, run.data, run.world
+    is_recorded = broadcast_from_main(lambda: log.has_evaluation(step), world)
+    if is_recorded or not len(data.held_out):
+        return
     sums = ask_questions(
         run.model,
         PackedRows(data.held_out),
         world,
-        run.quarantine.share,
+        lambda bad: name_bad(run, bad, log),
         terms=summed_terms(config),
         measure=lambda output: measure_terms(output, config),
         num_workers=config.dataloader_num_workers,
         pin_memory=may_pin(config, world),
     )
-    if not sums["asked"]:
-        return
     losses = mean_losses(sums, sums["labels"], sums["pairs"], weight=config.loss_weight)
     questions, accuracy = int(sums["asked"]), sums["right"] / sums["asked"]
-    chance = broadcast_from_main(data.chance, world)
+    if not sums["labels"]:  # nothing could be decoded, which is no loss of 0
+        losses["loss"] = math.nan
+    chance = broadcast_from_main(lambda: data.chance, world)
     found = {"accuracy": accuracy, "questions": questions, "chance": chance}
     log.scalars(step, found | losses)
     log.message(

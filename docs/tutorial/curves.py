@@ -56,7 +56,8 @@ if any(lost.values()):
     print(f"of {len(steps)} steps without a number:", ", ".join(words))
 for record in records:
     if record.get("event") == "evaluation":
-        print(f"held-out accuracy {record['accuracy']}, chance {record['chance']}")
+        found = f"held-out accuracy {record['accuracy']}, chance {record['chance']}"
+        print(f"after step {record['step']}: {found}")
 
 panels = []
 for title, low, high, names in PANELS:

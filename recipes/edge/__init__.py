@@ -1,6 +1,7 @@
 """Effects: files, network, process groups, randomness and logs.
 
-A room imports itself and rooms above it, as ``tests/meta/test_imports.py`` has it::
+A room imports itself and rooms above it, the last three settings of the recipes too, as
+``tests/meta/test_imports.py`` has it::
 
     ranks        what ranks tell each other, and how they end
     media        videos and pictures, probed and decoded

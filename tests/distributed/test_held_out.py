@@ -19,8 +19,8 @@ from torch.nn.functional import one_hot
 from fastslow import TextSpan
 from fastslow.qwen2_vl import VisionGeometry, blank_clip, plan_row
 from recipes.edge.data.conversations import BadSample
-from recipes.edge.data.held_out import ask_questions
 from recipes.edge.data.loader import Row
+from recipes.edge.evaluation.held_out import ask_questions
 from recipes.edge.ranks.distributed import process_group
 
 WORDS = 10

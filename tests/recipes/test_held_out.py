@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from recipes.data import plan_data
 from recipes.edge.checkpoints.checkpoint import read_state
 from recipes.edge.data.clips import make_clips
+from recipes.edge.media.containers import VideoError
 from recipes.edge.ranks.distributed import process_group
 from recipes.edge.reports.metrics import CLOCKED
 from recipes.edge.training.parallel import Parallel
@@ -69,6 +70,51 @@ def test_questions_are_asked_every_so_many_steps_and_at_the_end(
     for row in asked:
         words = f"after step {row['step']}: held-out loss {row['loss']:.4f}, "
         assert log.count(words) == 1
+
+
+def test_a_run_is_saved_before_it_is_asked_and_asked_when_it_goes_on(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "eval_data_path": str(clips / "held_out.jsonl"),
+        "eval_steps": 2,
+        "max_steps": 3,
+    }
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("the disk of the questions is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recipes.train.ask_questions", fail)
+        with pytest.raises(OSError, match="the disk of the questions is gone"):
+            train(tmp_path, clips / "train.jsonl", **settings)
+    assert (tmp_path / "checkpoint-2").is_dir()
+    train(tmp_path, clips / "train.jsonl", **settings)
+    steps = [(row["step"], row.get("event")) for row in metrics(tmp_path)]
+    assert steps == [
+        (1, None),
+        (2, None),
+        (2, "evaluation"),
+        (3, None),
+        (3, "evaluation"),
+    ]
+
+
+def test_clips_that_break_are_wrong_and_no_loss_of_0(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_none(*_: object) -> None:
+        raise VideoError("it is broken")
+
+    settings = {"eval_data_path": str(clips / "held_out.jsonl"), "max_bad_share": 1.0}
+    with monkeypatch.context() as patch:
+        patch.setattr("recipes.edge.data.loader.decode_frames", read_none)
+        train(tmp_path, clips / "train.jsonl", **settings)
+    *_, asked = metrics(tmp_path)
+    assert (asked["accuracy"], asked["questions"], asked["loss"]) == (0, 4, None)
+    log = (tmp_path / "train.log").read_text()
+    assert "held-out loss nan" in log
+    assert "is left out: it is broken" in log
 
 
 def test_asking_changes_nothing_else(clips: Path, tmp_path: Path) -> None:

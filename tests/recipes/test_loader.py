@@ -26,7 +26,6 @@ from recipes.edge.data.archives import ArchiveStore
 from recipes.edge.data.clips import write_clip
 from recipes.edge.data.conversations import Turn
 from recipes.edge.data.headers import Clip
-from recipes.edge.data.held_out import pack_questions
 from recipes.edge.data.index import Sample, write_index
 from recipes.edge.data.loader import (
     Dealing,
@@ -43,6 +42,7 @@ from recipes.edge.data.samples import (
     plan_sample,
     time_instruction,
 )
+from recipes.edge.evaluation.held_out import pack_questions
 from recipes.edge.media.media_file import MediaFile
 from recipes.edge.media.video import VideoInfo, probe_video, sample_frame_indices
 from recipes.edge.ranks.stopping import STOPPING

@@ -34,7 +34,7 @@ _Result = TypeVar("_Result")
 THREADS = 8
 """Headers that are read at a time."""
 
-FORMAT = 1
+FORMAT = 2
 """What is written of a member; another number where the words mean something else."""
 
 AT_ONCE = 4096
