@@ -30,6 +30,17 @@ _DTYPES = {
     name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
 }
 
+
+def _member(kind: object, name: str) -> Any:
+    """Give a member of the one enumeration that a description holds, and nothing else.
+
+    Python 3.11.2, which Debian 12 has, writes one down as ``getattr`` of its class.
+    """
+    if kind is not metadata._MEM_FORMAT_ENCODING:
+        raise pickle.UnpicklingError(f"it takes {name} of {kind}")
+    return metadata._MEM_FORMAT_ENCODING[name]
+
+
 _KNOWN: Mapping[tuple[str, str], Any] = {
     **{
         (kind.__module__, kind.__qualname__): kind
@@ -45,6 +56,7 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
         )
     },
     **{("torch", name): dtype for name, dtype in _DTYPES.items()},
+    ("builtins", "getattr"): _member,
     ("torch", "Size"): torch.Size,
     ("torch.serialization", "_get_layout"): {
         str(torch.strided): torch.strided
