@@ -178,7 +178,7 @@ def test_chance_is_of_the_questions_that_can_be_asked(tmp_path: Path) -> None:
     )
     with process_group() as world:
         data = plan_data(config, world)
-    assert (len(data.held_out), len(data.bad), data.chance()) == (1, 1, 1)
+    assert (len(data.held_out), len(data.bad), data.chance) == (1, 1, 1)
 
 
 def test_runs_keep_apart_what_they_unzipped(tmp_path: Path) -> None:
