@@ -367,9 +367,9 @@ def finish(run: Run, log: RunLog) -> None:
 
 
 def ask_held_out(run: Run, step: int, log: RunLog) -> None:
-    """Ask every held-out question after a step, unless that is recorded.
+    """Ask every held-out question after a step; record losses and right answers.
 
-    Losses and right answers are.
+    What is recorded of a step is not asked again.
     """
     config, data, world = run.config, run.data, run.world
     is_recorded = broadcast_from_main(lambda: log.has_evaluation(step), world)
