@@ -12,6 +12,7 @@ short one, are saved.
 """
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -38,6 +39,7 @@ def serve(modules: list[str]) -> str | None:
     """
     for module in modules:
         importlib.import_module(module)
+    gc.freeze()  # what is imported stays, and no process need look through it
     codes: dict[int, int | None] = {}
     for line in sys.stdin:
         question = json.loads(line)

@@ -347,7 +347,7 @@ def test_the_other_families_are_foretold(
 ) -> None:
     shape.save_pretrained(tmp_path)
     model = meta_model(shape)
-    text, is_possible = preview(replace(QWEN2VL_7B, model_name_or_path=str(tmp_path)))
+    text, is_possible = preview(replace(QWEN2VL_72B, model_name_or_path=str(tmp_path)))
     assert f"{sum(w.numel() for w in model.parameters()):,} parameters" in text
     assert is_possible == text.endswith("it fits")
 

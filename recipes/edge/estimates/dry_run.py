@@ -169,15 +169,10 @@ def first_that_fits(plan: Plan, samples: Samples) -> tuple[str, Memory] | None:
     """
     mild = _mild_changes(plan.config, samples)
     for last in ([], *([change] for change in _last_changes(plan.config))):
-        if _memory_that_fits(plan, [*mild, *last], samples) is None:
-            continue
-        for number in range(len(mild) + 1):
-            found = _memory_that_fits(plan, [*mild[:number], *last], samples)
-            if found is not None:
-                needed, found = _drop_needless(
-                    plan, mild[:number], last, found, samples
-                )
-                return _flags(needed), found
+        found = _fewest_that_fit(plan, mild, last, samples)
+        if found is not None:
+            needed, memory = _drop_needless(plan, *found, last, samples)
+            return _flags(needed), memory
     return None
 
 
@@ -355,11 +350,32 @@ def _changed(plan: Plan, changes: Sequence[_Change]) -> Plan:
     return plan
 
 
+def _fewest_that_fit(
+    plan: Plan, mild: Sequence[_Change], last: Sequence[_Change], samples: Samples
+) -> tuple[Sequence[_Change], Memory] | None:
+    """Give the mild changes up to the first with which the plan fits; None if none do.
+
+    Each leaves less memory to take than the one before it, so halves are ruled out.
+    """
+    found = _memory_that_fits(plan, [*mild, *last], samples)
+    if found is None:
+        return None
+    low, high = 0, len(mild)
+    while low < high:
+        middle = (low + high) // 2
+        memory = _memory_that_fits(plan, [*mild[:middle], *last], samples)
+        if memory is None:
+            low = middle + 1
+        else:
+            high, found = middle, memory
+    return mild[:high], found
+
+
 def _drop_needless(
     plan: Plan,
     mild: Sequence[_Change],
-    last: Sequence[_Change],
     found: Memory,
+    last: Sequence[_Change],
     samples: Samples,
 ) -> tuple[list[_Change], Memory]:
     """Drop the mild changes without which the plan still fits, the dearest first.
