@@ -123,12 +123,15 @@ class Preloaded:
         """Let a script end well."""
         assert self.wait(self.start(*words, log=log)) == 0, log.read_text()
 
-    def ask(self, *words: str, folder: Path) -> tuple[str, str, int]:
+    def ask(
+        self, *words: str, folder: Path, **environment: str
+    ) -> tuple[str, str, int]:
         """Let a script end; give what it says, its errors and its exit code."""
         files = folder / "output.log", folder / "errors.log"
         for file in files:
             file.unlink(missing_ok=True)
-        code = self.wait(self.start(*words, log=files[0], errors=files[1]))
+        process = self.start(*words, log=files[0], errors=files[1], **environment)
+        code = self.wait(process)
         return files[0].read_text(), files[1].read_text(), code
 
     def run_ranks(self, ranks: int, *words: str, log: Path) -> None:

@@ -178,7 +178,7 @@ def test_build_schedule__matches_reference(
     assert list(schedule.is_slow) == expected
 
 
-@given(st.integers(2, 1000), fst.slow_ratios(max_denominator=1000))
+@given(st.integers(2, 300), fst.slow_ratios(max_denominator=300))
 def test_a_float_counts_as_the_fraction_that_it_rounds(
     num_frames: int, ratio: Fraction
 ) -> None:

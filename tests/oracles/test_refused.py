@@ -3,10 +3,13 @@
 Each snippet runs as a user's would, without the checks of the test run.
 """
 
-from tests.oracles.unchecked import run_refused, run_unchecked
+from collections.abc import Callable
+
+Run = Callable[[str], None]
+Refuse = Callable[[dict[str, str]], None]
 
 
-def test_half_a_cell_is_no_stride() -> None:
+def test_half_a_cell_is_no_stride(run_refused: Refuse) -> None:
     whole = "it must be a whole number"
     run_refused(
         {
@@ -21,7 +24,7 @@ def test_half_a_cell_is_no_stride() -> None:
     )
 
 
-def test_halves_are_not_counted() -> None:
+def test_halves_are_not_counted(run_refused: Refuse) -> None:
     whole = "it must be a whole number"
     clip = "repeat_strides(2, (1,))"
     span = f"[VideoSpan(grid=(1, 1), schedule={clip})]"
@@ -75,7 +78,9 @@ def test_halves_are_not_counted() -> None:
     )
 
 
-def test_what_has_another_form_is_named() -> None:
+def test_what_has_another_form_is_named(
+    run_refused: Refuse, run_unchecked: Run
+) -> None:
     run_refused(
         {
             "build_schedule(8, slow_ratio=torch.tensor(0.3))": (
@@ -125,7 +130,7 @@ def test_what_has_another_form_is_named() -> None:
     )
 
 
-def test_sequences_of_other_kinds_are_named() -> None:
+def test_sequences_of_other_kinds_are_named(run_refused: Refuse) -> None:
     two, ids = "torch.float32 of shape (2,) on cpu", "torch.int64 of shape (2,) on cpu"
     agree = "they must agree in all but the first axis"
     ones, whole = "torch.ones(2)", "torch.arange(2)"
@@ -159,7 +164,9 @@ def test_sequences_of_other_kinds_are_named() -> None:
     )
 
 
-def test_what_torch_would_say_of_its_own_arguments_is_said_of_ours() -> None:
+def test_what_torch_would_say_of_its_own_arguments_is_said_of_ours(
+    run_refused: Refuse,
+) -> None:
     query = "torch.ones(1, 2, 4, 8)"
     bounds = "visible_intervals(torch.arange(4))"
     on_meta = f"{query}.to('meta')"
@@ -185,7 +192,7 @@ def test_what_torch_would_say_of_its_own_arguments_is_said_of_ours() -> None:
     )
 
 
-def test_half_a_token_is_not_packed() -> None:
+def test_half_a_token_is_not_packed(run_unchecked: Run) -> None:
     run_unchecked(
         """
         halves = [3, 2.5]
@@ -204,7 +211,7 @@ def test_half_a_token_is_not_packed() -> None:
     )
 
 
-def test_a_target_too_few_is_named_where_rows_go_in_chunks() -> None:
+def test_a_target_too_few_is_named_where_rows_go_in_chunks(run_unchecked: Run) -> None:
     run_unchecked(
         """
         from fastslow import cross_entropy
@@ -223,7 +230,7 @@ def test_a_target_too_few_is_named_where_rows_go_in_chunks() -> None:
     )
 
 
-def test_slips_that_would_give_another_clip_are_named() -> None:
+def test_slips_that_would_give_another_clip_are_named(run_refused: Refuse) -> None:
     clip = "grid=(1, 1), schedule=repeat_strides(2, (1,))"
     run_refused(
         {
@@ -293,7 +300,9 @@ def test_slips_that_would_give_another_clip_are_named() -> None:
     )
 
 
-def test_a_run_of_text_is_trained_as_a_whole() -> None:
+def test_a_run_of_text_is_trained_as_a_whole(
+    run_refused: Refuse, run_unchecked: Run
+) -> None:
     hint = "it must be true or false, of all its tokens alike: one span for each run "
     run_refused(
         {
@@ -319,7 +328,7 @@ def test_a_run_of_text_is_trained_as_a_whole() -> None:
     )
 
 
-def test_windows_count_whole_frames() -> None:
+def test_windows_count_whole_frames(run_refused: Refuse, run_unchecked: Run) -> None:
     visible = "visible_intervals(torch.arange(3), frame_ids=torch.arange(3), window={})"
     found = {window: window for window in ("2.0", "1.5", "True")}
     found["np.float64(2)"] = "2.0"
@@ -349,7 +358,9 @@ def test_windows_count_whole_frames() -> None:
     )
 
 
-def test_flags_are_no_numbers_of_frames() -> None:
+def test_flags_are_no_numbers_of_frames(
+    run_refused: Refuse, run_unchecked: Run
+) -> None:
     message = (
         "frames[0] is True; it must be the number of a frame, as in "
         "[t for t, is_slow in enumerate(flags) if is_slow]"
@@ -372,7 +383,7 @@ def test_flags_are_no_numbers_of_frames() -> None:
     )
 
 
-def test_what_describes_a_row_has_its_axis_and_dtype() -> None:
+def test_what_describes_a_row_has_its_axis_and_dtype(run_refused: Refuse) -> None:
     ranks = "torch.arange(3)"
     visible = f"visible_intervals({ranks}, "
     window = f"{visible}frame_ids={ranks}, window=1, is_kept="
@@ -405,7 +416,9 @@ def test_what_describes_a_row_has_its_axis_and_dtype() -> None:
     )
 
 
-def test_numbers_of_schedules_are_whole_and_flags_are_flags() -> None:
+def test_numbers_of_schedules_are_whole_and_flags_are_flags(
+    run_refused: Refuse, run_unchecked: Run
+) -> None:
     whole = "it must be a whole number, from 0 on"
     frame = "PooledFrame(start=0, stop=1, {})"
     schedule = f"FrameSchedule(num_frames=1, frames=({frame.format('stride=(1, 1)')},)"
@@ -451,7 +464,7 @@ def test_numbers_of_schedules_are_whole_and_flags_are_flags() -> None:
     )
 
 
-def test_axes_are_named() -> None:
+def test_axes_are_named(run_refused: Refuse) -> None:
     square = "similarity has shape {}; it must be (frames, frames)"
     scores = "scores has shape {}; it must be ({})"
     row = "causal_ranks has shape (1, 4); it must be (tokens)"
@@ -516,7 +529,9 @@ def test_axes_are_named() -> None:
     )
 
 
-def test_dtypes_that_autocast_leaves_apart_are_named_as_they_were_given() -> None:
+def test_dtypes_that_autocast_leaves_apart_are_named_as_they_were_given(
+    run_unchecked: Run,
+) -> None:
     run_unchecked(
         """
         hidden, weight = torch.zeros(3, 2).double(), torch.ones(4, 2)
@@ -534,7 +549,7 @@ def test_dtypes_that_autocast_leaves_apart_are_named_as_they_were_given() -> Non
     )
 
 
-def test_what_a_model_cannot_take_is_refused() -> None:
+def test_what_a_model_cannot_take_is_refused(run_unchecked: Run) -> None:
     run_unchecked(
         """
         from functools import partial

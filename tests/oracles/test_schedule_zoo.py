@@ -163,7 +163,7 @@ def test_keye_vl_compares_with_the_last_slow_frame() -> None:
     assert str(schedule) == "S..S.S.  7 frames"
 
 
-@given(st.lists(st.booleans(), min_size=90, max_size=400))
+@given(st.lists(st.booleans(), min_size=90, max_size=150))
 def test_keye_vl_spends_its_budget_and_no_more(is_slow: list[bool]) -> None:
     def plan(n: int) -> FrameSchedule:
         sizes = {True: (n, 1), False: (max(int(0.3 * n), 48), 1)}

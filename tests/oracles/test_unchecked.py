@@ -4,10 +4,14 @@ Settings give lists for tuples, and arithmetic on tensors gives tensors for list
 snippet runs as a user's would, without the checks of the test run.
 """
 
-from tests.oracles.unchecked import run_unchecked
+from collections.abc import Callable
+
+Run = Callable[[str], None]
 
 
-def test_lists_tensors_and_numbers_give_what_tuples_and_flags_give() -> None:
+def test_lists_tensors_and_numbers_give_what_tuples_and_flags_give(
+    run_unchecked: Run,
+) -> None:
     run_unchecked(
         """
         strides = schedule_from_strides(torch.tensor([1, 2, 2]))
@@ -82,7 +86,7 @@ def test_lists_tensors_and_numbers_give_what_tuples_and_flags_give() -> None:
     )
 
 
-def test_frames_of_lists_are_those_of_tuples() -> None:
+def test_frames_of_lists_are_those_of_tuples(run_unchecked: Run) -> None:
     run_unchecked(
         """
         from fastslow.frames import FrameSchedule, PooledFrame
@@ -105,7 +109,7 @@ def test_frames_of_lists_are_those_of_tuples() -> None:
     )
 
 
-def test_spans_of_lists_are_those_of_tuples() -> None:
+def test_spans_of_lists_are_those_of_tuples(run_unchecked: Run) -> None:
     run_unchecked(
         """
         schedule = repeat_strides(2, (1,))
@@ -133,7 +137,7 @@ def test_spans_of_lists_are_those_of_tuples() -> None:
     )
 
 
-def test_numbers_of_numpy_give_schedules_that_json_takes() -> None:
+def test_numbers_of_numpy_give_schedules_that_json_takes(run_unchecked: Run) -> None:
     run_unchecked(
         """
         one, two, eight = map(np.int64, (1, 2, 8))
@@ -156,7 +160,7 @@ def test_numbers_of_numpy_give_schedules_that_json_takes() -> None:
     )
 
 
-def test_narrow_integers_of_numpy_do_not_wrap() -> None:
+def test_narrow_integers_of_numpy_do_not_wrap(run_unchecked: Run) -> None:
     run_unchecked(
         """
         for kind in (np.uint8, np.uint16, np.int16):
@@ -182,7 +186,7 @@ def test_narrow_integers_of_numpy_do_not_wrap() -> None:
     )
 
 
-def test_sizes_that_a_compiler_knows_by_name_stay_symbols() -> None:
+def test_sizes_that_a_compiler_knows_by_name_stay_symbols(run_unchecked: Run) -> None:
     run_unchecked(
         """
         from torch.fx.experimental.proxy_tensor import make_fx

@@ -6,8 +6,6 @@ import itertools
 import os
 import pickle
 import resource
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -26,6 +24,7 @@ from recipes.edge.data.archives import (
 from recipes.edge.data.clips import write_clip
 from recipes.edge.media.media_file import MediaFile
 from recipes.edge.media.video import decode_frames, probe_video
+from tests.recipes.processes import in_two_processes
 
 MODES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz"}
 
@@ -128,19 +127,13 @@ def test_the_processes_of_a_run_share_its_limit(tmp_path: Path) -> None:
 
 def test_processes_share_a_cache(tmp_path: Path) -> None:
     archive = pack(tmp_path / "clips.tar.gz", {"a": bytes(10_000_000)})
-    code = (
-        "import sys; from pathlib import Path; "
-        "from recipes.edge.data.archives import ArchiveStore; "
-        "print(ArchiveStore(Path(sys.argv[1])).open(sys.argv[2]).stat().st_ino)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "cache"), str(archive)]
-    runs = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
-        for _ in range(2)
-    ]
-    found = {run.communicate(timeout=120)[0] for run in runs}
-    assert len(found) == 1
-    assert found.pop().strip().isdigit()
+
+    def unpack() -> int:
+        plain = ArchiveStore(tmp_path / "cache").open(str(archive))
+        return plain.stat().st_ino
+
+    first, second = in_two_processes(unpack)
+    assert first == second
 
 
 def test_a_full_disk_is_not_the_fault_of_an_archive(tmp_path: Path) -> None:

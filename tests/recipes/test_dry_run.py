@@ -72,7 +72,7 @@ def small_config() -> PreTrainedConfig:
         text_config={
             "hidden_size": 256,
             "intermediate_size": 1024,
-            "num_hidden_layers": 6,
+            "num_hidden_layers": 5,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "vocab_size": 3000,
@@ -81,7 +81,7 @@ def small_config() -> PreTrainedConfig:
             "eos_token_id": None,
         },
         vision_config={
-            "depth": 4,
+            "depth": 2,
             "embed_dim": 160,
             "hidden_size": 256,
             "num_heads": 4,

@@ -5,8 +5,6 @@ import errno
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from recipes.edge.media.containers import (
 )
 from recipes.edge.media.media_file import MediaFile
 from recipes.edge.media.video import VideoInfo, probe_video
+from tests.recipes.processes import in_two_processes
 from tests.recipes.test_archives import pack
 
 ASKED = {"from": "human", "value": "<image>\nWhat?"}
@@ -261,34 +260,12 @@ def read_packets_of(file: MediaFile) -> VideoInfo:
 def test_processes_index_an_archive_together(tmp_path: Path) -> None:
     names = [f"{number}.mp4" for number in range(1000)]
     archive = pack(tmp_path / "clips.tar", dict.fromkeys(names, b"no video"))
-    code = (
-        "import sys; from pathlib import Path; "
-        "from recipes.edge.data.archives import ArchiveStore; "
-        "from recipes.edge.data.headers import index_archive; "
-        "store = ArchiveStore(Path(sys.argv[1])); "
-        "print('ready', flush=True); input(); "
-        "print(*(each.sample_id for each in index_archive(sys.argv[2], store)))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "cache"), str(archive)]
-    runs = [
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for run in runs:
-        assert run.stdout is not None
-        assert run.stdout.readline() == "ready\n"
-    for run in runs:
-        assert run.stdin is not None
-        run.stdin.write("go\n")
-        run.stdin.flush()
-    found = [run.communicate(timeout=120)[0].split() for run in runs]
-    assert found == [names, names]
+
+    def index() -> list[str]:
+        found = index_archive(str(archive), ArchiveStore(tmp_path / "cache"))
+        return [each.sample_id for each in found]
+
+    assert in_two_processes(index) == [names, names]
 
 
 def test_samples_come_back_from_disk(tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,17 +60,9 @@ def inspect(
     return run
 
 
-def test_what_a_dataset_holds(data: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, *flags_of(data)],
-        check=False,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert (done.stderr, done.returncode) == ("", 0)
-    said = done.stdout
+def test_what_a_dataset_holds(data: Path, preloaded: Any, tmp_path: Path) -> None:
+    said, errors, code = preloaded.ask(*flags_of(data), folder=tmp_path)
+    assert (errors, code) == ("", 0)
     lines = [line.split(maxsplit=1) for line in said.splitlines() if line[0] != " "]
     found = {name: words for name, words in lines if name != "unusable"}
     assert found["data"] == "5 samples, 4 unusable"

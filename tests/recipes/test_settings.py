@@ -1,8 +1,6 @@
 """Settings: files and flags fill a preset, and what is written reloads to the same."""
 
 import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -483,24 +481,18 @@ def test_of_all_ranks_the_first_says_what_is_wrong(
     assert caught.value.code == 2
 
 
-def test_help_shows_every_flag_with_its_default(tmp_path: Path) -> None:
+def test_help_shows_every_flag_with_its_default(preloaded: Any, tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("loss_weight: 0.375\n")
-    done = subprocess.run(
-        [sys.executable, "recipes/qwen2vl_tiny.py", "--config", str(file), "--help"],
-        check=True,
-        cwd=ROOT,
-        env=os.environ | {"COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    words = ("recipes/qwen2vl_tiny.py", "--config", str(file), "--help")
+    said, errors, code = preloaded.ask(*words, folder=tmp_path, COLUMNS="200")
+    assert code == 0, errors
     names = [each.name for each in fields(Config) if each.name != "parallel"]
     names += [f"parallel.{each.name}" for each in fields(Parallel)]
     for name in [*names, *ALIASES, "config"]:
-        assert f"--{name.replace('_', '-')}" in done.stdout
-    assert "(default: 0.375)" in done.stdout
-    assert f"(default: {TINY.max_steps})" in done.stdout
+        assert f"--{name.replace('_', '-')}" in said
+    assert "(default: 0.375)" in said
+    assert f"(default: {TINY.max_steps})" in said
 
 
 def test_settings_within_settings_are_compared_one_by_one() -> None:
