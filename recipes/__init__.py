@@ -1,1 +1,1 @@
-"""Complete trainings, each one readable file."""
+"""Complete trainings: presets of one loop, which ``train.py`` is."""

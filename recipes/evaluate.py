@@ -13,6 +13,7 @@ holds the whole model.
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -105,13 +106,20 @@ def evaluate(options: Options) -> None:
         build_meta_model(checkpoint)  # weights that do not fit are refused at once
         return checkpoint, config
 
-    with process_group() as world, TemporaryDirectory() as folder:
-        shared = broadcast_from_main(lambda: Path(folder), world)
+    with process_group() as world, ExitStack() as kept:
         checkpoint, config = broadcast_from_main(find, world)
         model = load_model(checkpoint, config, world.device)
-        questions = broadcast_from_main(
-            lambda: plan_questions(options, checkpoint, config, model, shared), world
-        )
+
+        def plan() -> Questions:
+            beside = TemporaryDirectory(  # all nodes see it, and ranks map its file
+                prefix=".questions-",
+                dir=options.output.parent,
+                ignore_cleanup_errors=True,
+            )
+            folder = Path(kept.enter_context(beside))
+            return plan_questions(options, checkpoint, config, model, folder)
+
+        questions = broadcast_from_main(plan, world)
         workers = config.dataloader_num_workers
         answers = list(ask(model, questions, options.max_new_tokens, world, workers))
         ranks = gather_from_ranks(answers, world)

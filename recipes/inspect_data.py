@@ -68,6 +68,8 @@ def main() -> None:
         config = replace(config, data_path=options.data)
         if options.unusable is not None:
             options.unusable.parent.mkdir(parents=True, exist_ok=True)
+        if options.show is not None:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
         family = family_of(model_config(config.model_name_or_path))
         settings = clip_settings(config, family)
         with TemporaryDirectory() as folder:

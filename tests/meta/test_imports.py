@@ -154,7 +154,7 @@ EDGE_ROOMS = {
 
 ABOVE_EDGE = {
     "estimates": {"recipes.config"},
-    "reports": {"recipes.config", "recipes.health"},
+    "reports": {"recipes.config"},
     "evaluation": {"recipes.config", "recipes.data"},
 }
 """What a room of ``recipes.edge`` may import of the recipes themselves."""

@@ -176,7 +176,13 @@ def test_pairs_are_those_of_the_attention_that_is_asked_for() -> None:
 
 
 def small_plan(tokens_per_row: int, **settings: Any) -> Plan:
-    known = {"num_gpus": 1, "packing_window": 8, "parallel": Parallel(), **settings}
+    known = {
+        "num_gpus": 1,
+        "packing_window": 8,
+        "loss_weight": 0.0,
+        "parallel": Parallel(),
+        **settings,
+    }
     config = replace(TINY, tokens_per_row=tokens_per_row, **known)
     return Plan(config=config, shape=small_config(), device=find_device("h100-80gb"))
 
@@ -350,6 +356,16 @@ def test_the_other_families_are_foretold(
     text, is_possible = preview(replace(QWEN2VL_72B, model_name_or_path=str(tmp_path)))
     assert f"{sum(w.numel() for w in model.parameters()):,} parameters" in text
     assert is_possible == text.endswith("it fits")
+
+
+def test_rows_are_as_long_as_a_gpu_is_given() -> None:
+    """In a run they are padded to multiples of 128."""
+    short, padded = (
+        forecast(small_plan(tokens), given([SAMPLE] * 8)) for tokens in (960, 1024)
+    )
+    assert len(short.worst.layout.token_ids) == 1024
+    assert short.memory == padded.memory
+    assert short.fill > padded.fill
 
 
 def test_copies_that_do_not_divide_are_refused() -> None:

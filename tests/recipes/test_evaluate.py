@@ -601,3 +601,26 @@ def test_choices_may_differ_in_a_sign_alone() -> None:
             assert score_answer(question, letter, f"{letter} {text}").correct
     assert not score_answer(numbers, "A", "A -3").correct
     assert not score_answer(signs, "A", "").correct
+
+
+def test_what_is_asked_lies_where_ranks_of_all_nodes_see_it(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = list[Path]()
+
+    def plan(*given: Any) -> Any:
+        folders.append(given[-1])
+        return plan_questions(*given)
+
+    plan_questions = recipe.plan_questions
+    monkeypatch.setattr(recipe, "plan_questions", plan)
+    output = tmp_path / "scores" / "evaluation.json"
+    recipe.evaluate(
+        recipe.Options(
+            checkpoint=str(trained / "run" / "model-60"),
+            data=str(trained / "clips" / "held_out.jsonl"),
+            output=output,
+        )
+    )
+    assert [folder.parent for folder in folders] == [output.parent]
+    assert list(output.parent.iterdir()) == [output]

@@ -15,8 +15,7 @@ from recipes.config import FREE_TO_CHANGE, Config
 from recipes.edge.data.clips import make_clips
 from recipes.edge.files.settings import setting_names
 from recipes.edge.ranks.distributed import process_group
-from recipes.edge.reports.metrics import RunLog
-from recipes.health import (
+from recipes.edge.reports.health import (
     RAMP_STEPS,
     REPEAT,
     RULES,
@@ -26,6 +25,7 @@ from recipes.health import (
     Numbers,
     examine,
 )
+from recipes.edge.reports.metrics import RunLog
 from recipes.qwen2vl_tiny import TINY
 from recipes.train import main
 

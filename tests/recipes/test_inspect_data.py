@@ -85,7 +85,7 @@ def test_what_a_dataset_holds(data: Path, preloaded: Any, tmp_path: Path) -> Non
 def test_a_sample_is_drawn(
     data: Path, tmp_path: Path, name: str, inspect: Inspect
 ) -> None:
-    file = tmp_path / "sample.svg"
+    file = tmp_path / "drawn" / "sample.svg"
     _, status = inspect(data, "--show", name, "--output", str(file))
     assert status == 0
     drawn = file.read_text()

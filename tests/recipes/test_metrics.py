@@ -257,12 +257,6 @@ def test_a_terminal_gets_a_bar(
     assert "loss=0.1250" in shown
 
 
-def test_a_run_does_not_start_after_its_end(tmp_path: Path, world: World) -> None:
-    words = "first_step is 11 but total_steps is 9; a run cannot start after its end"
-    with pytest.raises(ValueError, match=f"^{words}$"):
-        RunLog(output_dir=tmp_path, total_steps=9, first_step=11, world=world)
-
-
 def test_a_message_is_there_at_once(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

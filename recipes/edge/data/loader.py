@@ -339,6 +339,11 @@ def count_rows(rows: Sequence[Row]) -> dict[str, float]:
     }
 
 
+def padded_length(tokens: int) -> int:
+    """Give the length of a row, where rows are padded, that is as full as can be."""
+    return -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
 def _row_length(
     samples: Sequence[Sequence[Span]], settings: ClipSettings
 ) -> int | None:
@@ -350,7 +355,7 @@ def _row_length(
         return None
     tokens = sum(map(count_tokens, samples))
     if tokens > settings.capacity:
-        return -(-tokens // ROW_MULTIPLE) * ROW_MULTIPLE
+        return padded_length(tokens)
     return bucket_length(
         tokens,
         settings.capacity,

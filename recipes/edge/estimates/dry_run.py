@@ -28,6 +28,7 @@ from fastslow.qwen2_vl import (
     step_flops,
 )
 from recipes.config import Config, with_settings
+from recipes.edge.data.loader import ROW_MULTIPLE, padded_length
 from recipes.edge.data.samples import tower_tokens
 from recipes.edge.estimates.devices import Device
 from recipes.edge.estimates.memory import Memory, estimate_memory
@@ -296,18 +297,19 @@ def _step(plan: Plan, row: RowPlan) -> tuple[FastSlowQwen2VL, Memory]:
 
 
 def _row(plan: Plan, samples: Samples, chosen: Sequence[int]) -> RowPlan:
-    """Lay a row of samples out, as long as rows are at most, with a clip at least."""
+    """Lay out a row of samples, padded as on a GPU, with a clip at least."""
     family = family_of(plan.shape)
     row = [samples.lay_out(number) for number in chosen]
     if not any(isinstance(span, VideoSpan) for sample in row for span in sample):
         row.append((blank_clip(family.geometry)[0],))
+    count = sum(map(count_tokens, row))
     return plan_row(
         row,
         video_token_id=plan.shape.video_token_id,
         family=family,
         attention=plan.config.attention,
         pool_mode=plan.config.mm_spatial_pool_mode,
-        length=max(plan.config.tokens_per_row, sum(map(count_tokens, row))),
+        length=padded_length(max(plan.config.tokens_per_row, count)),
     )
 
 
@@ -397,8 +399,8 @@ def _mild_changes(config: Config, samples: Samples) -> list[_Change]:
     """Give changes that cost time alone, the cheapest first.
 
     Those of one setting follow each other, and each takes less memory than the one
-    before it, which it overrides. Rows are halved, to multiples of 128 as a GPU's are
-    padded to, as long as each sample fits one; a step has at least as many tokens.
+    before it, which it overrides. Rows are halved, to lengths that a GPU's are padded
+    to, as long as each sample fits one; a step has at least as many tokens.
     """
     now = config.parallel.activation_checkpointing
     kinds = ("none", "selective", "full")
@@ -409,11 +411,11 @@ def _mild_changes(config: Config, samples: Samples) -> list[_Change]:
     for copies in range(config.parallel.replicate - 1, 0, -1):
         if config.num_gpus % copies == 0:
             changes.append({"parallel": {"replicate": copies}})
-    shortest = -(-max(samples.lengths) // 128) * 128
+    shortest = padded_length(max(samples.lengths))
     tokens = config.tokens_per_row
     whole = tokens * config.gradient_accumulation_steps
     while tokens > shortest:
-        tokens = max(tokens // 256 * 128, shortest)
+        tokens = max(tokens // (2 * ROW_MULTIPLE) * ROW_MULTIPLE, shortest)
         rows = -(-whole // tokens)
         changes.append({"tokens_per_row": tokens, "gradient_accumulation_steps": rows})
     return changes

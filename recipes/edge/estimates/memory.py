@@ -26,7 +26,7 @@ from fastslow.qwen2_vl import (
     FastSlowQwen2VL,
     RowPlan,
 )
-from recipes.edge.training.gathering import gathered_by_turns
+from recipes.edge.estimates.gathering import gathered_by_turns
 from recipes.edge.training.parallel import (
     EXPENSIVE,
     Parallel,

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from recipes.edge.files.provenance import time_stamp
 from recipes.edge.files.publishing import write_whole
 from recipes.edge.ranks.distributed import World
-from recipes.health import Health, Warned, examine
+from recipes.edge.reports.health import Health, Warned, examine
 
 CLOCKED = (
     "seconds",
@@ -53,8 +53,8 @@ class RunLog:
     standard error     a progress bar, if it is a terminal
     =================  ============================================================
 
-    Every step is examined by the rules of ``recipes.health``; what they say is written
-    as a message and as a warning.
+    Every step is examined by the rules of ``health.py``; what they say is written as a
+    message and as a warning.
 
     Lines are flushed as they are written. A metric that is not finite is written as
     null in ``metrics.jsonl``, so that every line is valid JSON, and as ``nan`` or
@@ -72,20 +72,12 @@ class RunLog:
         first_step: First step that this process will do: 1 for a new run, the
             checkpoint's step plus one for a resumed one. Steps count from 1.
         world: The ranks.
-
-    Raises:
-        ValueError: If ``first_step`` is beyond ``total_steps + 1``.
     """
 
     def __init__(
         self, *, output_dir: Path, total_steps: int, first_step: int, world: World
     ) -> None:
         """Open the files."""
-        if first_step > total_steps + 1:
-            raise ValueError(
-                f"first_step is {first_step} but total_steps is {total_steps}; "
-                "a run cannot start after its end"
-            )
         self._total_steps = total_steps
         self._open = ExitStack()
         self._outputs: _Outputs | None = None
