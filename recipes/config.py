@@ -154,9 +154,11 @@ class Config:
     def matmul_precision(self) -> str:
         """Precision of products of float32 matrices on a GPU, in torch's words.
 
-        A run in bfloat16 has none that TensorFloat-32 would speed up. It would round
-        positions beyond 2,048 where transformers, up to 5.18, multiplies them into
-        angles as matrices (huggingface/transformers#48428).
+        A run in bfloat16 has none that TensorFloat-32 would speed up. It may round
+        positions and frequencies where transformers, up to 5.18, multiplies them into
+        angles as matrices (huggingface/transformers#48428): such a rounding, emulated,
+        turns an angle by a third of a radian at position 2,048. Long rows in float32
+        do without it (``tf32: false``).
         """
         is_float32 = self.parallel.compute == "float32"
         return "high" if self.tf32 and is_float32 else "highest"

@@ -40,7 +40,6 @@ from fastslow import (
     repeat_strides,
     select_ragged,
     tile_efficiency,
-    to_device,
     unpack_ragged,
     visible_intervals,
     visible_pairs,
@@ -173,7 +172,7 @@ def test_no_value_is_read(name: str) -> None:
 @pytest.mark.parametrize("name", CALLS)
 def test_no_gpu_is_waited_for(name: str) -> None:
     function, arguments = CALLS[name]
-    arguments = tuple(to_device(each, "cuda") for each in arguments)
+    arguments = tuple(with_tensors(Tensor.cuda, each) for each in arguments)
     function(*arguments)  # libraries wait when they start
     with waits_forbidden():
         function(*arguments)
@@ -214,7 +213,7 @@ def test_a_read_value_is_noticed(name: str) -> None:
 @pytest.mark.parametrize("name", READERS)
 def test_a_wait_is_noticed(name: str) -> None:
     function, arguments = READERS[name]
-    arguments = tuple(to_device(each, "cuda") for each in arguments)
+    arguments = tuple(with_tensors(Tensor.cuda, each) for each in arguments)
     function(*arguments)
     with waits_forbidden(), pytest.raises(RuntimeError, match="synchroniz"):
         function(*arguments)

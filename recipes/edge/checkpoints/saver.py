@@ -107,9 +107,12 @@ class CheckpointSaver:
 
 
 def _take_device(device: torch.device) -> None:
-    """Make the rank's GPU that of this thread, for DCP waits for the current stream.
+    """Give this thread the rank's GPU, and a stream where nothing is computed.
 
-    A new thread has the first GPU, where each rank would open a context.
+    DCP waits for the current stream at each tensor, those on the host too. A new thread
+    has the first GPU, where each rank would open a context, and the stream of the
+    training, whose steps it would wait for.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device))

@@ -14,7 +14,11 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import (
+    PrefixStore,
+    Store,
+    _abort_process_group,
+)
 from torch.distributed.rendezvous import rendezvous
 
 from recipes.edge.ranks.failures import shared_failures
@@ -113,9 +117,8 @@ def process_group() -> Iterator[World]:
         except BaseException as error:
             if isinstance(error, Exception):
                 tell(error)
-            group = dist.group.WORLD
-            if group is not None and dist.get_backend() == "nccl":
-                group.abort()
+            if dist.is_initialized() and dist.get_backend() == "nccl":
+                _abort_process_group()  # all of them: a mesh of two axes has more
             raise
         finally:
             if dist.is_initialized():
