@@ -357,7 +357,7 @@ def _fewest_that_fit(
 ) -> tuple[Sequence[_Change], Memory] | None:
     """Give the mild changes up to the first with which the plan fits; None if none do.
 
-    Each leaves less memory to take than the one before it, so halves are ruled out.
+    Each takes less memory than the one before it, so halves of them are ruled out.
     """
     found = _memory_that_fits(plan, [*mild, *last], samples)
     if found is None:
