@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 
@@ -96,8 +97,9 @@ def run_recipe(preset: Config) -> None:
 def main(config: Config) -> None:
     """Plan, build, shard, train, save, ask the held-out questions, and export."""
     stop = StopSignal()
-    with process_group() as world, only_run(config.output_dir, world):
+    with process_group() as world, ExitStack() as held:
         with refusals_in_words():
+            held.enter_context(only_run(config.output_dir, world))
             run = prepare(config, world)
             progress, said = resume(run)
         broadcast_from_main(lambda: keep_record(run, progress), world)

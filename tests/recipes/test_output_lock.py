@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from recipes.edge.files import output_lock
 from recipes.edge.files.output_lock import LOCK, only_run
-from recipes.edge.ranks.distributed import World
+from recipes.edge.ranks.distributed import MainRankError, World
+from recipes.qwen2vl_tiny import TINY
+from recipes.train import main
 
 HOLD = """
 import fcntl, sys, time
@@ -36,11 +39,38 @@ def test_another_run_is_kept_out_and_named(
     monkeypatch.setattr(output_lock, "PATIENCE", 0.3)
     with hold(tmp_path, 60) as holder:
         with (
-            pytest.raises(RuntimeError, match=f"{tmp_path} is in use by process 7 on"),
+            pytest.raises(MainRankError, match=f"{tmp_path} is in use by process 7 on"),
             only_run(tmp_path, world),
         ):
             pass
         holder.kill()
+
+
+def test_a_run_says_in_a_sentence_where_it_cannot_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_lock, "PATIENCE", 0.0)
+    words = f"^error: {tmp_path} is in use by process 7 on elsewhere; one run at a time"
+    with hold(tmp_path, 60) as holder:
+        with pytest.raises(SystemExit, match=words):
+            main(replace(TINY, output_dir=tmp_path))
+        holder.kill()
+    words = f"^error: output_dir is {tmp_path / LOCK}, where no file can be written"
+    with pytest.raises(SystemExit, match=words):
+        main(replace(TINY, output_dir=tmp_path / LOCK))
+
+
+def test_a_folder_that_takes_no_file_is_named(tmp_path: Path, world: World) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "run"):
+        words = f"output_dir is {folder}, where no file can be written"
+        with (
+            pytest.raises(MainRankError) as caught,
+            only_run(folder, world),
+        ):
+            pass
+        assert (caught.value.refusal or "").startswith(words)
 
 
 def test_a_run_that_ends_is_waited_for(tmp_path: Path, world: World) -> None:

@@ -30,7 +30,7 @@ def only_run(output_dir: Path, world: World) -> Iterator[None]:
         world: The ranks.
 
     Raises:
-        RuntimeError: On every rank, if another run still writes there after
+        MainRankError: On every rank, if another run still writes there after
             ``PATIENCE`` seconds, or if the folder cannot be written to.
     """
     held: list[TextIO] = []
@@ -44,8 +44,14 @@ def only_run(output_dir: Path, world: World) -> Iterator[None]:
 
 def _lock(output_dir: Path) -> TextIO:
     """Open the lock and wait for it; it holds the process that has it."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    file = (output_dir / LOCK).open("a+", encoding="utf-8")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        file = (output_dir / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"output_dir is {output_dir}, where no file can be written "
+            f"({error.strerror})"
+        ) from error
     until = time.monotonic() + PATIENCE
     while not _try_to_lock(file):
         if time.monotonic() > until:
