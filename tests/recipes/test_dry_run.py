@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
@@ -41,7 +42,7 @@ from recipes.edge.estimates.dry_run import (
     most_changes,
     report,
 )
-from recipes.edge.estimates.memory import estimate_memory
+from recipes.edge.estimates.memory import _Births, estimate_memory
 from recipes.edge.training.parallel import Parallel, choose_trained
 from recipes.edge.weights.loading import meta_model
 from recipes.edge.weights.published import model_config
@@ -96,6 +97,12 @@ def test_an_estimate_leaves_attention_as_it_was() -> None:
     plan = plan_row([SAMPLE], video_token_id=2000)
     estimate_memory(meta_model(small_config()), Parallel(), plan, world_size=2)
     assert dict(ALL_ATTENTION_FUNCTIONS) == before
+
+
+def test_what_has_values_keeps_them_however_often_it_is_computed() -> None:
+    with _Births():
+        found = [torch.ones(2) + 1 for _ in range(3)]
+    assert [each.tolist() for each in found] == [[2, 2]] * 3
 
 
 def test_the_plan_of_a_row_takes_memory_too() -> None:

@@ -198,9 +198,9 @@ class _Births(TorchDispatchMode):
                 storage = leaf.untyped_storage()
                 if id(storage) not in given and storage not in self._known:
                     self._born(storage)
-                    if leaf is result and leaf.nbytes == storage.nbytes():
-                        looks = leaf.shape, leaf.stride(), leaf.dtype
-                        self._results[call] = looks
+                    is_whole = leaf.nbytes == storage.nbytes()
+                    if leaf is result and leaf.is_meta and is_whole:
+                        self._results[call] = leaf.shape, leaf.stride(), leaf.dtype
         return result
 
     def _born(self, storage: torch.UntypedStorage) -> None:
@@ -221,9 +221,9 @@ class _Births(TorchDispatchMode):
 
 
 def _looks(leaf: Any) -> Any:
-    """Give what the size of a result depends on, of an argument."""
+    """Give what the size and the device of a result depend on, of an argument."""
     if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.stride(), leaf.dtype
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
     return type(leaf), leaf
 
 
