@@ -2,12 +2,14 @@
 
 import contextlib
 import io
-import json
 import re
 import runpy
 from pathlib import Path
 
 import pytest
+
+from recipes.edge.data.conversations import parse_row
+from recipes.edge.data.data_files import read_rows
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -42,9 +44,14 @@ def test_command_is_marked(name: str) -> None:
     assert found == [COMMANDS[name]]
 
 
-def test_rows_are_valid_json() -> None:
-    for row in blocks("json"):
-        assert {"video", "conversations"} <= json.loads(row).keys()
+def test_the_rows_are_a_file_that_recipes_read(tmp_path: Path) -> None:
+    (rows,) = blocks("json")
+    file = tmp_path / "train.json"
+    file.write_text(rows)
+    (read,) = (parse_row(row, "") for _, row in read_rows(file))
+    assert read.sample_id == "0001"
+    assert [media.name for media in read.media] == ["videos/cat.mp4"]
+    assert [turn.role for turn in read.turns] == ["user", "assistant"]
 
 
 def test_linked_files_exist() -> None:
