@@ -20,7 +20,7 @@ set -euo pipefail
 
 read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST") # all names may not fit a pipe
 export NODES=$SLURM_JOB_NUM_NODES RUN_ID=$SLURM_JOB_ID
-export HEAD=$head:$((20000 + SLURM_JOB_ID % 20000))
+export HEAD=$head:$((20000 + SLURM_JOB_ID % 12000)) # systems give out those from 32768
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
 # Since Slurm 22.05 srun does not take over what was asked of sbatch.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-96}

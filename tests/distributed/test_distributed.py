@@ -4,12 +4,14 @@ The file is its own worker: ``torchrun`` runs it with a case and a folder, and e
 rank leaves what it saw in ``rank-{rank}.json``.
 """
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import time
 from datetime import timedelta
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +208,23 @@ def test_an_exception_leaves_the_group_and_goes_on() -> None:
     assert not dist.is_initialized()
     with process_group() as world:
         assert world.size == 1
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_forked_process_does_not_end_a_group() -> None:
+    """Its threads are not there; a worker that decodes clips would crash."""
+    gc.disable()
+    try:
+        with process_group() as world:
+            kept: list[Any] = [world]
+        kept.append(kept)  # a cycle
+        del kept, world
+        process = get_context("fork").Process(target=gc.collect)
+        process.start()
+        process.join(60)
+    finally:
+        gc.enable()
+    assert process.exitcode == 0
 
 
 if __name__ == "__main__":

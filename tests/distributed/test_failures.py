@@ -8,10 +8,8 @@ and leave in ``ends.json`` how every case ended for them.
 import json
 import os
 import signal
-import socket
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import pytest
 import torch.distributed as dist
 
 from recipes.edge.ranks.distributed import process_group, sum_over_ranks
+from tests.ports import free_port
 
 SOON = 200
 """Seconds in which all cases have to end; one collective alone would wait for 1,800."""
@@ -135,14 +134,6 @@ def work(rank: int, ports: list[int], names: list[str]) -> None:
         Path("ends.json").write_text(json.dumps(ends))
 
 
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as opened:
-        probes = [opened.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("localhost", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
 def make_folders(folder: Path) -> list[Path]:
     """Give each rank a working folder; only other data are the second's own."""
     from recipes.edge.data.clips import make_clips
@@ -186,7 +177,7 @@ Ends = list[dict[str, str]]
 
 def ends_of(preloaded: Any, folders: list[Path], *names: str) -> Ends:
     """Let two ranks go through cases; tell how each case ended for each of them."""
-    ports = json.dumps(free_ports(len(names)))
+    ports = json.dumps([free_port() for _ in names])
     ranks = [
         preloaded.start(
             *(__file__, str(rank), ports, *names),

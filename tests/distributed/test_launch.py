@@ -19,16 +19,10 @@ from typing import IO, Any
 import pytest
 
 from recipes.edge.data.clips import make_clips
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 240
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 TORCHRUN = """#!{python}
@@ -279,9 +273,7 @@ def test_the_slurm_script_starts_an_agent_on_every_node(tmp_path: Path) -> None:
         "words = ' '.join(others + sys.argv[1:])\n"
         "pathlib.Path(__file__).with_name(f'rank-{rank}').write_text(words)\n"
     )
-    job = next(
-        port - 20_000 for port in iter(free_port, None) if 20_000 <= port < 40_000
-    )
+    job = free_port() - 20_000  # the script adds as much
     environment = os.environ | {
         "SLURM_JOB_ID": str(job),
         "SLURM_JOB_NODELIST": "localhost,localhost",

@@ -96,9 +96,11 @@ def process_group() -> Iterator[World]:
         ...     (world.rank, world.size, world.is_main)
         (0, 1, True)
     """
-    # A group that a reference cycle keeps past the interpreter's end (a mesh, a sharded
-    # model, a traceback) leaves gloo's threads running, which aborts.
+    # A reference cycle (a mesh, a sharded model, a traceback) may keep a group when the
+    # run is over. Gloo's threads end with it, so that is not to be after the
+    # interpreter's end, nor in a process that is forked, which crashes: it has none.
     atexit.register(gc.collect)
+    os.register_at_fork(after_in_child=gc.freeze)
     if "RANK" in os.environ:
         store, rank, size = next(rendezvous("env://"))
         store = _of_this_start(store)
