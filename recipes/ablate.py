@@ -40,10 +40,11 @@ from recipes.config import (
     refuse_other_settings,
 )
 from recipes.edge.files.provenance import RECORD_FILE, read_starts
-from recipes.edge.files.settings import read_settings, write_settings
-from recipes.edge.files.values import by_dotted_name, check_bounds
+from recipes.edge.files.publishing import write_whole
 from recipes.edge.ranks.distributed import mistakes_in_words
 from recipes.edge.reports.ablation_figure import draw_ablation
+from recipes.settings.files import read_settings, settings_as_yaml
+from recipes.settings.values import by_dotted_name, check_bounds
 
 RECIPE = Path(__file__).with_name("qwen2vl_tiny.py")
 """What is started; a settings file names every setting, so any recipe would do."""
@@ -135,7 +136,7 @@ class Runner:
         """
         folder = config.output_dir
         folder.mkdir(parents=True, exist_ok=True)
-        write_settings(folder / SETTINGS_FILE, config)
+        write_whole(folder / SETTINGS_FILE, settings_as_yaml(config))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(self.ranks), str(RECIPE)]
         command += ["--config", str(folder / SETTINGS_FILE)]

@@ -10,13 +10,13 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from recipes.config import NESTED, Config, with_settings
-from recipes.edge.files.settings import check_known, check_mapping, settings_as_json
-from recipes.edge.files.values import by_dotted_name, convert, nearest
 from recipes.edge.reports.metrics import read_metrics
 from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_7b import QWEN2VL_7B
 from recipes.qwen2vl_72b import QWEN2VL_72B
 from recipes.qwen2vl_tiny import TINY
+from recipes.settings.files import check_known, check_mapping, settings_as_json
+from recipes.settings.values import by_dotted_name, convert, nearest
 from recipes.unread import unread_settings
 
 PRESETS = {"tiny": TINY, "2b": QWEN2VL_2B, "7b": QWEN2VL_7B, "72b": QWEN2VL_72B}

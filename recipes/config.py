@@ -10,8 +10,7 @@ from typing import Any
 from fastslow.grids import Mode
 from fastslow.layouts import Attention
 from fastslow.losses import Distance
-from recipes.edge.data.strategies import parse_strategy, strategy_text
-from recipes.edge.files.settings import (
+from recipes.settings.files import (
     check_known,
     check_mapping,
     check_same_settings,
@@ -20,8 +19,9 @@ from recipes.edge.files.settings import (
     setting_names,
     settings_as_json,
 )
-from recipes.edge.files.values import check_bounds, convert
-from recipes.edge.training.parallel import Parallel
+from recipes.settings.parallel import Parallel
+from recipes.settings.strategies import parse_strategy, strategy_text
+from recipes.settings.values import check_bounds, convert
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,18 +3,17 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.constants import HF_HOME
 from transformers import PreTrainedTokenizerBase
 
 from fastslow.qwen2_vl import Family, family_of
 from recipes.config import Config
 from recipes.edge.checkpoints.folders import list_checkpoints
-from recipes.edge.data.archives import ArchiveStore
+from recipes.edge.data.archives import CACHE, ArchiveStore
 from recipes.edge.data.clips import make_clips
 from recipes.edge.data.conversations import BadSample
 from recipes.edge.data.data_files import Subset, list_subsets, state_of
@@ -32,15 +31,12 @@ from recipes.edge.data.sample_set import (
     plan_samples,
     planned_before,
 )
-from recipes.edge.data.samples import ClipSettings
+from recipes.edge.data.samples import ClipSettings, clip_settings
 from recipes.edge.files.memos import Memo
 from recipes.edge.ranks.distributed import World, processes_here
 from recipes.edge.weights.loading import build_meta_model, find_weights
 from recipes.edge.weights.pretrained import digest_model, read_config, read_tokenizer
 from recipes.edge.weights.tiny import VOCABULARY, train_tokenizer
-
-CACHE = Path(HF_HOME) / "fastslow"
-"""Where archives are unzipped and what is in them is written down, for all runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,38 +281,3 @@ def _make_tokenizer(config: Config, train: Iterable[Sample]) -> Path:
         texts = (turn.text for sample in train for turn in sample.turns)
         train_tokenizer(texts, vocabulary_size=VOCABULARY).save_pretrained(folder)
     return folder
-
-
-def clip_settings(
-    config: Config, family: Family, *, pad_rows: bool = False
-) -> ClipSettings:
-    """Gather what turns a clip into tokens.
-
-    Args:
-        config: The settings of a run.
-        family: What the model is.
-        pad_rows: Whether rows get one of few lengths, as they should on a GPU.
-
-    Returns:
-        The settings of clips.
-    """
-    geometry = replace(
-        family.geometry,
-        min_pixels=config.min_pixels,
-        max_pixels=config.max_pixels,
-        grid_multiple=config.fast_scale,
-    )
-    return ClipSettings(
-        family=replace(family, geometry=geometry),
-        max_frames=config.max_frames_num,
-        video_fps=config.video_fps,
-        add_time_instruction=config.add_time_instruction,
-        strategy=config.frame_sampling_strategy,
-        slow_ratio=config.slow_frame_ratio,
-        patch_stride=config.mm_spatial_pool_stride,
-        pool_mode=config.mm_spatial_pool_mode,
-        fast_scale=config.fast_scale,
-        attention=config.attention,
-        capacity=config.tokens_per_row,
-        row_buckets=4 if pad_rows else 0,
-    )

@@ -26,17 +26,17 @@ from fastslow.qwen2_vl import FastSlowQwen2VL
 from fastslow.qwen2_vl.chat import PLACEHOLDER
 from recipes.command_line import given_words
 from recipes.config import Config
-from recipes.data import CACHE, clip_settings, refuse_empty
-from recipes.edge.data.archives import ArchiveStore
+from recipes.data import refuse_empty
+from recipes.edge.data.archives import CACHE, ArchiveStore
 from recipes.edge.data.conversations import BadSample
 from recipes.edge.data.data_files import list_subsets
 from recipes.edge.data.index import Sample, join_samples, write_index
 from recipes.edge.data.sample_set import PlannedSamples, plan_samples
+from recipes.edge.data.samples import clip_settings
 from recipes.edge.evaluation.answers import answer_prompts, find_settings, load_model
 from recipes.edge.evaluation.scoring import score_answer, summarise_scores
 from recipes.edge.files.provenance import code_versions
 from recipes.edge.files.publishing import write_whole
-from recipes.edge.files.settings import settings_as_json
 from recipes.edge.ranks.distributed import (
     World,
     broadcast_from_main,
@@ -47,6 +47,7 @@ from recipes.edge.ranks.distributed import (
 )
 from recipes.edge.weights.loading import build_meta_model, find_weights
 from recipes.edge.weights.pretrained import read_tokenizer
+from recipes.settings.files import settings_as_json
 
 MOST_LINES = 5
 """Rows that could not be asked and are named in the table."""

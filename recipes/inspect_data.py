@@ -24,12 +24,11 @@ from fastslow import best_fit_decreasing, describe_schedule, fill
 from fastslow.qwen2_vl import family_of
 from recipes.command_line import given_words
 from recipes.config import Config, load_config
-from recipes.data import clip_settings
 from recipes.edge.data.conversations import BadSample
 from recipes.edge.data.quarantine import as_lines
 from recipes.edge.data.sample_picture import draw_sample
 from recipes.edge.data.sample_set import PlannedSamples
-from recipes.edge.data.samples import PlannedSample
+from recipes.edge.data.samples import PlannedSample, clip_settings
 from recipes.edge.ranks.distributed import mistakes_in_words
 from recipes.edge.weights.published import model_config
 from recipes.preview import plan_dataset, refuse_dataset

@@ -10,19 +10,13 @@ from transformers import PreTrainedTokenizerBase
 from fastslow import Span, TextSpan, count_tokens
 from fastslow.qwen2_vl import family_of, place_clip
 from recipes.config import Config
-from recipes.data import (
-    CACHE,
-    clip_settings,
-    dataset_of,
-    read_samples,
-    refuse_empty,
-)
-from recipes.edge.data.archives import ArchiveStore
+from recipes.data import dataset_of, read_samples, refuse_empty
+from recipes.edge.data.archives import CACHE, ArchiveStore
 from recipes.edge.data.conversations import BadSample
 from recipes.edge.data.index import SampleIndex
 from recipes.edge.data.quarantine import refuse_too_many
 from recipes.edge.data.sample_set import PlannedSamples, plan_samples
-from recipes.edge.data.samples import ClipSettings, schedule_clip
+from recipes.edge.data.samples import ClipSettings, clip_settings, schedule_clip
 from recipes.edge.estimates.devices import find_device
 from recipes.edge.estimates.dry_run import (
     Plan,

@@ -16,14 +16,14 @@ from recipes.edge.checkpoints.checkpoint import OtherModelError, load_checkpoint
 from recipes.edge.checkpoints.folders import good_checkpoint
 from recipes.edge.data.conversations import BadSample
 from recipes.edge.data.quarantine import Quarantine
-from recipes.edge.files.settings import (
+from recipes.edge.ranks.distributed import MainRankError, World, broadcast_from_main
+from recipes.edge.training.optimization import SkippedSteps
+from recipes.edge.weights.loading import load_pretrained
+from recipes.settings.files import (
     changed_settings,
     check_same_settings,
     settings_as_json,
 )
-from recipes.edge.ranks.distributed import MainRankError, World, broadcast_from_main
-from recipes.edge.training.optimization import SkippedSteps
-from recipes.edge.weights.loading import load_pretrained
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ nodes.
 from pathlib import Path
 
 from recipes.config import Config
-from recipes.edge.training.parallel import Parallel
+from recipes.settings.parallel import Parallel
 from recipes.train import run_recipe
 
 QWEN2VL_2B = Config(

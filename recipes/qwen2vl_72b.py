@@ -12,7 +12,7 @@ all ranks; with many more nodes than it needs, give ``--parallel.replicate``.
 from pathlib import Path
 
 from recipes.config import Config
-from recipes.edge.training.parallel import Parallel
+from recipes.settings.parallel import Parallel
 from recipes.train import run_recipe
 
 QWEN2VL_72B = Config(

@@ -12,7 +12,7 @@ with stride 2, not 4. The same command, given again, goes on from the last check
 from pathlib import Path
 
 from recipes.config import Config
-from recipes.edge.training.parallel import Parallel
+from recipes.settings.parallel import Parallel
 from recipes.train import run_recipe
 
 TINY = Config(

@@ -30,7 +30,7 @@ from recipes.edge.estimates.devices import find_device
 from recipes.edge.evaluation.held_out import ask_questions
 from recipes.edge.files.output_lock import only_run
 from recipes.edge.files.provenance import code_versions, record_start
-from recipes.edge.files.settings import settings_as_json, write_settings
+from recipes.edge.files.publishing import write_whole
 from recipes.edge.ranks.distributed import (
     World,
     broadcast_from_main,
@@ -73,6 +73,7 @@ from recipes.measures import (
 )
 from recipes.preview import preview
 from recipes.progress import Progress, Run, resume, state_beside_tensors
+from recipes.settings.files import settings_as_json, settings_as_yaml
 
 NO_HIDDEN_STATES = (
     "output_hidden_states has no effect: the next-frame loss reads the last hidden "
@@ -404,7 +405,7 @@ def ask_held_out(run: Run, step: int, log: RunLog) -> None:
 def keep_record(run: Run, progress: Progress) -> None:
     """Write the settings, and what this start of the run is remembered by."""
     folder = run.config.output_dir
-    write_settings(folder / SETTINGS_FILE, run.config)
+    write_whole(folder / SETTINGS_FILE, settings_as_yaml(run.config))
     start = {
         "first_step": progress.step + 1,
         "ranks": run.world.size,

@@ -1,9 +1,9 @@
 """Settings that a run does not read, because another one rules them out."""
 
 from recipes.config import Config
-from recipes.edge.data.strategies import SETTINGS, settings_read
-from recipes.edge.files.settings import settings_as_json
-from recipes.edge.files.values import by_dotted_name
+from recipes.settings.files import settings_as_json
+from recipes.settings.strategies import SETTINGS, settings_read
+from recipes.settings.values import by_dotted_name
 
 
 def unread_settings(config: Config) -> dict[str, str]:

@@ -14,11 +14,10 @@ from fastslow.qwen2_vl import (
     patchify_clip,
     plan_row,
 )
-from recipes.data import clip_settings
 from recipes.edge.data.conversations import Turn
 from recipes.edge.data.headers import Clip
 from recipes.edge.data.index import Sample
-from recipes.edge.data.samples import plan_sample
+from recipes.edge.data.samples import clip_settings, plan_sample
 from recipes.edge.evaluation.answers import find_end_tokens, find_settings
 from recipes.edge.media.media_file import MediaFile
 from recipes.edge.media.video import decode_frames, probe_video

@@ -60,13 +60,14 @@ from recipes.edge.data.quarantine import Quarantine
 from recipes.edge.estimates.devices import this_device
 from recipes.edge.ranks.distributed import World, process_group
 from recipes.edge.training.optimization import SkippedSteps
-from recipes.edge.training.parallel import Parallel, parallelise
+from recipes.edge.training.parallel import parallelise
 from recipes.edge.weights.loading import materialize, meta_model
 from recipes.edge.weights.published import model_config
 from recipes.edge.weights.tiny import tiny_config
 from recipes.progress import Progress, Run
 from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_tiny import TINY
+from recipes.settings.parallel import Parallel
 from recipes.train import row_stream, train_step
 
 pytestmark = pytest.mark.filterwarnings("default")  # torch's compiler warns of itself

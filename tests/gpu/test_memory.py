@@ -10,9 +10,10 @@ from fastslow import TextSpan, VideoSpan, build_schedule, next_frame_loss, to_de
 from fastslow.qwen2_vl import plan_row
 from recipes.edge.estimates.memory import estimate_memory
 from recipes.edge.ranks.distributed import process_group
-from recipes.edge.training.parallel import Parallel, parallelise
+from recipes.edge.training.parallel import parallelise
 from recipes.edge.weights.loading import materialize, meta_model
 from recipes.edge.weights.published import model_config
+from recipes.settings.parallel import Parallel
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),

@@ -38,8 +38,9 @@ from recipes.edge.checkpoints.checkpoint import (
 )
 from recipes.edge.ranks.distributed import process_group
 from recipes.edge.training.optimization import clip_gradients
-from recipes.edge.training.parallel import Parallel, parallelise
+from recipes.edge.training.parallel import parallelise
 from recipes.edge.weights.tiny import tiny_config
+from recipes.settings.parallel import Parallel
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "fastslow").rglob("*.py"))
 EDGE = ROOT / "recipes" / "edge"
 EDGE_FILES = sorted(set(EDGE.rglob("*.py")) - {EDGE / "__init__.py"})
+SETTINGS = ROOT / "recipes" / "settings"
+SETTINGS_FILES = [ROOT / "recipes" / "config.py", *sorted(SETTINGS.rglob("*.py"))]
 
 LIBRARIES = {"einops", "jaxtyping", "torch"}
 EFFECTS = {
@@ -144,20 +146,16 @@ EDGE_ROOMS = {
     "files": {"ranks"},
     "data": {"files", "media", "ranks"},
     "weights": {"files", "ranks"},
-    "training": {"files", "ranks", "weights"},
+    "training": {"ranks", "weights"},
     "checkpoints": {"files", "ranks"},
-    "estimates": {"data", "files", "training", "weights"},
+    "estimates": {"data", "training", "weights"},
     "reports": {"checkpoints", "files", "ranks"},
-    "evaluation": {"data", "files", "media", "ranks", "weights"},
+    "evaluation": {"data", "media", "ranks", "weights"},
 }
 """Every room of ``recipes.edge``, and the rooms beside itself that it may import."""
 
-ABOVE_EDGE = {
-    "estimates": {"recipes.config"},
-    "reports": {"recipes.config"},
-    "evaluation": {"recipes.config", "recipes.data"},
-}
-"""What a room of ``recipes.edge`` may import of the recipes themselves."""
+BELOW_EDGE = {"recipes.config", "recipes.settings"}
+"""What every room of ``recipes.edge`` may import, and what imports none of them."""
 
 
 def forbidden_imports(module: str, source: str) -> list[str]:
@@ -209,7 +207,11 @@ def forbidden_at_the_edge(module: str, source: str) -> list[str]:
     """Name the imports of a module of ``recipes.edge`` that its room does not allow."""
     room = module.split(".")[2]
     rooms = {f"recipes.edge.{name}" for name in EDGE_ROOMS[room] | {room}}
-    allowed = rooms | ABOVE_EDGE.get(room, set())
+    return _imports_of_recipes(source, rooms | BELOW_EDGE)
+
+
+def _imports_of_recipes(source: str, allowed: set[str]) -> list[str]:
+    """Name what a module imports of ``recipes``, but for what is allowed."""
     names = _imports(ast.parse(source))
     return [n for n in names if _is_in(n, {"recipes"}) and not _is_in(n, allowed)]
 
@@ -288,13 +290,19 @@ def test_every_module_at_the_edge_keeps_to_its_room(file: Path) -> None:
     assert forbidden_at_the_edge(_module_of(file), file.read_text()) == []
 
 
+@pytest.mark.parametrize("file", SETTINGS_FILES, ids=_module_of)
+def test_settings_stand_below_the_edge(file: Path) -> None:
+    assert _imports_of_recipes(file.read_text(), {"recipes.settings"}) == []
+
+
 @pytest.mark.parametrize(
     ("source", "forbidden"),
     [
-        ("from recipes.edge.files.values import f", []),
+        ("from recipes.edge.files.memos import f", []),
         ("from recipes.edge.data.loader import f", ["recipes.edge.data.loader.f"]),
         ("def f():\n    import recipes.edge.data", ["recipes.edge.data"]),
-        ("from recipes.config import Config", ["recipes.config.Config"]),
+        ("from recipes.config import Config", []),
+        ("from recipes.data import Data", ["recipes.data.Data"]),
         ("from recipes import train", ["recipes.train"]),
         ("import os, transformers", []),
     ],

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import AutoConfig, AutoTokenizer
 
-from recipes.edge.data.strategies import CONSTRUCTORS
+from recipes.settings.strategies import CONSTRUCTORS
 from tests.oracles.whole_step.model import Reference
 from tests.oracles.whole_step.options import Options, Window
 from tests.oracles.whole_step.recipe_step import OWN_STRATEGIES, take_step

@@ -43,7 +43,7 @@ from recipes.edge.estimates.dry_run import (
     report,
 )
 from recipes.edge.estimates.memory import _Births, estimate_memory
-from recipes.edge.training.parallel import Parallel, choose_trained
+from recipes.edge.training.parallel import choose_trained
 from recipes.edge.weights.loading import meta_model
 from recipes.edge.weights.published import model_config
 from recipes.edge.weights.tiny import train_tokenizer
@@ -52,6 +52,7 @@ from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_7b import QWEN2VL_7B
 from recipes.qwen2vl_72b import QWEN2VL_72B
 from recipes.qwen2vl_tiny import TINY
+from recipes.settings.parallel import Parallel
 from recipes.train import run_recipe
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from recipes.config import FREE_TO_CHANGE, Config
 from recipes.edge.data.clips import make_clips
-from recipes.edge.files.settings import setting_names
 from recipes.edge.ranks.distributed import process_group
 from recipes.edge.reports.health import (
     RAMP_STEPS,
@@ -27,6 +26,7 @@ from recipes.edge.reports.health import (
 )
 from recipes.edge.reports.metrics import RunLog
 from recipes.qwen2vl_tiny import TINY
+from recipes.settings.files import setting_names
 from recipes.train import main
 
 GOOD: dict[str, float] = {

@@ -12,8 +12,8 @@ from recipes.edge.data.clips import make_clips
 from recipes.edge.media.containers import VideoError
 from recipes.edge.ranks.distributed import process_group
 from recipes.edge.reports.metrics import CLOCKED
-from recipes.edge.training.parallel import Parallel
 from recipes.qwen2vl_tiny import TINY
+from recipes.settings.parallel import Parallel
 from tests.recipes.runs import metrics, read_jsonl, train, write_jsonl
 
 LOSSES = ("loss", "language_loss", "autoregressive_loss", "copy_loss", "skill")

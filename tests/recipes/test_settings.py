@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from recipes.command_line import parse_command_line
 from recipes.config import ALIASES, METHOD, Config, load_config, with_settings
-from recipes.edge.files.settings import (
-    check_same_settings,
-    fill_settings,
-    read_settings,
-    settings_as_json,
-    write_settings,
-)
-from recipes.edge.training.parallel import Parallel
 from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_7b import QWEN2VL_7B
 from recipes.qwen2vl_72b import QWEN2VL_72B
 from recipes.qwen2vl_tiny import TINY
+from recipes.settings.files import (
+    check_same_settings,
+    fill_settings,
+    read_settings,
+    settings_as_json,
+    settings_as_yaml,
+)
+from recipes.settings.parallel import Parallel
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs"
@@ -90,7 +90,7 @@ def configs(draw: st.DrawFn) -> Config:
 
 def reloaded(config: Config, folder: Path) -> Config:
     file = folder / "settings.yaml"
-    write_settings(file, config)
+    file.write_text(settings_as_yaml(config))
     return load_config(file, BARE)
 
 
@@ -503,8 +503,7 @@ def test_settings_within_settings_are_compared_one_by_one() -> None:
         check_same_settings(before, copies, free=set())
 
 
-def test_other_readers_of_yaml_see_the_same(tmp_path: Path) -> None:
-    write_settings(tmp_path / "a.yaml", replace(TINY, data_path="yes"))
-    content = yaml.safe_load((tmp_path / "a.yaml").read_text())
+def test_other_readers_of_yaml_see_the_same() -> None:
+    content = yaml.safe_load(settings_as_yaml(replace(TINY, data_path="yes")))
     assert content["data_path"] == "yes"
     assert content["learning_rate"] == TINY.learning_rate

@@ -19,7 +19,7 @@ from fastslow import (
     two_level_schedule,
 )
 from fastslow.schedules import Strategy
-from recipes.edge.data.strategies import (
+from recipes.settings.strategies import (
     CONSTRUCTORS,
     parse_strategy,
     schedule_frames,

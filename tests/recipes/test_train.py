@@ -29,10 +29,10 @@ from recipes.edge.data.conversations import BadSample
 from recipes.edge.data.loader import Row
 from recipes.edge.estimates.devices import this_device
 from recipes.edge.ranks.distributed import process_group
-from recipes.edge.training.parallel import Parallel
 from recipes.edge.weights.tiny import tiny_config
 from recipes.progress import moved_with_data
 from recipes.qwen2vl_tiny import TINY
+from recipes.settings.parallel import Parallel
 from recipes.train import build_model, main, row_stream
 from tests.recipes.broken import without_pixels
 from tests.recipes.runs import metrics, read_jsonl, train, write_jsonl

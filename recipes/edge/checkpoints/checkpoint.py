@@ -36,9 +36,9 @@ from recipes.edge.checkpoints.tensor_files import (
 )
 from recipes.edge.files.manifests import digest_files, entry_of, write_manifest
 from recipes.edge.files.publishing import make_partial, publish
-from recipes.edge.files.values import by_dotted_name
 from recipes.edge.ranks.distributed import World, broadcast_from_main, gather_from_ranks
 from recipes.edge.ranks.random_states import random_states, restore_random_states
+from recipes.settings.values import by_dotted_name
 
 STATE = "state.json"
 """Name of the file that holds all but the tensors."""

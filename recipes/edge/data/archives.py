@@ -14,9 +14,14 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from huggingface_hub.constants import HF_HOME
+
 from recipes.edge.data.data_files import fetch
 from recipes.edge.media.containers import FAILING, VideoError
 from recipes.edge.media.media_file import MediaFile, is_still
+
+CACHE = Path(HF_HOME) / "fastslow"
+"""Where archives are unzipped and what is in them is written down, for all runs."""
 
 HEADER_BYTES = 2**20
 """Bytes of a member's header at most, long names and attributes included."""

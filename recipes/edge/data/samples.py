@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -28,10 +28,11 @@ from fastslow.qwen2_vl import (
     place_clip,
     place_image,
 )
+from recipes.config import Config
 from recipes.edge.data.headers import Clip
 from recipes.edge.data.index import Sample
-from recipes.edge.data.strategies import schedule_frames
 from recipes.edge.media.video import VideoInfo, sample_frame_indices
+from recipes.settings.strategies import schedule_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,41 @@ class ClipSettings:
     attention: Attention
     capacity: int
     row_buckets: int
+
+
+def clip_settings(
+    config: Config, family: Family, *, pad_rows: bool = False
+) -> ClipSettings:
+    """Gather what turns a clip into tokens.
+
+    Args:
+        config: The settings of a run.
+        family: What the model is.
+        pad_rows: Whether rows get one of few lengths, as they should on a GPU.
+
+    Returns:
+        The settings of clips.
+    """
+    geometry = replace(
+        family.geometry,
+        min_pixels=config.min_pixels,
+        max_pixels=config.max_pixels,
+        grid_multiple=config.fast_scale,
+    )
+    return ClipSettings(
+        family=replace(family, geometry=geometry),
+        max_frames=config.max_frames_num,
+        video_fps=config.video_fps,
+        add_time_instruction=config.add_time_instruction,
+        strategy=config.frame_sampling_strategy,
+        slow_ratio=config.slow_frame_ratio,
+        patch_stride=config.mm_spatial_pool_stride,
+        pool_mode=config.mm_spatial_pool_mode,
+        fast_scale=config.fast_scale,
+        attention=config.attention,
+        capacity=config.tokens_per_row,
+        row_buckets=4 if pad_rows else 0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,9 +32,9 @@ from recipes.edge.data.loader import ROW_MULTIPLE, padded_length
 from recipes.edge.data.samples import tower_tokens
 from recipes.edge.estimates.devices import Device
 from recipes.edge.estimates.memory import Memory, estimate_memory
-from recipes.edge.files.values import by_dotted_name
 from recipes.edge.training.parallel import check_copies
 from recipes.edge.weights.loading import meta_model
+from recipes.settings.values import by_dotted_name
 
 USABLE = 0.92
 """Share of a GPU's memory that a plan may take. The rest is for CUDA itself, for the

@@ -29,10 +29,10 @@ from fastslow.qwen2_vl import (
 from recipes.edge.estimates.gathering import gathered_by_turns
 from recipes.edge.training.parallel import (
     EXPENSIVE,
-    Parallel,
     checkpoint_activations,
     choose_trained,
 )
+from recipes.settings.parallel import Parallel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 from loguru import logger  # type: ignore[import-not-found]
 from PIL.Image import Image
 
-from recipes.data import CACHE, clip_settings
-from recipes.edge.data.archives import ArchiveStore
+from recipes.edge.data.archives import CACHE, ArchiveStore
 from recipes.edge.data.conversations import Kind, Turn
 from recipes.edge.data.headers import Clip
 from recipes.edge.data.index import Sample, write_index
 from recipes.edge.data.sample_set import plan_samples
+from recipes.edge.data.samples import clip_settings
 from recipes.edge.evaluation.answers import answer_prompts, find_settings, load_model
 from recipes.edge.media.media_file import MediaFile
 from recipes.edge.media.video import probe_video

@@ -13,8 +13,8 @@ from recipes.config import FREE_TO_CHANGE
 from recipes.edge.checkpoints.checkpoint import read_state
 from recipes.edge.checkpoints.folders import list_checkpoints
 from recipes.edge.files.manifests import entry_of
-from recipes.edge.files.values import by_dotted_name
 from recipes.edge.reports.metrics import CLOCKED, read_metrics
+from recipes.settings.values import by_dotted_name
 
 
 def differences(first: Path, second: Path) -> list[str]:

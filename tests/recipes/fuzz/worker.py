@@ -29,7 +29,6 @@ from recipes.edge.data.quarantine import Quarantine
 from recipes.edge.data.sample_set import plan_samples
 from recipes.edge.data.samples import ClipSettings
 from recipes.edge.evaluation.answers import load_model
-from recipes.edge.files.settings import write_settings
 from recipes.edge.media import containers
 from recipes.edge.ranks.distributed import process_group
 from recipes.edge.weights.loading import (
@@ -40,6 +39,7 @@ from recipes.edge.weights.loading import (
 )
 from recipes.edge.weights.pretrained import read_tokenizer
 from recipes.edge.weights.tiny import train_tokenizer
+from recipes.settings.files import settings_as_yaml
 from tests.recipes.fuzz.cases import Case
 from tests.recipes.fuzz.corpus import all_cases
 
@@ -158,7 +158,7 @@ def use_settings(folder: Path) -> Outcome:
         config = load_config(folder / "settings.yaml", preset)
     except (ValueError, OSError) as error:
         return Outcome(verdict="refused", said=(str(error),))
-    write_settings(folder / "again.yaml", config)
+    (folder / "again.yaml").write_text(settings_as_yaml(config))
     assert load_config(folder / "again.yaml", preset) == config
     torch.manual_seed(config.seed)
     return Outcome(verdict="used")

@@ -1,4 +1,4 @@
-"""Settings of a run: read from YAML, written beside its checkpoints, compared."""
+"""Settings of a run as text: read from YAML, written in it, compared."""
 
 import dataclasses
 import json
@@ -9,8 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from recipes.edge.files.publishing import write_whole
-from recipes.edge.files.values import by_dotted_name, convert, nearest
+from recipes.settings.values import by_dotted_name, convert, nearest
 
 _Settings = TypeVar("_Settings")
 
@@ -53,15 +52,17 @@ def _read(file: Path) -> str:
     return text.decode()
 
 
-def write_settings(file: Path, config: Any) -> None:
-    """Write a dataclass of settings, so that it is complete as soon as it is there.
+def settings_as_yaml(config: Any) -> str:
+    """Give a dataclass of settings in the form that ``read_settings`` reads.
 
     Args:
-        file: Where to.
         config: A dataclass of numbers, words, paths and such dataclasses.
+
+    Returns:
+        The text of a file.
     """
-    text = yaml.dump(settings_as_json(config), Dumper=_Dumper, sort_keys=False)
-    write_whole(file, text)
+    settings = settings_as_json(config)
+    return str(yaml.dump(settings, Dumper=_Dumper, sort_keys=False))
 
 
 def fill_settings(

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import fastslow
 from fastslow import FrameSchedule, Grid
 from fastslow.schedules import Strategy
-from recipes.edge.files.values import convert, nearest
+from recipes.settings.values import convert, nearest
 
 RULES = get_args(Strategy)
 """Rules of ``build_schedule``."""
