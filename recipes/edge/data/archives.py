@@ -17,6 +17,7 @@ from typing import TypeVar
 from huggingface_hub.constants import HF_HOME
 
 from recipes.edge.data.data_files import fetch
+from recipes.edge.files.publishing import written_aside
 from recipes.edge.media.containers import FAILING, VideoError
 from recipes.edge.media.media_file import MediaFile, is_still
 
@@ -93,19 +94,14 @@ class ArchiveStore:
                 return plain
 
     def _unzip(self, archive: str, plain: Path) -> None:
-        """Write the .tar of an archive aside, and show it by a rename."""
-        partial = plain.with_suffix(".partial")
+        """Write the .tar of an archive."""
         downloads = self.cache_dir / "downloads"
         source = fetch(archive, downloads)
-        try:
+        with written_aside(plain) as partial:
             with partial.open("wb") as file:
                 file.writelines(_unzipped(archive, source))
-        except (ArchiveError, OSError):
-            partial.unlink(missing_ok=True)
-            raise
-        if self.most is not None:
-            self._make_room_for(plain.name, self.most)
-        partial.rename(plain)
+            if self.most is not None:
+                self._make_room_for(plain.name, self.most)
         if downloads in source.parents:
             source.unlink()
 

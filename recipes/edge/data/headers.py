@@ -24,6 +24,7 @@ from recipes.edge.data.archives import (
     read_media,
 )
 from recipes.edge.data.conversations import BadSample, Kind
+from recipes.edge.files.publishing import written_aside
 from recipes.edge.media.containers import DoubtfulError, VideoError
 from recipes.edge.media.media_file import MediaFile, is_still
 from recipes.edge.media.video import VideoInfo, probe_video
@@ -111,7 +112,8 @@ def index_archive(archive: str, store: ArchiveStore) -> Iterator[Clip | BadSampl
         store.cache_dir.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock")):
             if not path.exists():
-                _write_members(path, archive, store)
+                with written_aside(path) as aside:
+                    _write_members(aside, archive, store)
     with path.open() as lines:
         for line in lines:
             entry = json.loads(line)
@@ -196,12 +198,11 @@ def reader() -> str:
 
 
 def _write_members(path: Path, archive: str, store: ArchiveStore) -> None:
-    """Write the headers in an archive aside, and show them by a rename.
+    """Write the headers in an archive to a file.
 
     Another process may make room while they are read. What failed then is no fault of
     the members: the archive is fetched again, and all of it is read anew.
     """
-    unfinished = path.with_suffix(".partial")
     is_done = False
     while not is_done:
         plain = store.open(archive)
@@ -209,7 +210,7 @@ def _write_members(path: Path, archive: str, store: ArchiveStore) -> None:
             held = plain.open("rb")
         except FileNotFoundError:
             continue
-        with held, unfinished.open("w") as file:
+        with held, path.open("w") as file:
             try:
                 members = list_members(archive, plain)
                 for entry in map_in_threads(partial(_entry, archive), members):
@@ -218,7 +219,6 @@ def _write_members(path: Path, archive: str, store: ArchiveStore) -> None:
             except ArchiveError:
                 if is_still(held, plain):
                     raise
-    unfinished.replace(path)
 
 
 def _entry(archive: str, member: MediaFile) -> dict[str, Any]:

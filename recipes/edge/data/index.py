@@ -29,6 +29,7 @@ from recipes.edge.data.headers import (
     read_clip,
 )
 from recipes.edge.data.meanwhile import say_how_many
+from recipes.edge.files.publishing import written_aside
 from recipes.edge.media.containers import VideoError
 from recipes.edge.media.media_file import MediaFile
 from recipes.edge.media.video import probe_video
@@ -120,15 +121,16 @@ def write_index(path: Path, samples: Iterable[Sample]) -> SampleIndex:
     )
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.partial")
     text = Value("large_string")
     features = Features({"sample_id": text, "sample": text})
-    with ArrowWriter(features=features, path=str(unfinished)) as writer:
+    with (
+        written_aside(path) as partial,
+        ArrowWriter(features=features, path=str(partial)) as writer,
+    ):
         for sample in say_how_many(samples, "samples are read"):
             row = json.dumps(sample, default=vars)  # asdict copies all times
             writer.write({"sample_id": sample.sample_id, "sample": row})
         writer.finalize()
-    unfinished.replace(path)
     return SampleIndex(path)
 
 

@@ -2,7 +2,28 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def written_aside(file: Path) -> Iterator[Path]:
+    """Let a file be written under another name, and put it in its place at the end.
+
+    Args:
+        file: Where to; an existing file is replaced.
+
+    Yields:
+        The path to write to. Nothing is left there after an error.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(file)
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -12,11 +33,9 @@ def write_whole(file: Path, text: str) -> None:
         file: Where to; an existing file is replaced.
         text: What it will hold.
     """
-    partial = file.with_name(f".{file.name}.partial")
-    with partial.open("w", encoding="utf-8") as opened:
-        opened.write(text)
-    _sync(partial)
-    partial.replace(file)
+    with written_aside(file) as partial:
+        partial.write_text(text, encoding="utf-8")
+        _sync(partial)
 
 
 def make_partial(final: Path) -> Path:
