@@ -22,7 +22,7 @@ steps = [record for record in records if "event" not in record]
 def mean(name: str, part: list[dict[str, Any]]) -> float:
     """Average a number over the steps that have it; null is one that is not finite."""
     known = [step[name] for step in part if step.get(name) is not None]
-    return sum(known) / len(known) if known else math.nan
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 def curve(name: str, block: int = 8) -> list[float]:

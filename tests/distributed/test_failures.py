@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,18 +87,31 @@ def while_loading(rank: int) -> None:
 
 
 def a_slow_disk(rank: int) -> None:
-    """Every row of rank 1 takes longer to read than a step, and more memory."""
-    from recipes.edge.data.loader import PackedRows, Row
+    """Rank 1 reads its row in three quarters of every step, and takes more memory.
 
-    read = PackedRows.__getitem__
+    A clock of their own says so, which no other work on this machine moves.
+    """
+    from recipes.edge.data.loader import PackedRows, Row
+    from recipes.train import train_step
+
+    read, now = PackedRows.__getitem__, 0.0
     assert len(b"1" * (rank * LARGE)) == rank * LARGE
 
     def read_slowly(self: PackedRows, request: Any) -> Row:
-        time.sleep(0.5 * rank)
+        nonlocal now
+        now += 3 * rank
         return read(self, request)
+
+    def step(*given: Any) -> Any:
+        nonlocal now
+        now += 4 - 3 * rank  # rank 0 waits for the other here
+        return train_step(*given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PackedRows, "__getitem__", read_slowly)
+        patch.setattr("recipes.train.train_step", step)
+        clock = SimpleNamespace(perf_counter=lambda: now)
+        patch.setattr("recipes.train.time", clock)
         train("a_slow_disk", max_steps=22, tokens_per_row=100)
 
 
@@ -256,7 +270,9 @@ def test_a_rank_that_waits_is_named(ends: Ends) -> None:
     rows = map(json.loads, metrics.read_text().splitlines())
     found = [row for row in rows if row.get("rule") == "waiting_rank"]
     assert [row["step"] for row in found] == [20]
-    assert found[0]["message"].startswith("rank 1 waits for its rows in ")
+    assert found[0]["message"].startswith(
+        "rank 1 waits for its rows in 75% of the step, the others in 0%, "
+    )
 
 
 def test_the_peak_of_memory_is_that_of_the_rank_with_most(ends: Ends) -> None:

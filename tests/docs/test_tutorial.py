@@ -1,6 +1,7 @@
 """The tutorial's scripts run, print what the pages show, and draw their pictures."""
 
 import json
+import math
 import re
 import runpy
 import shutil
@@ -110,7 +111,7 @@ def test_steps_whose_losses_are_not_finite_are_a_gap(
     rows = {row[:10].strip(): row.split()[3] for row in said if row[3:7] == " to "}
     lines = source.read_text().splitlines()
     losses = [json.loads(line)["language_loss"] for line in lines]
-    assert rows["1 to   8"] == f"{sum(losses[:4]) / 4:.3f}"
+    assert rows["1 to   8"] == f"{math.fsum(losses[:4]) / 4:.3f}"
     assert rows["9 to  16"] == "nan"
     assert said[-1] == "of 20 steps without a number: language_loss in 12"
     picture = source.with_name("curves.svg").read_text()
