@@ -18,16 +18,9 @@ from recipes.edge.data.quarantine import refuse_too_many
 from recipes.edge.data.sample_set import PlannedSamples, plan_samples
 from recipes.edge.data.samples import ClipSettings, clip_settings, schedule_clip
 from recipes.edge.estimates.devices import find_device
-from recipes.edge.estimates.dry_run import (
-    Plan,
-    Samples,
-    at_hand,
-    first_that_fits,
-    fits,
-    forecast,
-    most_changes,
-    report,
-)
+from recipes.edge.estimates.fitting import first_that_fits, most_changes
+from recipes.edge.estimates.forecast import Plan, Samples, at_hand, fits, forecast
+from recipes.edge.estimates.summary import summarise
 from recipes.edge.weights.pretrained import read_tokenizer
 from recipes.edge.weights.published import model_config
 from recipes.edge.weights.tiny import train_tokenizer
@@ -83,7 +76,7 @@ def _preview(plan: Plan, samples: Samples, about: str) -> tuple[str, bool]:
     """Say what a run over some samples takes."""
     found = forecast(plan, samples)
     notes = "".join(f"{'settings':14} {note}\n" for note in without_effect(plan.config))
-    text = f"{notes}{'data':14} {about}\n{report(plan, found, samples)}"
+    text = f"{notes}{'data':14} {about}\n{summarise(plan, found, samples)}"
     if fits(plan, found.memory):
         return f"{text}\n{'verdict':14} it fits", True
     change = first_that_fits(plan, samples)

@@ -32,17 +32,10 @@ from recipes.command_line import parse_command_line
 from recipes.config import Config
 from recipes.edge.data.clips import make_clips
 from recipes.edge.estimates.devices import find_device
-from recipes.edge.estimates.dry_run import (
-    Plan,
-    Samples,
-    at_hand,
-    first_that_fits,
-    fits,
-    forecast,
-    most_changes,
-    report,
-)
+from recipes.edge.estimates.fitting import first_that_fits, most_changes
+from recipes.edge.estimates.forecast import Plan, Samples, at_hand, fits, forecast
 from recipes.edge.estimates.memory import _Births, estimate_memory
+from recipes.edge.estimates.summary import summarise
 from recipes.edge.training.parallel import choose_trained
 from recipes.edge.weights.loading import meta_model
 from recipes.edge.weights.published import model_config
@@ -431,9 +424,9 @@ def test_a_dry_run_says_what_was_tried_in_vain(tmp_path: Path) -> None:
 def test_a_dry_run_knows_the_time_of_bfloat16_alone() -> None:
     plan = small_plan(512)
     found = forecast(plan, given([SAMPLE]))
-    assert " s a step at an MFU of 40%, " in report(plan, found, given([SAMPLE]))
+    assert " s a step at an MFU of 40%, " in summarise(plan, found, given([SAMPLE]))
     plan = small_plan(512, parallel=Parallel(compute="float32"))
-    assert " a step at an MFU" not in report(plan, found, given([SAMPLE]))
+    assert " a step at an MFU" not in summarise(plan, found, given([SAMPLE]))
 
 
 def test_a_dry_run_names_the_settings_of_a_clip_that_no_row_holds() -> None:
@@ -544,7 +537,7 @@ def test_a_dry_run_names_a_broken_archive(
 def test_a_dry_run_lays_out_the_samples_that_it_looks_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("recipes.edge.estimates.dry_run.MOST_ROWS", 5)
+    monkeypatch.setattr("recipes.edge.estimates.forecast.MOST_ROWS", 5)
     asked, whole = list[int](), given([SAMPLE] * 1000)
 
     def lay_out(number: int) -> Sequence[Span]:
@@ -555,7 +548,7 @@ def test_a_dry_run_lays_out_the_samples_that_it_looks_at(
     found = forecast(plan, samples)
     assert found.bins == forecast(plan, whole).bins
     assert found.memory == forecast(plan, whole).memory
-    said = report(plan, found, samples)
+    said = summarise(plan, found, samples)
     assert first_that_fits(on_a_gpu_of(plan, found.memory.total - 1), samples)
     drawn = {number for each in found.bins for number in each}
     assert len(found.bins) == 5
