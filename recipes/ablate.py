@@ -308,7 +308,7 @@ def write_report(
     )
     text = "\n".join([markdown_table(rows), *(f"{note}\n" for note in notes)])
     (folder / "ablation.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (folder / "ablation.md").write_text(text)
+    (folder / "ablation.md").write_text(text, encoding="utf-8")
     draw_ablation(rows, folder / "ablation.svg")
     say(f"{text}\n{folder / 'ablation.md'}, .json and .svg are written")
 
