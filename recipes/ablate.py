@@ -43,7 +43,7 @@ from recipes.edge.files.provenance import RECORD_FILE, read_starts
 from recipes.edge.files.publishing import write_whole
 from recipes.edge.ranks.distributed import mistakes_in_words
 from recipes.edge.reports.ablation_figure import draw_ablation
-from recipes.settings.files import read_settings, settings_as_yaml
+from recipes.settings.mappings import read_settings, settings_as_yaml
 from recipes.settings.values import by_dotted_name, check_bounds
 
 RECIPE = Path(__file__).with_name("qwen2vl_tiny.py")

@@ -15,7 +15,7 @@ from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_7b import QWEN2VL_7B
 from recipes.qwen2vl_72b import QWEN2VL_72B
 from recipes.qwen2vl_tiny import TINY
-from recipes.settings.files import check_known, check_mapping, settings_as_json
+from recipes.settings.mappings import check_known, check_mapping, settings_as_json
 from recipes.settings.values import by_dotted_name, convert, nearest
 from recipes.unread import unread_settings
 

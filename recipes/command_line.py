@@ -12,7 +12,7 @@ import tyro
 
 from recipes.config import ALIASES, Config, load_config, with_settings
 from recipes.edge.ranks.distributed import mistakes_in_words, speaks
-from recipes.settings.files import setting_names
+from recipes.settings.mappings import setting_names
 
 
 @dataclass(frozen=True, kw_only=True)

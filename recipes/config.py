@@ -10,7 +10,7 @@ from typing import Any
 from fastslow.grids import Mode
 from fastslow.layouts import Attention
 from fastslow.losses import Distance
-from recipes.settings.files import (
+from recipes.settings.mappings import (
     check_known,
     check_mapping,
     check_same_settings,

@@ -47,7 +47,7 @@ from recipes.edge.ranks.distributed import (
 )
 from recipes.edge.weights.loading import build_meta_model, find_weights
 from recipes.edge.weights.pretrained import read_tokenizer
-from recipes.settings.files import settings_as_json
+from recipes.settings.mappings import settings_as_json
 
 MOST_LINES = 5
 """Rows that could not be asked and are named in the table."""

@@ -19,7 +19,7 @@ from recipes.edge.data.quarantine import Quarantine
 from recipes.edge.ranks.distributed import MainRankError, World, broadcast_from_main
 from recipes.edge.training.optimization import SkippedSteps
 from recipes.edge.weights.loading import load_pretrained
-from recipes.settings.files import (
+from recipes.settings.mappings import (
     changed_settings,
     check_same_settings,
     settings_as_json,

@@ -73,7 +73,7 @@ from recipes.measures import (
 )
 from recipes.preview import preview
 from recipes.progress import Progress, Run, resume, state_beside_tensors
-from recipes.settings.files import settings_as_json, settings_as_yaml
+from recipes.settings.mappings import settings_as_json, settings_as_yaml
 
 NO_HIDDEN_STATES = (
     "output_hidden_states has no effect: the next-frame loss reads the last hidden "

@@ -1,7 +1,7 @@
 """Settings that a run does not read, because another one rules them out."""
 
 from recipes.config import Config
-from recipes.settings.files import settings_as_json
+from recipes.settings.mappings import settings_as_json
 from recipes.settings.strategies import SETTINGS, settings_read
 from recipes.settings.values import by_dotted_name
 

@@ -8,10 +8,14 @@ NOT_GIVEN_OUT = range(20_000, 32_000)
 """Systems give a connection that asks for none in particular a port above these."""
 
 
+_shuffled = iter(random.SystemRandom().sample(NOT_GIVEN_OUT, len(NOT_GIVEN_OUT)))
+"""In an order of this process alone: others look for ports at the same time."""
+
+
 def free_port() -> int:
-    """Give a port that is free, and stays so until it is listened at."""
-    while True:
-        port = random.SystemRandom().choice(NOT_GIVEN_OUT)  # other workers draw too
+    """Give a port that is free, another one each time, until it is listened at."""
+    for port in _shuffled:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("localhost", port))
             return port
+    raise OSError("there is no port left")

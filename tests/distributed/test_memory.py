@@ -44,13 +44,13 @@ from fastslow.qwen2_vl import (
 from recipes.edge.estimates.memory import estimate_memory, shard_bytes
 from recipes.edge.ranks.distributed import World, process_group
 from recipes.edge.training.parallel import (
-    Parallel,
     all_reduce_once,
     choose_trained,
     parallelise,
 )
 from recipes.edge.weights.loading import materialize, meta_model
 from recipes.edge.weights.tiny import tiny_config
+from recipes.settings.parallel import Parallel
 
 CASES = {
     "frozen tower": Parallel(),

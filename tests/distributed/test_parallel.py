@@ -41,7 +41,6 @@ from recipes.edge.training.optimization import (
     refuse_to_skip_on,
 )
 from recipes.edge.training.parallel import (
-    Parallel,
     all_reduce_once,
     checkpoint_activations,
     choose_trained,
@@ -52,6 +51,7 @@ from recipes.edge.training.parallel import (
 )
 from recipes.edge.weights.lora import merge_adapters, reset_adapters
 from recipes.edge.weights.shards import local_part
+from recipes.settings.parallel import Parallel
 from tests.small_models import small_config
 
 VIDEO_TOKEN_ID = 9

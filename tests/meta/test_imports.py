@@ -213,7 +213,8 @@ def forbidden_at_the_edge(module: str, source: str) -> list[str]:
 def _imports_of_recipes(source: str, allowed: set[str]) -> list[str]:
     """Name what a module imports of ``recipes``, but for what is allowed."""
     names = _imports(ast.parse(source))
-    return [n for n in names if _is_in(n, {"recipes"}) and not _is_in(n, allowed)]
+    ours = [n for n in names if n.startswith(".") or _is_in(n, {"recipes"})]
+    return [name for name in ours if not _is_in(name, allowed)]
 
 
 def _module_of(file: Path) -> str:
@@ -304,6 +305,7 @@ def test_settings_stand_below_the_edge(file: Path) -> None:
         ("from recipes.config import Config", []),
         ("from recipes.data import Data", ["recipes.data.Data"]),
         ("from recipes import train", ["recipes.train"]),
+        ("from ..data import loader", ["..data.loader"]),
         ("import os, transformers", []),
     ],
 )

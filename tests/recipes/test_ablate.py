@@ -37,7 +37,7 @@ from recipes.config import Config, load_config
 from recipes.edge.data.clips import make_clips
 from recipes.edge.reports.ablation_figure import draw_ablation
 from recipes.qwen2vl_tiny import TINY
-from recipes.settings.files import read_settings
+from recipes.settings.mappings import read_settings
 
 ROOT = Path(__file__).parents[2]
 OUT = Path("out")

@@ -26,7 +26,7 @@ from recipes.edge.reports.health import (
 )
 from recipes.edge.reports.metrics import RunLog
 from recipes.qwen2vl_tiny import TINY
-from recipes.settings.files import setting_names
+from recipes.settings.mappings import setting_names
 from recipes.train import main
 
 GOOD: dict[str, float] = {

@@ -47,7 +47,6 @@ from recipes.edge.checkpoints.checkpoint import (
 )
 from recipes.edge.ranks.distributed import World
 from recipes.edge.training.parallel import (
-    Parallel,
     checkpoint_activations,
     choose_trained,
     compile_blocks,
@@ -56,6 +55,7 @@ from recipes.edge.training.parallel import (
     sharding_mesh,
 )
 from recipes.edge.weights.lora import checkpoint_name, merge_adapters, reset_adapters
+from recipes.settings.parallel import Parallel
 from tests.small_models import small_config
 
 VIDEO_TOKEN_ID = 9

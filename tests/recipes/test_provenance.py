@@ -17,7 +17,7 @@ from recipes.edge.data.clips import make_clips
 from recipes.edge.files.provenance import git_state, record_start
 from recipes.edge.reports.reproduction import _compare, differences
 from recipes.qwen2vl_tiny import TINY
-from recipes.settings.files import settings_as_json
+from recipes.settings.mappings import settings_as_json
 from recipes.train import main
 
 

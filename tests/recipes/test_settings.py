@@ -16,7 +16,7 @@ from recipes.qwen2vl_2b import QWEN2VL_2B
 from recipes.qwen2vl_7b import QWEN2VL_7B
 from recipes.qwen2vl_72b import QWEN2VL_72B
 from recipes.qwen2vl_tiny import TINY
-from recipes.settings.files import (
+from recipes.settings.mappings import (
     check_same_settings,
     fill_settings,
     read_settings,

@@ -97,8 +97,8 @@ class ArchiveStore:
         """Write the .tar of an archive."""
         downloads = self.cache_dir / "downloads"
         source = fetch(archive, downloads)
-        with written_aside(plain) as partial:
-            with partial.open("wb") as file:
+        with written_aside(plain) as aside:
+            with aside.open("wb") as file:
                 file.writelines(_unzipped(archive, source))
             if self.most is not None:
                 self._make_room_for(plain.name, self.most)

@@ -124,8 +124,8 @@ def write_index(path: Path, samples: Iterable[Sample]) -> SampleIndex:
     text = Value("large_string")
     features = Features({"sample_id": text, "sample": text})
     with (
-        written_aside(path) as partial,
-        ArrowWriter(features=features, path=str(partial)) as writer,
+        written_aside(path) as aside,
+        ArrowWriter(features=features, path=str(aside)) as writer,
     ):
         for sample in say_how_many(samples, "samples are read"):
             row = json.dumps(sample, default=vars)  # asdict copies all times

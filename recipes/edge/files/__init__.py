@@ -1,1 +1,1 @@
-"""Files of a run and its folder: settings, where numbers come from, who may write."""
+"""Files of a run: written whole, where numbers come from, who may write."""

@@ -20,10 +20,10 @@ def written_aside(file: Path) -> Iterator[Path]:
     partial = file.with_name(f".{file.name}.partial")
     try:
         yield partial
+        partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    partial.replace(file)
 
 
 def write_whole(file: Path, text: str) -> None:

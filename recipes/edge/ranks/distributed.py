@@ -25,6 +25,12 @@ from recipes.edge.ranks.failures import shared_failures
 
 _T = TypeVar("_T")
 
+# A reference cycle (a mesh, a sharded model, a traceback) may keep a group when the run
+# is over. Gloo's threads end with it, so that is not to be after the interpreter's end,
+# nor in a process that is forked: it has none of them and would crash, so it keeps all.
+atexit.register(gc.collect)
+os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
+
 PATIENCE = timedelta(days=1)
 """How long ranks wait for each other's words: the main rank may download weights or
 plan millions of samples meanwhile. A rank that fails ends the others at once."""
@@ -96,11 +102,6 @@ def process_group() -> Iterator[World]:
         ...     (world.rank, world.size, world.is_main)
         (0, 1, True)
     """
-    # A reference cycle (a mesh, a sharded model, a traceback) may keep a group when the
-    # run is over. Gloo's threads end with it, so that is not to be after the
-    # interpreter's end, nor in a process that is forked, which crashes: it has none.
-    atexit.register(gc.collect)
-    os.register_at_fork(after_in_child=gc.freeze)
     if "RANK" in os.environ:
         store, rank, size = next(rendezvous("env://"))
         store = _of_this_start(store)

@@ -32,13 +32,13 @@ from recipes.edge.data.quarantine import Quarantine
 from recipes.edge.ranks.distributed import World
 from recipes.edge.training.optimization import SkippedSteps
 from recipes.edge.training.parallel import (
-    Parallel,
     blocks_of,
     checkpoint_activations,
     choose_trained,
 )
 from recipes.measures import count_step
 from recipes.progress import Progress, Run
+from recipes.settings.parallel import Parallel
 from tests.oracles.whole_step.options import Options
 from tests.oracles.whole_step.settings import Setting
 

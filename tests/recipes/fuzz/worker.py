@@ -39,7 +39,7 @@ from recipes.edge.weights.loading import (
 )
 from recipes.edge.weights.pretrained import read_tokenizer
 from recipes.edge.weights.tiny import train_tokenizer
-from recipes.settings.files import settings_as_yaml
+from recipes.settings.mappings import settings_as_yaml
 from tests.recipes.fuzz.cases import Case
 from tests.recipes.fuzz.corpus import all_cases
 

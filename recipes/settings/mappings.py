@@ -1,4 +1,4 @@
-"""Settings of a run as text: read from YAML, written in it, compared."""
+"""Settings of a run as mappings: read from YAML, filled in, compared."""
 
 import dataclasses
 import json
