@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,14 @@ from recipes.edge.data.archives import ArchiveStore
 from recipes.edge.data.clips import write_clip
 from recipes.edge.data.conversations import BadSample, Turn
 from recipes.edge.data.data_files import find_beside, list_subsets
-from recipes.edge.data.headers import Clip, ask_once, index_archive, map_in_threads
-from recipes.edge.data.index import Sample, _probe, join_samples, write_index
+from recipes.edge.data.headers import Clip, index_archive
+from recipes.edge.data.index import (
+    Sample,
+    _Headers,
+    _probe,
+    join_samples,
+    write_index,
+)
 from recipes.edge.data.quarantine import as_lines
 from recipes.edge.media.containers import (
     DoubtfulError,
@@ -387,38 +392,41 @@ def test_what_is_remembered_of_a_failure_is_its_words(tmp_path: Path) -> None:
     assert found.__traceback__ is found.__cause__ is found.__context__ is None
 
 
-def test_threads_ask_once_and_forget_in_time() -> None:
-    asked = list[int]()
+def test_headers_are_remembered_by_their_size_and_the_oldest_go_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed = list[str]()
 
-    def answer(number: int) -> int:
-        asked.append(number)
-        time.sleep(0.01)
-        if number < 0:
-            raise OSError("lost")
-        return 2 * number
+    def probe(file: MediaFile) -> VideoInfo:
+        """Read a header with as many times as the name says, 16 to the next size."""
+        probed.append(file.path.name)
+        times = (0.0,) * 16 * (int(file.path.name) - 1)
+        return VideoInfo(num_frames=2, fps=1.0, height=3, width=4, seconds=times)
 
-    once = ask_once(answer, 2)
-    assert list(map_in_threads(once, iter([1, 2] * 20))) == [2, 4] * 20
-    assert sorted(asked) == [1, 2]
-    assert [once(number) for number in (1, 3, 1, 2)] == [2, 6, 2, 4]
-    assert sorted(asked) == [1, 2, 2, 3]
-    for _ in range(2):
-        with pytest.raises(OSError, match="lost"):
-            once(-1)
-    assert asked[4:] == [-1]
+    monkeypatch.setattr("recipes.edge.data.index.probe_video", probe)
+    monkeypatch.setattr("recipes.edge.data.index.REMEMBERED", 10)
+    headers = _Headers()
+    for name in ("4", "6", "4", "5", "4", "11", "4"):
+        (tmp_path / name).touch()
+        (found,) = headers.read(tmp_path, [name]).values()
+        assert isinstance(found, Clip)
+        assert found.source == str(tmp_path / name)
+    assert probed == ["4", "6", "5", "11", "4"]
+    found = headers.read(tmp_path, ["4", "5", "6"])  # more than is remembered
+    assert [Path(each.source).name for each in found.values()] == ["4", "5", "6"]
+    assert sorted(probed[5:]) == ["5", "6"]
 
 
-def test_answers_are_remembered_by_their_size() -> None:
-    asked = list[int]()
+def test_a_machine_that_fails_while_headers_are_read_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: MediaFile) -> VideoInfo:
+        raise OSError("lost")
 
-    def answer(number: int) -> str:
-        asked.append(number)
-        return "." * number
-
-    once = ask_once(answer, 10, len)
-    for number in (4, 6, 4, 5, 4, 11, 4):
-        assert once(number) == "." * number
-    assert asked == [4, 6, 5, 11, 4]
+    monkeypatch.setattr("recipes.edge.data.index.probe_video", fail)
+    (tmp_path / "a").touch()
+    with pytest.raises(OSError, match="lost"):
+        _Headers().read(tmp_path, ["a"])
 
 
 def test_a_file_is_read_once_though_its_rows_lie_in_several(
@@ -438,7 +446,7 @@ def test_a_file_is_read_once_though_its_rows_lie_in_several(
         return dataclasses.replace(probe_video(file), seconds=(0.0,) * 32)
 
     monkeypatch.setattr("recipes.edge.data.index.probe_video", probe)
-    monkeypatch.setattr("recipes.edge.data.headers.AT_ONCE", 8)
+    monkeypatch.setattr("recipes.edge.data.index.AT_ONCE", 8)
     samples, _ = joined(tmp_path, tmp_path / "cache")
     assert (len(samples), len(probed)) == (120, 40)
     monkeypatch.setattr("recipes.edge.data.index.REMEMBERED", 60)  # of 3 for each

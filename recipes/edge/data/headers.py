@@ -3,14 +3,12 @@
 import dataclasses
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from threading import Lock
 from typing import Any, TypeVar
 
 import av
@@ -39,7 +37,7 @@ FORMAT = 2
 """What is written of a member; another number where the words mean something else."""
 
 AT_ONCE = 4096
-"""Conversations that are held in memory while they are joined."""
+"""Items that are held in memory while they are gone through."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,52 +133,6 @@ def map_in_threads(
     with ThreadPoolExecutor(THREADS) as threads:
         while some := list(islice(items, AT_ONCE)):
             yield from threads.map(function, some)
-
-
-def ask_once(
-    function: Callable[[_Item], _Result],
-    most: int,
-    size: Callable[[_Result], int] = lambda _: 1,
-) -> Callable[[_Item], _Result]:
-    """Let threads that ask for the same share one answer.
-
-    Args:
-        function: What answers.
-        most: Size of all answers that are remembered, those that were asked for last.
-        size: What an answer counts; by default 1.
-
-    Returns:
-        A function that gives the same answers.
-    """
-    answers, waiting = OrderedDict[_Item, _Result](), dict[_Item, Future[_Result]]()
-    lock, held = Lock(), 0
-
-    def keep(item: _Item, answer: _Result) -> None:
-        nonlocal held
-        with lock:
-            answers[item] = answer
-            del waiting[item]
-            held += size(answer)
-            while held > most:
-                held -= size(answers.popitem(last=False)[1])
-
-    def ask(item: _Item) -> _Result:
-        with lock:
-            if item in answers:
-                answers.move_to_end(item)
-                return answers[item]
-            is_new = item not in waiting
-            answer = waiting.setdefault(item, Future())
-        if is_new:
-            try:
-                answer.set_result(function(item))
-            except BaseException as error:  # whoever asks gets it too
-                answer.set_exception(error)
-            else:
-                keep(item, answer.result())
-        return answer.result()
-
-    return ask
 
 
 def read_clip(row: dict[str, Any]) -> Clip:

@@ -3,10 +3,11 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import ChainMap, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from recipes.edge.data.conversations import (
 )
 from recipes.edge.data.data_files import Subset, fetch, find_beside, read_rows
 from recipes.edge.data.headers import (
+    AT_ONCE,
     Clip,
-    ask_once,
     index_archive,
     map_in_threads,
     read_clip,
@@ -157,35 +158,83 @@ def join_samples(
     Raises:
         ValueError: If a data file is broken as a whole.
     """
-    probe = ask_once(_probe, REMEMBERED, _size)
+    headers = _Headers()
     for subset in subsets:
         members = _members_of(subset, store)
-        for address in subset.files:
-            file = fetch(address)
-            find = partial(_find, folder=file.parent, members=members, probe=probe)
-            join = partial(_join, find=find)
-            for found in map_in_threads(join, _conversations(file)):
+        for file in map(fetch, subset.files):
+            for found in _joined(file, members, headers):
                 if isinstance(found, Sample):
                     yield found
                 else:
                     report_bad(found)
 
 
-Members = dict[str, Clip | BadSample]
+_Row = tuple[str, Conversation | BadSample]
+"""What a row says, and its source."""
 
-_Probe = Callable[[tuple[Path, str]], Clip | RowError | VideoError]
+_Header = Clip | RowError | VideoError
+"""A file with its header, or why it has none."""
+
+_Entries = Mapping[str, _Header | BadSample]
+"""What each name stands for."""
 
 
-def _members_of(subset: Subset, store: ArchiveStore) -> Members:
+class _Headers:
+    """Headers of files, of which those that were asked for last are remembered."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self._known = OrderedDict[tuple[Path, str], _Header]()
+        self._held = 0
+
+    def read(self, folder: Path, names: Sequence[str]) -> dict[str, _Header]:
+        """Give the headers of files; those that are not remembered are read now.
+
+        Args:
+            folder: Where the data file is.
+            names: Names of the files, as rows have them; each once.
+
+        Returns:
+            What each name is.
+        """
+        named = [(folder, name) for name in names]
+        new = [each for each in named if each not in self._known]
+        self._known.update(zip(new, map_in_threads(_probe, iter(new)), strict=True))
+        self._held += sum(_size(self._known[each]) for each in new)
+        for each in named:
+            self._known.move_to_end(each)
+        found = {name: self._known[folder, name] for name in names}
+        while self._held > REMEMBERED:
+            self._held -= _size(self._known.popitem(last=False)[1])
+        return found
+
+
+def _joined(
+    file: Path, members: dict[str, Clip | BadSample], headers: _Headers
+) -> Iterator[Sample | BadSample]:
+    """Join the rows of a file, some thousands at a time."""
+    rows = _conversations(file)
+    while some := list(islice(rows, AT_ONCE)):
+        names = [name for name in _names(some) if name not in members]
+        entries = ChainMap[str, Any](headers.read(file.parent, names), members)
+        yield from (_join(row, entries) for row in some)
+
+
+def _names(rows: Iterable[_Row]) -> Iterator[str]:
+    """Name what rows show, each once."""
+    conversations = (row for _, row in rows if isinstance(row, Conversation))
+    shown = (media.name for each in conversations for media in each.media)
+    return iter(dict.fromkeys(shown))
+
+
+def _members_of(subset: Subset, store: ArchiveStore) -> dict[str, Clip | BadSample]:
     """Find in a subset's archives what its rows name, where that is no file."""
     if not subset.archives:
         return {}
     wanted = {
-        media.name: file.parent
+        name: file.parent
         for file in map(fetch, subset.files)
-        for _, conversation in _conversations(file)
-        if isinstance(conversation, Conversation)
-        for media in conversation.media
+        for name in _names(_conversations(file))
     }
     missing = {name for name, folder in wanted.items() if _is_missing(folder, name)}
     if not missing:
@@ -208,8 +257,8 @@ def _entries(subset: Subset, store: ArchiveStore) -> Iterator[tuple[str, Any]]:
             yield (entry.name if isinstance(entry, Clip) else entry.sample_id), entry
 
 
-def _conversations(file: Path) -> Iterator[tuple[str, Conversation | BadSample]]:
-    """Read the rows of a file, each with its source."""
+def _conversations(file: Path) -> Iterator[_Row]:
+    """Read the rows of a file."""
     for number, row in read_rows(file):
         source, default = f"{file}:{number}", f"{file.name}:{number}"
         try:
@@ -227,15 +276,13 @@ def _id_or(row: object, default: str) -> str:
     return default
 
 
-def _join(
-    read: tuple[str, Conversation | BadSample], find: Callable[[Media], Clip]
-) -> Sample | BadSample:
+def _join(row: _Row, entries: _Entries) -> Sample | BadSample:
     """Join a conversation to the headers of its clips."""
-    source, conversation = read
+    source, conversation = row
     if isinstance(conversation, BadSample):
         return conversation
     try:
-        clips = [find(media) for media in conversation.media]
+        clips = [_clip(media, entries[media.name]) for media in conversation.media]
     except (RowError, VideoError) as error:
         return BadSample(
             sample_id=conversation.sample_id, source=source, reason=str(error)
@@ -249,9 +296,8 @@ def _join(
     )
 
 
-def _find(media: Media, folder: Path, members: Members, probe: _Probe) -> Clip:
+def _clip(media: Media, entry: _Header | BadSample) -> Clip:
     """Give the clip that a row names, with its header."""
-    entry = members.get(media.name) or probe((folder, media.name))
     if isinstance(entry, RowError | VideoError):
         raise type(entry)(str(entry))  # a new one: raised again, one grows
     if isinstance(entry, BadSample):
@@ -259,8 +305,8 @@ def _find(media: Media, folder: Path, members: Members, probe: _Probe) -> Clip:
     return dataclasses.replace(entry, kind=media.kind)
 
 
-def _probe(named: tuple[Path, str]) -> Clip | RowError | VideoError:
-    """Look for a file in a folder, and give it with its header, or why it has none.
+def _probe(named: tuple[Path, str]) -> _Header:
+    """Look for a file in a folder, and read its header.
 
     To find out where links lead takes a look at every folder on the way, which adds up
     over a million rows: rows about one file share that too.
@@ -274,7 +320,7 @@ def _probe(named: tuple[Path, str]) -> Clip | RowError | VideoError:
     return Clip(kind="video", source=str(file), size=size, info=info)
 
 
-def _size(found: Clip | RowError | VideoError) -> int:
+def _size(found: _Header) -> int:
     """Tell how many headers one takes the room of."""
     times = found.info.seconds if isinstance(found, Clip) else ()
     return 1 + len(times) // TIMES_OF_ONE
