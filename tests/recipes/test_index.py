@@ -446,7 +446,7 @@ def test_a_file_is_read_once_though_its_rows_lie_in_several(
         return dataclasses.replace(probe_video(file), seconds=(0.0,) * 32)
 
     monkeypatch.setattr("recipes.edge.data.index.probe_video", probe)
-    monkeypatch.setattr("recipes.edge.data.index.AT_ONCE", 8)
+    monkeypatch.setattr("recipes.edge.data.index.ROWS_AT_ONCE", 8)
     samples, _ = joined(tmp_path, tmp_path / "cache")
     assert (len(samples), len(probed)) == (120, 40)
     monkeypatch.setattr("recipes.edge.data.index.REMEMBERED", 60)  # of 3 for each

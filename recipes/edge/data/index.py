@@ -23,7 +23,6 @@ from recipes.edge.data.conversations import (
 )
 from recipes.edge.data.data_files import Subset, fetch, find_beside, read_rows
 from recipes.edge.data.headers import (
-    AT_ONCE,
     Clip,
     index_archive,
     map_in_threads,
@@ -34,6 +33,9 @@ from recipes.edge.files.publishing import written_aside
 from recipes.edge.media.containers import VideoError
 from recipes.edge.media.media_file import MediaFile
 from recipes.edge.media.video import probe_video
+
+ROWS_AT_ONCE = 512
+"""Rows that are joined at a time; their headers are held, whatever is remembered."""
 
 REMEMBERED = 2**18
 """Headers of files that are remembered, most of a kilobyte each; one with the times of
@@ -144,8 +146,9 @@ def join_samples(
 
     A clip is a file, named relative to the data file, or else a member of an archive
     beside it. Archives are gone through once, see ``index_archive``, unless all clips
-    are files; rows are joined some thousands at a time, and rows about one file share
-    its header as long as it is remembered.
+    are files; rows are joined some hundreds at a time, and rows about one file share
+    its header as long as it is remembered. All clips of a row are looked at, also where
+    the first makes it a bad one.
 
     Args:
         subsets: Where the rows are.
@@ -170,13 +173,10 @@ def join_samples(
 
 
 _Row = tuple[str, Conversation | BadSample]
-"""What a row says, and its source."""
+"""Where a row is, and what it says."""
 
 _Header = Clip | RowError | VideoError
 """A file with its header, or why it has none."""
-
-_Entries = Mapping[str, _Header | BadSample]
-"""What each name stands for."""
 
 
 class _Headers:
@@ -212,19 +212,19 @@ class _Headers:
 def _joined(
     file: Path, members: dict[str, Clip | BadSample], headers: _Headers
 ) -> Iterator[Sample | BadSample]:
-    """Join the rows of a file, some thousands at a time."""
+    """Join the rows of a file, some hundreds at a time."""
     rows = _conversations(file)
-    while some := list(islice(rows, AT_ONCE)):
+    while some := list(islice(rows, ROWS_AT_ONCE)):
         names = [name for name in _names(some) if name not in members]
         entries = ChainMap[str, Any](headers.read(file.parent, names), members)
         yield from (_join(row, entries) for row in some)
 
 
-def _names(rows: Iterable[_Row]) -> Iterator[str]:
+def _names(rows: Iterable[_Row]) -> list[str]:
     """Name what rows show, each once."""
     conversations = (row for _, row in rows if isinstance(row, Conversation))
     shown = (media.name for each in conversations for media in each.media)
-    return iter(dict.fromkeys(shown))
+    return list(dict.fromkeys(shown))
 
 
 def _members_of(subset: Subset, store: ArchiveStore) -> dict[str, Clip | BadSample]:
@@ -276,7 +276,7 @@ def _id_or(row: object, default: str) -> str:
     return default
 
 
-def _join(row: _Row, entries: _Entries) -> Sample | BadSample:
+def _join(row: _Row, entries: Mapping[str, _Header | BadSample]) -> Sample | BadSample:
     """Join a conversation to the headers of its clips."""
     source, conversation = row
     if isinstance(conversation, BadSample):

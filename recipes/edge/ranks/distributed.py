@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 # is over. Gloo's threads end with it, so that is not to be after the interpreter's end,
 # nor in a process that is forked: it has none of them and would crash, so it keeps all.
 atexit.register(gc.collect)
-os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
+os.register_at_fork(after_in_child=gc.freeze)
 
 PATIENCE = timedelta(days=1)
 """How long ranks wait for each other's words: the main rank may download weights or
