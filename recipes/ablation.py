@@ -58,6 +58,7 @@ class Result:
         language_loss: Cross entropy for each trained token.
         autoregressive_loss: The next-frame loss for each pair of frames.
         skill: How far below the loss of copying that is.
+        held_out_language_loss: Cross entropy for each token of the held-out answers.
         accuracy: Share of the held-out questions that were answered.
         questions: How many were asked.
         chance: Share that the most common answer would have answered.
@@ -70,6 +71,7 @@ class Result:
     language_loss: float | None
     autoregressive_loss: float | None
     skill: float | None
+    held_out_language_loss: float | None
     accuracy: float | None
     questions: int | None
     chance: float | None
@@ -153,6 +155,7 @@ def result_of(output_dir: Path) -> Result:
 
     return Result(
         **{name: mean(name, last) if ended_well else None for name in LOSSES},
+        held_out_language_loss=asked.get("language_loss"),
         accuracy=asked.get("accuracy"),
         questions=asked.get("questions"),
         chance=asked.get("chance"),
@@ -206,6 +209,7 @@ def summarise(
 COLUMNS = (
     ("chance", "chance", "{:.3f}"),
     ("questions", "questions", "{:g}"),
+    ("held-out language loss", "held_out_language_loss", "{:.4f}"),
     ("loss", "loss", "{:.3f}"),
     ("language loss", "language_loss", "{:.4f}"),
     ("next-frame loss", "autoregressive_loss", "{:.4f}"),

@@ -46,6 +46,7 @@ RESULT = Result(
     language_loss=1.5,
     autoregressive_loss=0.5,
     skill=0.25,
+    held_out_language_loss=1.25,
     accuracy=0.5,
     questions=8,
     chance=0.25,
@@ -218,14 +219,18 @@ def test_a_run_is_summed_up_by_its_end(tmp_path: Path) -> None:
         for n in range(1, 21)
     ]
     asked = [
-        {"step": 20, "event": "evaluation", "accuracy": a, "questions": 4, "chance": c}
-        for a, c in ((0, 0.2), (0.75, 0.1))
+        {"step": 20, "event": "evaluation", "questions": 4} | numbers
+        for numbers in (
+            {"accuracy": 0, "chance": 0.2, "language_loss": 3.0},
+            {"accuracy": 0.75, "chance": 0.1, "language_loss": 2.5},
+        )
     ]
     lines = [json.dumps(each) for each in [*steps, *asked]]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     found = result_of(tmp_path)
-    assert (found.loss, found.accuracy, found.chance) == (19.5, 0.75, 0.1)
-    assert found.questions == 4
+    assert (found.accuracy, found.chance) == (0.75, 0.1)
+    assert (found.questions, found.held_out_language_loss) == (4, 2.5)
+    assert (found.language_loss, found.loss) == (None, 19.5)
     assert found.tokens_per_second == (2**10 + 2**11) / 2
     assert (found.skill, found.autoregressive_loss) == (None, None)
 
@@ -276,11 +281,11 @@ def test_the_table_has_means_and_spread(tmp_path: Path) -> None:
     assert markdown_table(rows).splitlines()[2:] == [
         (
             "| **ratio** | slow_frame_ratio 0 | 2 | 0.625 (0.500 to 0.750) | 0.250 | 8 "
-            "| 2.500 | 1.5000 | 0.5000 | - | 40.0 | 1000 | 200 |"
+            "| 1.2500 | 2.500 | 1.5000 | 0.5000 | - | 40.0 | 1000 | 200 |"
         ),
         (
-            "|  | slow_frame_ratio 0.5 (base) | 1, 1 missing | - | 0.250 | 8 | 2.000 "
-            "| 1.5000 | - | 0.250 | 40.0 | 1000 | 200 |"
+            "|  | slow_frame_ratio 0.5 (base) | 1, 1 missing | - | 0.250 | 8 "
+            "| 1.2500 | 2.000 | 1.5000 | - | 0.250 | 40.0 | 1000 | 200 |"
         ),
     ]
     assert rows[0]["questions"]["values"] == [8, 8]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 PANELS = (
     ("held-out accuracy", "accuracy"),
-    ("language loss", "language_loss"),
+    ("held-out language loss", "held_out_language_loss"),
     ("skill", "skill"),
     ("tokens per clip", "tokens_per_clip"),
 )
