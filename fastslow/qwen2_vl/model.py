@@ -23,7 +23,7 @@ from fastslow.qwen2_vl.attention import (
     mask_for_device,
 )
 from fastslow.qwen2_vl.deepstack import prepare_deepstack
-from fastslow.qwen2_vl.families import family_of
+from fastslow.qwen2_vl.families import Family, family_of
 from fastslow.qwen2_vl.plan import RowPlan
 from fastslow.qwen2_vl.target_tower import (
     copy_tower,
@@ -99,7 +99,7 @@ class FastSlowQwen2VL(nn.Module):
             "are put once it is wrapped"
         )
         check_type("backbone", backbone, Backbone, wanted)
-        self.family = family_of(backbone.config)
+        self.family: Family = family_of(backbone.config)
         window = getattr(backbone.config.text_config, "sliding_window", None)
         if window is not None:
             raise ValueError(
@@ -112,13 +112,13 @@ class FastSlowQwen2VL(nn.Module):
         features = backbone.model.visual.patch_embed.embed_dim
         self.backbone = backbone
         like: dict[str, Any] = {"dtype": backbone.dtype, "device": backbone.device}
-        self.next_frame_head = nn.Sequential(
+        self.next_frame_head: nn.Module = nn.Sequential(
             nn.Linear(hidden, hidden, **like),
             nn.GELU(),
             nn.Linear(hidden, features, **like),
         )
         self.target_tower: nn.Module | None = None
-        self.predicts_next_frame = True
+        self.predicts_next_frame: bool = True
 
     def drop_next_frame(self) -> None:
         """Train without the next-frame loss, at no cost.
