@@ -61,8 +61,8 @@ def _with_room(function: Callable[..., Any], *arguments: Any) -> Any:
 
     CPython 3.11 and later take the memory of frames from the system 16 KiB at a time
     and give it back at once. Where calls go back and forth over such an edge, as those
-    of Hypothesis and of checked annotations do, they take half as long again. A frame
-    that asks for far more than it uses has a piece of its own, and the rest is theirs.
+    of Hypothesis and of checked annotations do, they take up to half as long again. A
+    frame that asks for far more than it uses has a piece of its own, and they its rest.
     """
     return function(*arguments)
 
