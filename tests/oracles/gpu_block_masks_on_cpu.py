@@ -25,7 +25,7 @@ def drawn_row(random: Random) -> KeyIntervals:
             segments += [-1] * padding
             frames += [-1] * padding
         for rank in range(random.randint(0, 6)):
-            tokens = random.choice((1, 2, 3, 8, 17))
+            tokens = random.choice((1, 2, 3, 8))
             ranks += [rank] * tokens
             segments += [segment] * tokens
             frames += [rank] * tokens
@@ -52,9 +52,9 @@ def compare(intervals: KeyIntervals, block_size: int, kernel: Any) -> None:
 def main(kernel: Any) -> None:
     """Compare rows of many forms, blocks of any size, and one row of many blocks."""
     random = Random(0)
-    for _ in range(60):
+    for _ in range(40):
         compare(drawn_row(random), random.choice((1, 2, 3, 8, 16, 128)), kernel)
-    frames = torch.arange(60).repeat_interleave(5)
+    frames = torch.arange(52).repeat_interleave(5)
     compare(visible_intervals(frames, frames // 25), 1, kernel)  # in two parts
 
 
