@@ -17,6 +17,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -286,9 +287,10 @@ def test_a_run_that_is_asked_to_stop_saves_first(runs: Runs, how: str) -> None:
     number = signal.SIGTERM if how == "SIGTERM" else signal.SIGKILL
     if how == "SIGTERM":  # a torchrun that forks its ranks signals them alone
         workers = [worker for rank in ranks for worker in children(rank)]
-        assert len(workers) == 2
-        for worker in workers:
-            os.kill(worker, number)
+        assert len(workers) >= len(ranks)
+        for worker in workers:  # those of held-out questions come and go
+            with suppress(ProcessLookupError):
+                os.kill(worker, number)
     os.kill(attempt.launcher, number)
     assert attempt.end() == (1 if how == "SIGTERM" else -number)
     end = time.monotonic() + DEADLINE

@@ -651,6 +651,21 @@ def test_workers_go_on_when_all_processes_of_a_rank_are_asked_to_stop(
     rows.close()
 
 
+def test_workers_that_are_just_being_started_go_on_as_well(
+    planned: PlannedSamples,
+) -> None:
+    """torch draws its first bins as soon as it has forked them."""
+
+    def bins() -> Iterator[tuple[tuple[int, ...], StreamState]]:
+        for worker in active_children():
+            for number in STOPPING:
+                os.kill(worker.pid or 0, number)
+        yield from [((0,), StreamState())] * 4
+
+    for _ in range(5):
+        assert len(list(read_rows(rows_of(planned), bins(), num_workers=2))) == 4
+
+
 def test_a_process_ends_though_it_keeps_rows(planned: PlannedSamples) -> None:
     """Their workers hear no signal to stop, and a forked process has no ``atexit``."""
     kept = list[Iterator[Row]]()

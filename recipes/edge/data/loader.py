@@ -216,16 +216,16 @@ def read_rows(
     # Python waits for them once its finalizers have run.
     Finalize(None, _end_workers, exitpriority=0)
     _allow_open_files()
-    yield from DataLoader(
+    loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=bins,
         num_workers=num_workers,
-        worker_init_fn=_outlive_signals,
         multiprocessing_context=start_method(num_workers),
         pin_memory=pin_memory,
         generator=torch.Generator(),
     )
+    yield from _outliving_signals(loader)
 
 
 def _deal(
@@ -267,15 +267,19 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _outlive_signals(_: int) -> None:
-    """Go on when asked to stop, as long as the rank does: it needs rows to save.
+def _outliving_signals(loader: DataLoader[Row]) -> Iterator[Row]:
+    """Start workers that go on when asked to stop, as long as the rank does.
 
-    Terminals, ``torchrun`` and schedulers signal all processes of a rank, and torch's
-    own handler ends a worker, and with it the rank. A worker ends with its loader or
-    its rank.
+    Terminals, ``torchrun`` and schedulers signal all processes of a rank, which needs
+    rows to save. torch's own handler ends a worker, and with it the rank, so they never
+    hear of it: what is held back here is so in a worker from its first instruction on.
+    A worker ends with its loader or its rank.
     """
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_workers() -> None:
