@@ -208,6 +208,7 @@ def stepped(folder: Path) -> None:
     Gloo takes memory of its own in this process, which no GPU's kernels do.
     """
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
+    gc.freeze()  # what is there now need not be gone through after each case
     device = torch.device("cpu")
     mesh = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("data",))
     world = World(rank=0, size=RANKS, device=device, mesh=mesh, group=mesh.get_group())

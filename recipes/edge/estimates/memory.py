@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import tree_leaves
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fastslow import next_frame_loss, to_device
@@ -182,17 +182,19 @@ class _Births(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        leaves, form = tree_flatten((args, kwargs))
-        call = func, form, tuple(map(_looks, leaves))
+        named = kwargs or {}
+        call = func, *map(_looks, args), *((k, _looks(v)) for k, v in named.items())
         if call in self._results:  # most layers repeat one another
             size, stride, dtype = self._results[call]
             again = torch.empty_strided(size, stride, dtype=dtype, device="meta")
             self._born(again.untyped_storage())
             return again
         given = {
-            id(leaf.untyped_storage()) for leaf in leaves if isinstance(leaf, Tensor)
+            id(leaf.untyped_storage())
+            for leaf in tree_leaves((args, named))
+            if isinstance(leaf, Tensor)
         }
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **named)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
@@ -220,11 +222,13 @@ class _Births(TorchDispatchMode):
             self._most, self.at_most = now, (whole, now - whole)
 
 
-def _looks(leaf: Any) -> Any:
+def _looks(given: Any) -> Any:
     """Give what the size and the device of a result depend on, of an argument."""
-    if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
-    return type(leaf), leaf
+    if isinstance(given, Tensor):
+        return given.shape, given.stride(), given.dtype, given.device
+    if isinstance(given, list | tuple):
+        return type(given), *map(_looks, given)
+    return type(given), given
 
 
 @torch.library.custom_op("fastslow_dry_run::attend", mutates_args=())
