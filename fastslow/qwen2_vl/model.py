@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
 from transformers import (
     Cache,
     Qwen2_5_VLForConditionalGeneration,
@@ -63,6 +64,9 @@ class FastSlowOutput:
     predictions: Float[Tensor, "tokens features"]
     targets: Ragged
     copies: Float[Tensor, "tokens features"]
+
+
+register_dataclass(FastSlowOutput)  # where FSDP2 looks for tensors before torch 2.13
 
 
 class FastSlowQwen2VL(nn.Module):

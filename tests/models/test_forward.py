@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from fastslow import IGNORED_LABEL, VideoSpan, next_frame_loss, schedule_from_strides
 from tests.models.samples import (
@@ -43,6 +44,17 @@ def test_a_clip_of_one_frame_predicts_nothing(
         assert parameter.grad.isfinite().all(), name
         head = name.startswith("next_frame_head")
         assert parameter.grad.any() == (not head), name
+
+
+def test_an_output_is_a_tree_of_its_tensors(
+    make_model: MakeModel, lay: Lay, make_patches: MakePatches
+) -> None:
+    """FSDP2 of torch before 2.13 finds nowhere else what a backward pass begins at."""
+    model, plan = make_model(), lay(MIXED)
+    output = model(make_patches(plan), plan, read_logits=torch.nn.Identity())
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    expected = [output.language_loss, output.logits, output.predictions, output.copies]
+    assert [id(leaf) for leaf in leaves] == [id(tensor) for tensor in expected]
 
 
 def test_a_row_without_trained_text_still_predicts_frames(
