@@ -226,38 +226,58 @@ def _norms(vectors: Tensor) -> Tensor:
     return norms.clamp_min(LEAST_NORM)
 
 
-def _sum_of_rows(
-    predictions: Tensor, goal: Tensor, factors: Tensor, distance: str, normalize: bool
-) -> Tensor:
-    """Add up the weighted distances of some tokens, in the dtype of their factors."""
-    predictions, goal = predictions.to(factors.dtype), goal.to(factors.dtype)
-    if normalize:
-        goal = F.layer_norm(goal, goal.shape[-1:])
-    # No matrix product: autocast would take it in half precision.
-    return (_distances(predictions, goal, distance) * factors).sum()
+def _slopes(predictions: Tensor, goal: Tensor, distance: str) -> Tensor:
+    """Give the gradient of every token's distance with respect to its prediction."""
+    if distance == "mse+cosine":
+        squares = _slopes(predictions, goal, "mse")
+        return squares + _slopes(predictions, goal, "cosine")
+    if distance == "cosine":
+        norms = _norms(predictions).unsqueeze(-1)
+        ahead, goal = predictions / norms, goal / _norms(goal).unsqueeze(-1)
+        # The least norm is a constant.
+        along = (ahead * goal).sum(-1, keepdim=True) * (norms > LEAST_NORM)
+        return (along * ahead - goal) / norms
+    apart = predictions - goal
+    if distance == "mse":
+        return apart * (2 / apart.shape[-1])
+    steps = apart.sign() if distance == "l1" else apart.clamp(-1, 1)
+    return steps / apart.shape[-1]
+
+
+def _widened(
+    predictions: Tensor, goal: Tensor, dtype: torch.dtype, normalize: bool
+) -> tuple[Tensor, Tensor]:
+    """Bring both to the dtype that computes, and targets to what is predicted."""
+    predictions, goal = predictions.to(dtype), goal.to(dtype)
+    return predictions, F.layer_norm(goal, goal.shape[-1:]) if normalize else goal
 
 
 def _weighted_sum(
-    predictions: Tensor, goal: Tensor, factors: Tensor, *settings: Any
+    predictions: Tensor, goal: Tensor, factors: Tensor, distance: str, normalize: bool
 ) -> Tensor:
-    """Add up the weighted distances of all tokens."""
+    """Add up the weighted distances of all tokens, in the dtype of their factors."""
     total = factors.new_zeros(())
     for rows in _runs(len(predictions)):
-        total += _sum_of_rows(predictions[rows], goal[rows], factors[rows], *settings)
+        wide = _widened(predictions[rows], goal[rows], factors.dtype, normalize)
+        # No matrix product: autocast would take it in half precision.
+        total += (_distances(*wide, distance) * factors[rows]).sum()
     return total
 
 
-def _slopes(
-    predictions: Tensor, goal: Tensor, factors: Tensor, upstream: Tensor, *settings: Any
+def _gradient(
+    predictions: Tensor,
+    goal: Tensor,
+    factors: Tensor,
+    upstream: Tensor,
+    distance: str,
+    normalize: bool,
 ) -> Tensor:
     """Give the gradient of the sum, times the one that comes from above."""
     gradient = torch.empty_like(predictions)
     for rows in _runs(len(predictions)):
-        wide = predictions[rows].to(factors.dtype)
-        slope = torch.func.grad(_sum_of_rows)(
-            wide, goal[rows], factors[rows], *settings
-        )
-        gradient[rows] = slope * upstream
+        wide = _widened(predictions[rows], goal[rows], factors.dtype, normalize)
+        share = (factors[rows] * upstream).unsqueeze(-1)
+        gradient[rows] = _slopes(*wide, distance) * share
     return gradient
 
 
@@ -324,6 +344,6 @@ class _SummedDistance(torch.autograd.Function):
     @once_differentiable(of="next_frame_loss")
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         predictions, goal, factors = ctx.saved_tensors
-        differentiate = _for_device(_slopes, predictions, *ctx.settings)
+        differentiate = _for_device(_gradient, predictions, *ctx.settings)
         gradient = differentiate(predictions.detach(), goal, factors, upstream)
         return gradient, None, None, None, None

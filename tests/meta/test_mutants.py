@@ -243,8 +243,14 @@ MUTANTS = [
     ),
     Mutant(
         "losses",
-        "wide, goal[rows], factors[rows],",
-        "wide, goal[rows], factors[rows].square(),",
+        "(factors[rows] * upstream)",
+        "(factors[rows].square() * upstream)",
+        "losses.py -k test_gradcheck",
+    ),
+    Mutant(
+        "losses",
+        "(along * ahead - goal) / norms",
+        "(ahead - goal) / norms",
         "losses.py -k test_gradcheck",
     ),
     Mutant(

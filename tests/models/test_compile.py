@@ -35,7 +35,7 @@ from fastslow import (
     visible_intervals,
 )
 from fastslow.grids import Mode
-from fastslow.losses import Distance, _changes, _compiled, _slopes, _weighted_sum
+from fastslow.losses import Distance, _changes, _compiled, _gradient, _weighted_sum
 from fastslow.testing import strategies as fst
 from tests.plan_tensors import with_tensors
 
@@ -164,8 +164,8 @@ def test_each_pass_of_a_loss_is_one_graph(distance: str, normalize: bool) -> Non
         settings, upstream = (distance, normalize), torch.tensor(1 / 3)
         found = _compiled(_weighted_sum, *settings)(*given)
         torch.testing.assert_close(found, _weighted_sum(*given, *settings))
-        slopes = _compiled(_slopes, *settings)(*given, upstream)
-        torch.testing.assert_close(slopes, _slopes(*given, upstream, *settings))
+        slopes = _compiled(_gradient, *settings)(*given, upstream)
+        torch.testing.assert_close(slopes, _gradient(*given, upstream, *settings))
         assert slopes.dtype == torch.bfloat16
         changes = _compiled(_changes)(guess, goal)
         torch.testing.assert_close(changes, _changes(guess, goal))
@@ -187,7 +187,7 @@ def test_settings_of_a_loss_do_not_share_the_limit_of_graphs(
     assert len(everything) > torch._dynamo.config.recompile_limit
     for settings in everything:
         _compiled(_weighted_sum, *settings)(features, features, factors)
-        _compiled(_slopes, *settings)(features, features, factors, factors[0])
+        _compiled(_gradient, *settings)(features, features, factors, factors[0])
     assert counters["stats"]["unique_graphs"] == 2 * len(everything)
     _compiled.cache_clear()
     torch.compiler.reset()
