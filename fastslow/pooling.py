@@ -36,7 +36,7 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
 
     Raises:
         ValueError: If ``tokens`` has other axes, or no floats to sum, or the plan
-            another number of cells.
+            another number of cells, or weights that were cast to half precision.
 
     Laws:
         adjoint: the backward pass of a linear mode is the transpose of the forward
@@ -68,6 +68,12 @@ def pool_tokens(tokens: Float[Tensor, "cells dim"], plan: PoolPlan) -> Ragged:
         values = window_maxima(tokens, plan)
     else:
         check_dtype("tokens", tokens, "floats")
+        if plan.weights.dtype.itemsize < 4:
+            raise ValueError(
+                f"plan.weights is {plan.weights.dtype}, too narrow for shares of a "
+                "window; FSDP2 casts plans as well, unless its MixedPrecisionPolicy is "
+                "given cast_forward_inputs=False"
+            )
         values = _WindowSum.apply(tokens, plan, False)
     return Ragged(values=values, cu_seqlens=plan.cu_seqlens)
 

@@ -602,3 +602,41 @@ def test_what_a_model_cannot_take_is_refused(run_unchecked: Run) -> None:
         )
         """
     )
+
+
+def test_a_plan_that_was_cast_on_its_way_is_refused(run_unchecked: Run) -> None:
+    """FSDP2 casts the floats of dataclasses as well, if it is not told not to."""
+    run_unchecked(
+        """
+        import torch.distributed as dist
+        from fastslow.qwen2_vl import *
+        from recipes.edge.weights.tiny import tiny_config
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+        from transformers import Qwen2VLForConditionalGeneration
+
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+        mesh = init_device_mesh("cpu", (1,))
+        for casts in (True, False):
+            model = FastSlowQwen2VL(Qwen2VLForConditionalGeneration(tiny_config(64)))
+            clip, patches = blank_clip(model.family.geometry)
+            plan = plan_row([[clip]], video_token_id=6, family=model.family)
+            policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, cast_forward_inputs=casts
+            )
+            model.freeze_tower()
+            fully_shard(model, mesh=mesh, mp_policy=policy)
+            try:
+                model(patches, plan)
+            except ValueError as error:
+                assert casts and str(error) == (
+                    "plan.weights is torch.bfloat16, too narrow for shares of a "
+                    "window; FSDP2 casts plans as well, unless its "
+                    "MixedPrecisionPolicy is given cast_forward_inputs=False"
+                )
+            else:
+                assert not casts
+        dist.destroy_process_group()
+        """
+    )
