@@ -25,6 +25,7 @@ from fastslow.qwen2_vl.attention import (
 )
 from fastslow.qwen2_vl.deepstack import prepare_deepstack
 from fastslow.qwen2_vl.families import Family, family_of
+from fastslow.qwen2_vl.frequencies import keep_frequencies
 from fastslow.qwen2_vl.plan import RowPlan
 from fastslow.qwen2_vl.target_tower import (
     copy_tower,
@@ -94,8 +95,9 @@ class FastSlowQwen2VL(nn.Module):
         ``peft.inject_adapter_in_model`` puts adapters into ``self.backbone`` later.
 
         Raises:
-            ValueError: If its type is not supported, or its language model attends in
-                sliding windows, which a layout's mask would overrule.
+            ValueError: If its type is not supported, its language model attends in
+                sliding windows, which a layout's mask would overrule, or a cast has
+                rounded its rotary frequencies.
         """
         super().__init__()
         wanted = (
@@ -112,6 +114,7 @@ class FastSlowQwen2VL(nn.Module):
         backbone.set_attn_implementation({"text_config": ATTENTION_NAME})
         prepare_tower(backbone.model.visual, self.family.geometry)
         prepare_deepstack(backbone.model.language_model)
+        keep_frequencies(backbone)
         hidden = backbone.model.language_model.config.hidden_size
         features = backbone.model.visual.patch_embed.embed_dim
         self.backbone = backbone
