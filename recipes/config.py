@@ -343,6 +343,24 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     return fill_settings(config, {"parallel": wanted}) if wanted else config
 
 
+def refuse_contradictions(config: Config) -> None:
+    """Refuse settings of which one makes no sense beside another.
+
+    Raises:
+        ValueError: If there are such; the message names both.
+    """
+    if config.profile_step > config.max_steps:
+        raise ValueError(
+            f"profile_step is {config.profile_step} but max_steps is "
+            f"{config.max_steps}; it must be one of the run's steps"
+        )
+    if config.eval_data_path is not None and config.data_path is None:
+        raise ValueError(
+            f"eval_data_path is {config.eval_data_path} but there is no data_path; "
+            "clips that the recipe makes come with held-out ones of their own"
+        )
+
+
 def refuse_other_settings(
     config: Config, *, free: Collection[str] = FREE_TO_CHANGE
 ) -> None:

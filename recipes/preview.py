@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fastslow import Span, TextSpan, count_tokens
 from fastslow.qwen2_vl import family_of, place_clip
-from recipes.config import Config
+from recipes.config import Config, refuse_contradictions
 from recipes.data import dataset_of, read_samples, refuse_empty
 from recipes.edge.data.archives import CACHE, ArchiveStore
 from recipes.edge.data.conversations import BadSample
@@ -50,9 +50,10 @@ def preview(config: Config) -> tuple[str, bool]:
         Lines of text, and whether the run fits the GPU.
 
     Raises:
-        ValueError: If the GPU is unknown, or the data have no sample that can be used,
-            or too many that cannot.
+        ValueError: If settings contradict each other, the GPU is unknown, or the data
+            have no sample that can be used, or too many that cannot.
     """
+    refuse_contradictions(config)
     shape = model_config(config.model_name_or_path)
     plan = Plan(config=config, shape=shape, device=find_device(config.device))
     settings = clip_settings(config, family_of(shape))

@@ -179,8 +179,8 @@ def _cannot_be_used(bad: Sequence[BadSample]) -> str:
     if not bad:
         return ""
     return (
-        f" ({len(bad)} cannot be used now, and quarantine.jsonl names all; the first "
-        f"is {bad[0].sample_id}: {bad[0].reason})"
+        f" ({len(bad)} cannot be used now; the first is {bad[0].sample_id}: "
+        f"{bad[0].reason})"
     )
 
 

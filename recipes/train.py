@@ -19,9 +19,15 @@ from transformers import Qwen2VLForConditionalGeneration
 from fastslow import to_device
 from fastslow.qwen2_vl import FastSlowQwen2VL, step_cost
 from recipes.command_line import parse_command_line
-from recipes.config import SETTINGS_FILE, Config, refuse_other_settings
+from recipes.config import (
+    SETTINGS_FILE,
+    Config,
+    refuse_contradictions,
+    refuse_other_settings,
+)
 from recipes.data import Data, plan_data
 from recipes.edge.checkpoints.folders import remove_leftovers
+from recipes.edge.checkpoints.records import records_unless_refused
 from recipes.edge.checkpoints.saver import CheckpointSaver
 from recipes.edge.data.conversations import BadSample
 from recipes.edge.data.loader import Dealing, PackedRows, Row, stream_rows
@@ -101,8 +107,9 @@ def main(config: Config) -> None:
     with process_group() as world, ExitStack() as held:
         with refusals_in_words():
             held.enter_context(only_run(config.output_dir, world))
-            run = prepare(config, world)
-            progress, said = resume(run)
+            with records_unless_refused(config.output_dir, world):
+                run = prepare(config, world)
+                progress, said = resume(run)
         broadcast_from_main(lambda: keep_record(run, progress), world)
         with RunLog(
             output_dir=config.output_dir,
@@ -158,19 +165,10 @@ def prepare(config: Config, world: World) -> Run:
 
 def refuse_impossible(config: Config, world: World) -> None:
     """Refuse settings that no run can have on these ranks, or that this one has not."""
+    refuse_contradictions(config)
     refuse_other_settings(config)
     find_device(config.device)  # a dry run's, but no misuse is silent
     check_copies(world.size, config.parallel.replicate)
-    if config.profile_step > config.max_steps:
-        raise ValueError(
-            f"profile_step is {config.profile_step} but max_steps is "
-            f"{config.max_steps}; it must be one of the run's steps"
-        )
-    if config.eval_data_path is not None and config.data_path is None:
-        raise ValueError(
-            f"eval_data_path is {config.eval_data_path} but there is no data_path; "
-            "clips that the recipe makes come with held-out ones of their own"
-        )
 
 
 def checkpoint_saver(run: Run, log: RunLog) -> CheckpointSaver:

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from recipes.edge.ranks import distributed
 from recipes.edge.ranks.distributed import process_group, sum_over_ranks
 from tests.ports import free_port
 
@@ -183,6 +185,24 @@ def test_ranks_that_start_again_do_not_end_with_the_failure_before(
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", start)
         with pytest.raises(KeyError, match=f"clip-{start}"), process_group():
             raise KeyError(f"clip-{start}")
+
+
+def test_a_rank_whose_torchrun_has_gone_with_its_store_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else it would look for half an hour, on a port that another run may be given."""
+    for name, value in {
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(free_port()),
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert dist.constants.default_pg_timeout / 10 > distributed.STORE_IS_FOUND
+    monkeypatch.setattr(distributed, "STORE_IS_FOUND", timedelta(seconds=1))
+    with pytest.raises(dist.DistError, match=r"1000 ?ms"), process_group():
+        raise AssertionError
 
 
 THE_END = "all ranks of the run end with it"

@@ -494,6 +494,22 @@ def test_a_dry_run_says_whether_the_run_fits(preloaded: Any, tmp_path: Path) -> 
     assert "it does not fit; --parallel.activation-checkpointing full" in small
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max-steps", "2", "--profile-step", "3"], "profile_step is 3 but max_st"),
+        (["--eval-data-path", "a.json"], "eval_data_path is a.json but there is no"),
+        (["--model-name-or-path", "base/model-61"], "weights are base/model-61, which"),
+    ],
+)
+def test_a_dry_run_refuses_settings_that_the_run_would_refuse(
+    flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipe", "--dry-run", *flags])
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        run_recipe(TINY)
+
+
 @pytest.mark.parametrize("flags", [["--dry-run"], ["--output-dir", "{}"]])
 def test_a_gpu_that_is_not_known_is_refused_in_one_line(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -351,6 +351,45 @@ def test_a_run_goes_on_with_its_settings(
         train(tmp_path, clips / "train.jsonl", **changes)
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_start_that_is_refused_leaves_the_records_of_the_run(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    """A clip that is gone since is planned no more, so they could not be made anew."""
+    shutil.copytree(clips / "videos", tmp_path / "videos")
+    rows = rows_of(clips)
+    rows[2]["video"] = "missing.mp4"
+    data = write_jsonl(tmp_path / "data.jsonl", rows)
+    other = write_jsonl(tmp_path / "other.jsonl", rows_of(clips)[:5])
+    run = tmp_path / "run"
+    train(run, data, max_bad_share=0.5)
+    (tmp_path / "videos" / "00001.mp4").unlink()
+
+    def records() -> dict[str, bytes]:
+        return {
+            file.name: file.read_bytes()
+            for file in run.iterdir()
+            if file.name.startswith(("train.", "held_out.", "quarantine", "."))
+            and file.name not in {"train.log", ".lock"}
+        }
+
+    before = records()
+    assert {"train.arrow", "train.planned.json", "quarantine.jsonl"} < before.keys()
+    if is_killed:
+        monkeypatch.setattr("recipes.edge.checkpoints.records._put_back", print)
+    with pytest.raises(SystemExit, match=r"^error: the samples differ"):
+        train(run, other, eval_data_path=str(other), max_bad_share=0.9)
+    if is_killed:
+        monkeypatch.undo()
+        assert (run / "train.arrow").read_bytes() != before["train.arrow"]
+    else:
+        assert records() == before
+    train(run, data, max_bad_share=0.5, max_steps=4)
+    assert not (run / ".records").exists()
+    assert len(metrics(run)) == 4
+    assert {"00001", "00002"} >= quarantined(run).keys() >= {"00002"}
+
+
 def test_a_run_may_go_on_more_gently_and_says_so(clips: Path, tmp_path: Path) -> None:
     train(tmp_path, clips / "train.jsonl")
     gently = {"learning_rate": 1e-5, "max_grad_norm": 0.5, "warmup_steps": 2}
@@ -480,7 +519,7 @@ def test_a_run_goes_on_with_its_data(clips: Path, tmp_path: Path) -> None:
             train(tmp_path / "run", data)
     write_jsonl(data, rows)
     (tmp_path / rows[0]["video"]).unlink()
-    gone = r"lie \(1 cannot be used now, .* is 00000: .* cannot be opened: No such file"
+    gone = r"lie \(1 cannot be used now; .* is 00000: .* cannot be opened: No such file"
     with pytest.raises(SystemExit, match=gone):
         train(tmp_path / "run", data, max_bad_share=0.2)
 

@@ -59,7 +59,7 @@ class Quarantine:
         """
         before = len(self)
         self.add(chain.from_iterable(gather_from_ranks(list(found), self._world)))
-        self.check()
+        self.check(f" ({self._path} names them all, held-out ones too)")
         return list(islice(self, before, None))
 
     def add(self, bad: Iterable[BadSample]) -> None:
@@ -73,13 +73,16 @@ class Quarantine:
         if self._world.is_main:
             self._list_new()
 
-    def check(self) -> None:
+    def check(self, named: str = "") -> None:
         """Refuse to leave out so much.
+
+        Args:
+            named: Where all are named; not while a start may still be refused, which
+                leaves the file as it was.
 
         Raises:
             ValueError: If too large a share of all samples is left out.
         """
-        named = f" ({self._path} names them all, held-out ones too)"
         refuse_too_many([*self], self._num_samples, self._max_share, named)
 
     def _list_new(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import (
     PrefixStore,
@@ -34,6 +35,9 @@ os.register_at_fork(after_in_child=gc.freeze)
 PATIENCE = timedelta(days=1)
 """How long ranks wait for each other's words: the main rank may download weights or
 plan millions of samples meanwhile. A rank that fails ends the others at once."""
+
+STORE_IS_FOUND = timedelta(minutes=2)
+"""How long a rank looks for the store of the ``torchrun`` that started it."""
 
 
 class MainRankError(RuntimeError):
@@ -103,8 +107,7 @@ def process_group() -> Iterator[World]:
         (0, 1, True)
     """
     if "RANK" in os.environ:
-        store, rank, size = next(rendezvous("env://"))
-        store = _of_this_start(store)
+        store, rank, size = _find_store()
     else:
         store, rank, size = dist.HashStore(), 0, 1  # type: ignore[attr-defined]
     with shared_failures(store, rank) as tell:
@@ -126,6 +129,19 @@ def process_group() -> Iterator[World]:
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def _find_store() -> tuple[Store, int, int]:
+    """Find the store of all ranks; give it, the rank of this one and their number.
+
+    A ``torchrun`` has its store before it has ranks, so one that is not there has gone
+    with it, while this process imported what it needs.
+    """
+    is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    timeout = STORE_IS_FOUND if is_agents else default_pg_timeout
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    store.set_timeout(default_pg_timeout)
+    return _of_this_start(store), rank, size
 
 
 def _of_this_start(store: Store) -> Store:

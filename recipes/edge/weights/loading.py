@@ -18,7 +18,6 @@ is read, and no code of a checkpoint is run. All ranks need the same file system
 
 import copy
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -40,7 +39,11 @@ from recipes.edge.weights.names import (
     named_weights,
     names_in_model,
 )
-from recipes.edge.weights.pretrained import made_of, read_config
+from recipes.edge.weights.pretrained import (
+    made_of,
+    read_config,
+    refuse_missing_folder,
+)
 from recipes.edge.weights.shards import copy_whole
 
 COMPANIONS = (
@@ -77,22 +80,19 @@ def find_weights(name_or_path: str | Path) -> Path:
         The folder itself, or the hub's cache folder.
 
     Raises:
-        ValueError: If it is a path (absolute, beginning with a dot, of more parts than
-            two, or named as what a run writes) but no folder.
+        ValueError: As ``refuse_missing_folder`` does.
         OSError: If the hub does not know the name, or cannot be asked.
     """
     folder = Path(name_or_path)
     if folder.is_dir():
         return folder
-    is_path = folder.is_absolute() or len(folder.parts) > 2
-    is_of_run = re.fullmatch(r"(model|checkpoint)-\d+", folder.name)
-    if is_path or is_of_run or str(name_or_path).startswith("."):
-        raise ValueError(
-            f"weights are {name_or_path}, which is no folder; they are a folder or a "
-            "name on the hub"
-        )
+    refuse_missing_folder(name_or_path)
     wanted = ["*.safetensors", "*.json", *COMPANIONS]
-    return Path(snapshot_download(str(name_or_path), allow_patterns=wanted))
+    try:
+        return Path(snapshot_download(str(name_or_path), allow_patterns=wanted))
+    except OSError as error:
+        words = f"weights are {name_or_path}, which is no folder here; {error}"
+        raise OSError(words) from error
 
 
 def build_meta_model(

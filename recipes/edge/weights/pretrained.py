@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,6 +50,27 @@ _NO_MODEL = (
     ValueError,
 )
 """What transformers raises where the values of a configuration make no model."""
+
+
+def refuse_missing_folder(name_or_path: str | Path) -> None:
+    """Refuse the path of a folder that is not there, which the hub would be asked for.
+
+    Args:
+        name_or_path: A folder, or a name on the hub, ``organisation/name``.
+
+    Raises:
+        ValueError: If it is a path (absolute, beginning with a dot, of more parts than
+            two, or named as what a run writes) but no folder.
+    """
+    folder = Path(name_or_path)
+    is_path = folder.is_absolute() or len(folder.parts) > 2
+    is_of_run = re.fullmatch(r"(model|checkpoint)-\d+", folder.name)
+    looks_so = is_path or is_of_run or str(name_or_path).startswith(".")
+    if looks_so and not folder.is_dir():
+        raise ValueError(
+            f"weights are {name_or_path}, which is no folder; they are a folder or a "
+            "name on the hub"
+        )
 
 
 def read_config(name_or_path: str | Path) -> PreTrainedConfig:

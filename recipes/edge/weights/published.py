@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, Qwen2VLConfig
 
-from recipes.edge.weights.pretrained import read_config
+from recipes.edge.weights.pretrained import read_config, refuse_missing_folder
 from recipes.edge.weights.tiny import VOCABULARY, tiny_config
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -48,10 +48,14 @@ def model_config(name_or_path: str | None) -> PreTrainedConfig:
 
     Returns:
         Its configuration.
+
+    Raises:
+        ValueError: If it is the path of a folder that is not there.
     """
     if name_or_path is None:
         return tiny_config(VOCABULARY)
     if name_or_path not in SHAPES or Path(name_or_path).is_dir():
+        refuse_missing_folder(name_or_path)
         return read_config(name_or_path)
     shape = SHAPES[name_or_path]
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
